@@ -1,0 +1,151 @@
+"""The honest comparison: what a lower trained alpha buys on the pocket world, and what it costs.
+
+Two questions, the same start (one SFT policy), the same data order and the same fixed beta for every method:
+
+1. Five seeds at equal iterations and at equal compute: mean, tail, CVaR, the rare group, KL and seconds, with paired
+   intervals against RLHF.
+2. Three seeds over several beta: the curve of mean and of CVaR 10 % against KL. Is a gain risk aversion, or just less
+   regularisation?
+
+    python -m benchmarks.risk_comparison run OUTPUT      (hours on one core; a finished run is not repeated)
+    python -m benchmarks.risk_comparison report OUTPUT   (tables and the frontier from what is there)
+
+Settings come from the profile `pocket-imdb`; they were fixed before the five seeds were run (docs/comparison.md).
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from rarlhf_nb.baselines.sft import train_sft
+from rarlhf_nb.evaluation import evaluate
+from rarlhf_nb.pocket import pocket_world
+from rarlhf_nb.policy import Reference, load_policy
+from rarlhf_nb.profiles import Profile, load_profile
+from rarlhf_nb.rewards import load_reward
+from rarlhf_nb.risk import SoftRiskSchedule
+from rarlhf_nb.tasks import load_task
+from rarlhf_nb.trainer import CVaRPPOTrainer
+
+METHODS = ["rlhf", "ra_rlhf@0.4", "ra_rlhf@0.2", "ra_rlhf_ru@0.4", "ra_rlhf_ru@0.2"]
+SEEDS = [1, 2, 3, 4, 5]
+KL_COEFS = [0.4, 0.2, 0.1, 0.05]
+FRONTIER_SEEDS = [1, 2, 3]
+TEST_SEED = 0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One training run."""
+
+    method: str
+    seed: int
+    kl_coef: float
+    budget: str = "iterations"  # or "compute": as many iterations as RLHF's compute pays for
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}_beta{self.kl_coef}_seed{self.seed}_{self.budget}"
+
+
+def all_settings(profile: Profile) -> list[Setting]:
+    """Both questions' runs; those that they share stand once."""
+    main = [Setting(method, seed, profile.ppo.kl_coef) for seed in SEEDS for method in METHODS]
+    compute = [
+        Setting(method, seed, profile.ppo.kl_coef, "compute")
+        for seed in SEEDS
+        for method in METHODS
+        if method.startswith("ra_rlhf@")  # the only one whose update costs less
+    ]
+    frontier = [Setting(m, seed, beta) for seed in FRONTIER_SEEDS for beta in KL_COEFS for m in METHODS]
+    return list(dict.fromkeys(main + compute + frontier))
+
+
+def compute_units(schedule: SoftRiskSchedule, epochs: int) -> float:
+    """Forward passes of one episode: sampling, policy and reference forward (1 each), backward costs two more."""
+    return sum(3 * schedule.batch_size + 3 * epochs * kept for kept in schedule.kept_counts())
+
+
+def iterations_for(method: str, profile: Profile) -> int:
+    """The most iterations whose compute does not exceed RLHF's at the profile's budget."""
+    risk, ppo = profile.risk.for_method(method), profile.ppo
+    budget = compute_units(SoftRiskSchedule(ppo.batch_size, 1.0, ppo.iterations, 0, 1.0), ppo.epochs)
+    iterations = ppo.iterations
+    while True:
+        schedule = SoftRiskSchedule(ppo.batch_size, risk.alpha, iterations + 1, risk.warm_start, risk.rho)
+        if compute_units(schedule, ppo.epochs) > budget:
+            return iterations
+        iterations += 1
+
+
+def sft_folder(output: Path, profile: Profile) -> Path:
+    """The common start of every run."""
+    folder = output / "sft"
+    if not (folder / "config.json").exists():
+        world = pocket_world(profile.task.source)
+        policy = load_policy(world.policy)
+        task = load_task(profile.task, policy.processing_class)
+        texts = task.positive_texts("train", profile.task.positive_label)
+        train_sft(policy, texts, profile.sft, seed=0)
+        policy.save(folder)
+    return folder
+
+
+def run_one(setting: Setting, profile: Profile, output: Path) -> dict:
+    """Train and evaluate one setting; leaves <name>.jsonl, <name>.parquet and <name>.json."""
+    world = pocket_world(profile.task.source)
+    reward_settings = profile.reward
+    reward = load_reward(world.reward, reward_settings.label, reward_settings.accepted_label_names)
+    reward.batch_size = reward_settings.batch_size
+    policy = load_policy(sft_folder(output, profile))
+    task = load_task(profile.task, policy.processing_class)
+    reference = Reference(policy)
+    changes = {"kl_coef": setting.kl_coef}
+    if setting.budget == "compute":
+        changes["iterations"] = iterations_for(setting.method, profile)
+    trainer = CVaRPPOTrainer(
+        policy,
+        reward,
+        profile.ppo.model_copy(update=changes),
+        profile.risk.for_method(setting.method),
+        profile.sampling,
+        Dataset.from_pandas(task.train, preserve_index=False),
+        reference=reference,
+        seed=setting.seed,
+        log_file=output / f"{setting.name}.jsonl",
+    )
+    started = time.perf_counter()
+    log = trainer.train()
+    seconds = time.perf_counter() - started
+    test = task.test.assign(prompt_score=reward.score(task.test["prompt"].tolist()))
+    episodes = evaluate(policy, reference, reward, test, profile.sampling, profile.evaluation, TEST_SEED)
+    episodes.to_parquet(output / f"{setting.name}.parquet")
+    result = asdict(setting) | {
+        "iterations": len(log),
+        "seconds": seconds,
+        "gradient_tokens": int(log["gradient_tokens"].sum()),
+    }
+    (output / f"{setting.name}.json").write_text(json.dumps(result))
+    return result
+
+
+def run(output: Path, shard: int = 0, shards: int = 1) -> None:
+    """All settings that have no result yet; `shard` of `shards` splits them over processes."""
+    torch.set_num_threads(1)
+    profile = load_profile("pocket-imdb")
+    output.mkdir(parents=True, exist_ok=True)
+    sft_folder(output, profile)
+    for setting in all_settings(profile)[shard::shards]:
+        if not (output / f"{setting.name}.json").exists():
+            result = run_one(setting, profile, output)
+            print(f"{setting.name}: {result['iterations']} iterations, {result['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    command, folder, *rest = sys.argv[1:]
+    run(Path(folder), *map(int, rest))

@@ -1,0 +1,1 @@
+"""What RA-RLHF is compared with, a module each."""

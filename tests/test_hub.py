@@ -1,0 +1,69 @@
+"""A model's name becomes a folder, or a plain message at once."""
+
+import time
+
+import pytest
+from huggingface_hub import constants
+
+from rarlhf_nb import hub
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.hub import resolve_model
+
+
+@pytest.fixture
+def empty_cache(monkeypatch, tmp_path):
+    """A hub cache with nothing in it."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_a_folder_is_returned_as_it_is(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve_model(str(tmp_path)) == str(tmp_path)
+
+
+def test_a_folder_without_config_is_refused(tmp_path):
+    with pytest.raises(UserError, match="config.json"):
+        resolve_model(str(tmp_path))
+
+
+def test_offline_is_said_at_once_with_the_profiles_that_work(monkeypatch, empty_cache):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    start = time.perf_counter()
+    with pytest.raises(UserError, match="'someone/model'.*no network.*pocket-imdb.*pocket-jigsaw"):
+        resolve_model("someone/model")
+    assert time.perf_counter() - start < 1
+
+
+def test_a_silent_network_is_not_waited_for(monkeypatch, empty_cache):
+    class Silent:
+        def head(self, *_, **__):
+            time.sleep(5)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(hub, "get_session", Silent)
+    start = time.perf_counter()
+    with pytest.raises(UserError, match="no network"):
+        resolve_model("someone/model")
+    assert time.perf_counter() - start < 1
+
+
+def test_a_cached_snapshot_needs_no_network(monkeypatch, empty_cache):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = empty_cache / "models--someone--model"
+    snapshot = repository / "snapshots" / "0123456789"
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123456789")
+    (snapshot / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="no network"):  # the weights are not there yet
+        resolve_model("someone/model")
+    (snapshot / "model.safetensors").write_bytes(b"")
+    assert resolve_model("someone/model") == str(snapshot)
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "./missing/folder", "two words"])
+def test_a_malformed_name_is_refused(name, empty_cache):
+    with pytest.raises(UserError, match="neither an existing folder nor a hub id"):
+        resolve_model(name)

@@ -1,0 +1,112 @@
+"""Statistics against numbers worked by hand, and against loops that resample rows one by one."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.metrics import (
+    bootstrap_interval,
+    bootstrap_weights,
+    perplexity,
+    quantile_curve,
+    seed_interval,
+    tail_mean,
+    weighted_mean,
+)
+from rarlhf_nb.risk import cvar
+
+ONES = np.ones(5)
+
+
+def test_tail_mean_by_hand():
+    rewards = np.array([3.0, -1.0, 2.0, 0.0, 1.0])
+    scores = np.array([-2.0, 5.0, -3.0, 1.0, 0.0])  # ascending: rewards 2, 3, 1, 0, -1
+    assert tail_mean(rewards, scores, 0.4, ONES) == pytest.approx(2.5)
+    assert tail_mean(rewards, scores, 0.5, ONES) == pytest.approx((2 + 3 + 0.5 * 1) / 2.5)
+    assert tail_mean(rewards, scores, 1.0, ONES) == pytest.approx(1.0)
+    assert tail_mean(rewards, scores, 0.01, ONES) == pytest.approx(2.0)
+
+
+def test_tail_mean_of_values_by_themselves_is_cvar_for_every_resample():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=37).round(1)  # with ties
+    weights = bootstrap_weights(37, 20, rng)
+    for alpha in (0.01, 0.05, 0.1, 0.37, 1.0):
+        slow = [cvar(np.repeat(values, row), alpha) for row in weights]
+        np.testing.assert_allclose(tail_mean(values, values, alpha, weights), slow, atol=1e-12)
+
+
+def test_tail_mean_refuses_a_share_outside_the_unit_interval():
+    with pytest.raises(UserError, match="alpha = 1.5"):
+        tail_mean(ONES, ONES, 1.5, ONES)
+
+
+def test_weighted_mean_over_nothing_is_nan_without_a_warning(recwarn):
+    means = weighted_mean(np.array([1.0, 3.0]), np.array([[1, 1], [0, 0], [3, 1]]))
+    np.testing.assert_array_equal(means, [2.0, np.nan, 1.5])
+    assert not recwarn
+
+
+def test_quantile_curve_is_cumulative_and_ends_with_the_mean():
+    shares, means = quantile_curve([4.0, 0.0, 2.0, 6.0], [1.0, -3.0, -1.0, 2.0])
+    np.testing.assert_allclose(shares, [0.25, 0.5, 0.75, 1.0])
+    np.testing.assert_allclose(means, [0.0, 1.0, 2.0, 3.0])
+
+
+def test_perplexity_is_the_mean_over_texts():
+    log_likelihoods, tokens = np.log([1 / 4, 1 / 8, 1.0]), np.array([2, 1, 0])
+    # Texts: 4^(1/2) = 2 and 8; over all tokens together it would be 32^(1/3).
+    assert perplexity(log_likelihoods, tokens, np.ones(3)) == pytest.approx(5.0)
+
+
+def test_bootstrap_weights_draw_as_many_as_there_are_and_repeat_for_a_seed():
+    weights = bootstrap_weights(7, 50, np.random.default_rng(3))
+    assert weights.shape == (51, 7)
+    assert (weights[0] == 1).all() and (weights.sum(1) == 7).all()
+    np.testing.assert_array_equal(weights, bootstrap_weights(7, 50, np.random.default_rng(3)))
+
+
+def test_bootstrap_interval_agrees_with_scipy():
+    values = np.random.default_rng(1).exponential(size=80)
+    ours = bootstrap_interval(weighted_mean(values, bootstrap_weights(80, 20_000, np.random.default_rng(2))))
+    theirs = stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(4)
+    ).confidence_interval
+    assert ours.value == pytest.approx(values.mean())
+    assert ours[1:] == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_paired_difference_sees_what_unpaired_intervals_hide():
+    rng = np.random.default_rng(0)
+    prompts = rng.normal(scale=3, size=200)
+    a, b = prompts + 0.1 + rng.normal(scale=0.1, size=200), prompts
+    weights = bootstrap_weights(200, 500, rng)
+    paired = bootstrap_interval(weighted_mean(a, weights) - weighted_mean(b, weights))
+    slow = [np.repeat(a - b, row).mean() for row in weights[1:]]
+    assert paired[1:] == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])))
+    assert 0 < paired.low < paired.value < paired.high < 0.2
+    assert bootstrap_interval(weighted_mean(a, weights)).low < prompts.mean()
+
+
+def test_bootstrap_intervals_cover_the_truth_about_as_often_as_they_say():
+    rng = np.random.default_rng(5)
+    intervals = [
+        bootstrap_interval(weighted_mean(rng.normal(size=60), bootstrap_weights(60, 300, rng)))
+        for _ in range(300)
+    ]
+    assert 0.90 <= np.mean([interval.low <= 0 <= interval.high for interval in intervals]) <= 0.98
+
+
+def test_an_empty_tail_has_no_interval_and_empty_resamples_are_left_out():
+    assert np.isnan(bootstrap_interval(np.full(5, np.nan))).all()
+    assert bootstrap_interval(np.array([1.0, np.nan, 1.0, 1.0])) == (1.0, 1.0, 1.0)
+
+
+def test_seed_interval_by_hand():
+    # mean 2, standard error 1 / sqrt 3, t(2 degrees of freedom, 97.5 %) = 4.302653
+    assert seed_interval([1.0, 2.0, 3.0]) == pytest.approx(
+        (2.0, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5)
+    )
+    assert seed_interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
+    assert np.isnan(seed_interval([1.0])[1:]).all()

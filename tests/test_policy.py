@@ -1,0 +1,163 @@
+import copy
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import PROMPTS, sampling_settings, tiny_policy
+from transformers import AutoModelForCausalLM
+
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.policy import (
+    VALUE_HEAD,
+    Reference,
+    check_context,
+    evaluate_tokens,
+    load_policy,
+    sampler_logits,
+    token_entropy,
+    token_log_probs,
+    until_eos,
+)
+from rarlhf_nb.ppo import episode_kl
+from rarlhf_nb.profiles import LoraSettings
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_log_probs_and_values_are_the_same_with_and_without_padding(architecture):
+    policy, sampling = tiny_policy(architecture=architecture), sampling_settings()
+    batch = policy.sample(PROMPTS, sampling, seed=1)
+    assert not batch.prompt_mask.all()  # prompts of several lengths, so padding is at work
+    padded = evaluate_tokens(policy, policy, batch, sampling)
+    for i, prompt in enumerate(PROMPTS):
+        ids, _ = policy.tokenize([prompt])
+        row = torch.cat([ids, batch.completion_ids[i : i + 1]], 1)
+        output = policy.model(row, output_hidden_states=True)
+        logits = sampler_logits(output.logits[:, ids.shape[1] - 1 : -1], sampling, policy.forbidden_ids, 2)
+        slow = logits.log_softmax(-1)[0, range(5), batch.completion_ids[i]]
+        values = policy.value_head(output.hidden_states[-1][:, ids.shape[1] - 1 : -1]).squeeze(-1)
+        torch.testing.assert_close(padded.log_probs[i], slow, atol=1e-5, rtol=0)
+        torch.testing.assert_close(padded.values[i], values[0], atol=1e-5, rtol=0)
+
+
+def test_garbage_in_padded_positions_changes_nothing():
+    policy, sampling = tiny_policy(), sampling_settings(minimum_completion_length=0)
+    batch = policy.sample(PROMPTS * 8, sampling, seed=3)
+    assert not batch.completion_mask.all()  # some completions end early
+    clean = evaluate_tokens(policy, policy, batch, sampling, entropy=True)
+    dirty = copy.deepcopy(batch)
+    dirty.prompt_ids[~dirty.prompt_mask] = 5
+    dirty.completion_ids[~dirty.completion_mask] = 7
+    for one, other in zip(
+        vars(clean).values(), vars(evaluate_tokens(policy, policy, dirty, sampling, entropy=True)).values(), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def test_sampling_is_seeded_and_leaves_the_global_state_alone():
+    policy = tiny_policy()
+    before = torch.random.get_rng_state()
+    one, two = (policy.sample(PROMPTS, sampling_settings(), seed=4) for _ in range(2))
+    other = policy.sample(PROMPTS, sampling_settings(), seed=5)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert one.completions == two.completions != other.completions
+
+
+def test_sampled_frequencies_are_the_log_probs_that_we_claim():
+    policy, sampling = tiny_policy(), sampling_settings(completion_length=1, minimum_completion_length=1, temperature=0.7)
+    # a checkpoint's own generation settings must not leak into the sampler
+    drawn = policy.sample(["the film is"] * 20_000, sampling, seed=0)
+    claimed = evaluate_tokens(policy, policy, drawn, sampling).log_probs.exp()
+    for token in drawn.completion_ids.unique():
+        chosen = drawn.completion_ids[:, 0] == token
+        assert chosen.float().mean().item() == pytest.approx(claimed[chosen][0].item(), abs=0.012)
+    assert not torch.isin(drawn.completion_ids, torch.tensor([0, 1, 2])).any()  # pad, unknown, EOS are forbidden
+
+
+def test_eos_ends_a_completion_and_is_counted():
+    mask = until_eos(torch.tensor([[5, 2, 2, 6], [5, 6, 7, 8], [2, 5, 5, 5]]), eos_id=2)
+    assert mask.tolist() == [[True, True, False, False], [True] * 4, [True, False, False, False]]
+    assert until_eos(torch.tensor([[1, 2]]), None).all()
+    sampling = sampling_settings(minimum_completion_length=2)
+    batch = tiny_policy().sample(PROMPTS * 8, sampling, seed=3)
+    assert batch.completion_mask.sum(1).min() >= 3  # two words at least before EOS
+    for completion, ids, mask in zip(batch.completions, batch.completion_ids, batch.completion_mask, strict=True):
+        ended = ids[mask][-1] == 2
+        assert len(completion.split()) == mask.sum() - ended.long()  # EOS is no text
+
+
+def test_completions_carry_their_own_space():
+    batch = tiny_policy().sample(PROMPTS, sampling_settings(), seed=1)
+    assert all(completion.startswith(" ") for completion in batch.completions)
+
+
+def test_moving_mass_to_a_forbidden_token_gains_nothing():
+    """The trap: with unmasked log-probabilities this policy's KL would be negative and paid out as reward."""
+    policy, sampling = tiny_policy(), sampling_settings()
+    reference = Reference(policy)
+    greedy_for_eos = copy.deepcopy(policy)
+    head = torch.nn.Linear(16, 11, bias=True)
+    head.weight.data, head.bias.data = policy.model.lm_head.weight.data.clone(), torch.zeros(11)
+    head.bias.data[2] = 6.0  # nearly all probability on EOS, which the sampler forbids
+    greedy_for_eos.model.lm_head = head
+    batch = greedy_for_eos.sample(PROMPTS, sampling, seed=0)
+    log_probs = evaluate_tokens(greedy_for_eos, greedy_for_eos, batch, sampling).log_probs
+    kl = episode_kl(log_probs, reference.token_log_probs(batch, sampling), batch.completion_mask)
+    torch.testing.assert_close(kl, torch.zeros_like(kl), atol=1e-4, rtol=0)
+
+
+def test_entropy_and_log_probs_by_hand():
+    logits = torch.tensor([[[0.5, 0.3, 0.2]]], dtype=torch.float64).log()
+    assert token_entropy(logits).item() == pytest.approx(1.02965, abs=1e-5)
+    assert token_log_probs(logits + 3, torch.tensor([[1]])).exp().item() == pytest.approx(0.3)
+    masked = sampler_logits(torch.zeros(1, 2, 4), sampling_settings(minimum_completion_length=1), [0], eos_id=3)
+    assert masked.softmax(-1).tolist() == [[[0, 0.5, 0.5, 0], [0, pytest.approx(1 / 3), *[pytest.approx(1 / 3)] * 2]]]
+    assert token_entropy(masked)[0, 0].item() == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_a_saved_policy_is_a_hub_folder_and_loads_as_it_was(tmp_path):
+    policy = tiny_policy()
+    policy.save(tmp_path)
+    assert not list(tmp_path.glob("*.bin")) and (tmp_path / VALUE_HEAD).exists()
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded, sampling = load_policy(tmp_path), sampling_settings()
+    batch = policy.sample(PROMPTS, sampling, seed=1)
+    ids = torch.cat([batch.prompt_ids, batch.completion_ids], 1)
+    torch.testing.assert_close(plain(ids).logits, policy.model(ids).logits)
+    one, other = (evaluate_tokens(p, p, batch, sampling) for p in (policy, loaded))
+    torch.testing.assert_close(one.log_probs, other.log_probs)
+    torch.testing.assert_close(one.values, other.values)
+
+
+def test_a_tokenizer_without_pad_token_pads_with_eos(tmp_path):
+    policy = tiny_policy()
+    policy.processing_class.pad_token = None
+    policy.save(tmp_path)
+    loaded = load_policy(tmp_path)
+    assert loaded.processing_class.pad_token == "[EOS]"
+    assert len(loaded.sample(PROMPTS, sampling_settings(), seed=0)) == len(PROMPTS)
+
+
+def test_lora_reference_is_the_same_network_with_the_adapter_off(tmp_path):
+    base, sampling = tiny_policy(), sampling_settings()
+    base.save(tmp_path / "base")
+    policy = load_policy(tmp_path / "base", lora=LoraSettings(r=2, alpha=4), seed=1)
+    assert isinstance(policy.model, peft.PeftModel)
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.5)
+    batch = policy.sample(PROMPTS, sampling, seed=1)
+    expected = evaluate_tokens(base, base, batch, sampling).log_probs
+    torch.testing.assert_close(Reference(policy).token_log_probs(batch, sampling), expected)
+    own = evaluate_tokens(policy, policy, batch, sampling).log_probs
+    assert (own - expected).abs().max() > 0.1
+    policy.save(tmp_path / "merged")
+    merged = load_policy(tmp_path / "merged")
+    torch.testing.assert_close(evaluate_tokens(merged, merged, batch, sampling).log_probs, own, atol=1e-4, rtol=0)
+    assert set(load_file(tmp_path / "merged" / VALUE_HEAD)) == {"weight", "bias"}
+
+
+def test_no_room_for_the_completion_is_named():
+    check_context(tiny_policy(), 20, 12)
+    with pytest.raises(UserError, match=r"task.prompt_length = 20.*sampling.completion_length = 13.*holds 32"):
+        check_context(tiny_policy(), 20, 13)

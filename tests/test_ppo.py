@@ -1,0 +1,115 @@
+"""Each equation against numbers worked by hand or against a slow loop over single tokens."""
+
+import math
+
+import pytest
+import torch
+
+from rarlhf_nb.ppo import (
+    dense_rewards,
+    episode_kl,
+    generalized_advantages,
+    masked_mean,
+    next_kl_coef,
+    policy_losses,
+    value_losses,
+    whiten,
+)
+
+MASK = torch.tensor([[1, 1, 1], [1, 1, 0]], dtype=torch.bool)
+
+
+def float64(rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def test_dense_rewards_pay_the_environment_at_the_last_real_token():
+    log_probs, reference = float64([[-1.0, -2.0, -3.0], [-1.0, -1.0, 9.0]]), float64([[-2.0, -2.0, -1.0], [-1.5, 0, 7.0]])
+    rewards = dense_rewards(float64([5.0, -4.0]), log_probs, reference, MASK, kl_coef=0.5)
+    assert rewards.tolist() == [[-0.5, 0.0, 6.0], [-0.25, -3.5, 0.0]]
+    assert episode_kl(log_probs, reference, MASK).tolist() == [-1.0, -0.5]
+
+
+def test_gae_by_hand():
+    rewards, values = float64([[0.0, 0.0, 1.0], [1.0, 2.0, 77.0]]), float64([[0.5, 0.25, 0.5], [1.0, 1.0, 77.0]])
+    advantages, targets = generalized_advantages(rewards, values, MASK, gamma=1.0, lam=0.5)
+    # row 1: deltas -0.25, 0.25, 0.5 -> 0.5; 0.25 + 0.25 = 0.5; -0.25 + 0.25 = 0.  row 2: deltas 1, 1 -> 1; 1.5
+    assert advantages.tolist() == [[0.0, 0.5, 0.5], [1.5, 1.0, 0.0]]
+    assert targets.tolist() == [[0.5, 0.75, 1.0], [2.5, 2.0, 0.0]]
+
+
+@pytest.mark.parametrize("gamma, lam", [(1.0, 1.0), (0.9, 0.95), (1.0, 0.0)])
+def test_gae_is_the_weighted_sum_of_later_errors(gamma, lam):
+    generator = torch.Generator().manual_seed(3)
+    rewards, values = (torch.randn(4, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    lengths = [6, 1, 4, 5]
+    mask = torch.arange(6) < torch.tensor(lengths)[:, None]
+    advantages, _ = generalized_advantages(rewards, values, mask, gamma, lam)
+    for i, length in enumerate(lengths):
+        after = [values[i, t].item() for t in range(1, length)] + [0.0]
+        deltas = [rewards[i, t].item() + gamma * after[t] - values[i, t].item() for t in range(length)]
+        slow = [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, length)) for t in range(length)]
+        assert advantages[i, :length].tolist() == pytest.approx(slow)
+        assert (advantages[i, length:] == 0).all()
+
+
+def test_whitening_counts_real_tokens_only():
+    whitened = whiten(float64([[1.0, 2.0, 3.0], [4.0, 5.0, 1e6]]), MASK)
+    expected = [(x - 3) / math.sqrt(2) for x in (1, 2, 3, 4, 5)]
+    assert whitened[MASK].tolist() == pytest.approx(expected)
+    assert whitened[1, 2] == 0
+    assert whiten(float64([[7.0]]), torch.tensor([[True]])).item() == 0  # one token: nothing to compare with
+
+
+def test_clipped_policy_loss_by_hand():
+    ratios = float64([[1.5, 0.5, 1.1], [1.5, 0.5, 1.0]])
+    advantages = float64([[1.0, 1.0, 2.0], [-1.0, -1.0, 0.0]])
+    losses = policy_losses(ratios.log(), torch.zeros_like(ratios), advantages, cliprange=0.2)
+    # a good action gains nothing above 1.2, a bad one loses nothing below 0.8; the other sides stay unclipped
+    assert losses.flatten().tolist() == pytest.approx([-1.2, -0.5, -2.2, 1.5, 0.8, 0.0])
+    assert masked_mean(losses, MASK).item() == pytest.approx((-1.2 - 0.5 - 2.2 + 1.5 + 0.8) / 5)
+
+
+def test_clipped_value_loss_by_hand():
+    values, old, targets = float64([[1.0, 1.1, 0.0]]), float64([[0.0, 1.0, 0.0]]), float64([[2.0, 2.0, -1.0]])
+    # clipped values 0.2, 1.1, 0.0 -> the larger of (1, 3.24), (0.81, 0.81), (1, 1), halved
+    assert value_losses(values, old, targets, 0.2).flatten().tolist() == pytest.approx([1.62, 0.405, 0.5])
+
+
+def test_kl_controller_vectors():
+    gain = 128 / 10_000
+    assert next_kl_coef(0.2, 6.0, 6.0, 128, 10_000) == 0.2
+    assert next_kl_coef(0.2, 6.6, 6.0, 128, 10_000) == pytest.approx(0.2 * (1 + 0.1 * gain))
+    assert next_kl_coef(0.2, 60.0, 6.0, 128, 10_000) == pytest.approx(0.2 * (1 + 0.2 * gain))
+    assert next_kl_coef(0.2, -9.0, 6.0, 128, 10_000) == pytest.approx(0.2 * (1 - 0.2 * gain))
+
+
+def test_the_mean_of_the_kl_estimate_is_the_closed_form_with_its_sign():
+    policy, reference = float64([0.5, 0.3, 0.2]), float64([0.7, 0.2, 0.1])
+    closed_form = (policy * (policy / reference).log()).sum().item()
+    tokens = torch.multinomial(policy.expand(200_000, 3), 1, generator=torch.Generator().manual_seed(0))
+    kl = episode_kl(policy.log()[tokens], reference.log()[tokens], torch.ones_like(tokens, dtype=torch.bool))
+    assert closed_form == pytest.approx(0.09203, abs=1e-5)
+    assert kl.mean().item() == pytest.approx(closed_form, abs=0.003)
+
+
+def test_garbage_in_padding_changes_nothing():
+    generator = torch.Generator().manual_seed(5)
+    clean = [torch.randn(2, 3, generator=generator, dtype=torch.float64) for _ in range(4)]
+    dirty = [x.clone().masked_fill(~MASK, 1e9) for x in clean]
+
+    def everything(a, b, c, d):
+        rewards = dense_rewards(float64([1.0, 2.0]), a, b, MASK, 0.1)
+        advantages, targets = generalized_advantages(rewards, c, MASK, 1.0, 0.95)
+        white = whiten(advantages, MASK)
+        return [
+            rewards[MASK],
+            white[MASK],
+            targets[MASK],
+            episode_kl(a, b, MASK),
+            masked_mean(policy_losses(d, a, white, 0.2), MASK),
+            masked_mean(value_losses(d, c, targets, 0.2), MASK),
+        ]
+
+    for one, other in zip(everything(*clean), everything(*dirty), strict=True):
+        assert torch.equal(one, other)

@@ -1,0 +1,265 @@
+"""Rewards are raw logits of the class that was asked for, whatever the batch; bad rewards are named."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
+
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.rewards import ClassifierReward, check_rewards, load_reward, train_classifier
+
+WORDS = ["good", "bad", "film", "the", "was", "very", "a", "and"]
+TEXTS = [
+    "the film",
+    "the film was very very good",
+    "bad",
+    "a good film and a bad film and a good film",
+    "good",
+]
+LENGTH = 16  # most tokens
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", *WORDS])}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = WhitespaceSplit()
+    words.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]"
+    )
+
+
+def distilbert(labels: dict[int, str] | None = None) -> DistilBertForSequenceClassification:
+    torch.manual_seed(0)
+    config = DistilBertConfig(
+        vocab_size=11,
+        max_position_embeddings=LENGTH,
+        dim=16,
+        hidden_dim=32,
+        n_layers=2,
+        n_heads=2,
+        pad_token_id=0,
+    )
+    config.id2label = labels or {0: "NEGATIVE", 1: "POSITIVE"}
+    config.initializer_range = 0.5  # the scores of random weights then differ clearly
+    return DistilBertForSequenceClassification(config)
+
+
+def bert_with_six_labels() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=11,
+        max_position_embeddings=LENGTH,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        pad_token_id=0,
+        initializer_range=0.5,
+    )
+    names = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]
+    config.id2label = dict(enumerate(names))
+    return BertForSequenceClassification(config)
+
+
+def gpt2() -> GPT2ForSequenceClassification:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=11,
+        n_positions=LENGTH,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.5,
+        pad_token_id=0,
+    )
+    return GPT2ForSequenceClassification(config)
+
+
+def logits_one_by_one(model, tokenizer, texts: list[str]) -> torch.Tensor:
+    """The slow reference: no padding, no batch, no truncation."""
+    model.eval()
+    with torch.no_grad():
+        return torch.cat(
+            [model(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).logits for text in texts]
+        )
+
+
+@pytest.mark.parametrize("build", [distilbert, bert_with_six_labels, gpt2])
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_a_score_is_the_logit_of_the_text_alone(build, batch_size, tokenizer):
+    model = build()
+    expected = logits_one_by_one(model, tokenizer, TEXTS)[:, 1].tolist()
+    scores = ClassifierReward(model, tokenizer, 1, batch_size=batch_size).score(TEXTS)
+    assert scores == pytest.approx(expected, abs=1e-5)
+    assert len({round(score, 3) for score in scores}) == len(TEXTS)  # so a wrong order would show
+
+
+def test_prompt_and_completion_are_rated_as_one_text_with_the_sign(tokenizer, tmp_path):
+    model = bert_with_six_labels()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    reward = load_reward(tmp_path, 0, ["Toxic", "toxicity"], sign=-1)
+    whole = logits_one_by_one(model, tokenizer, ["the film was good", "a bad film"])[:, 0]
+    rewards = reward(prompts=["the film", "a"], completions=[" was good", " bad film"], label=[0, 1])
+    assert rewards == pytest.approx((-whole).tolist(), abs=1e-5)
+
+
+def test_dropout_and_training_mode_do_not_reach_a_score(tokenizer):
+    reward = ClassifierReward(distilbert(), tokenizer, 1)
+    first = reward.score(TEXTS)
+    reward.model.train()
+    assert reward.score(TEXTS) == first
+
+
+def test_a_text_that_is_too_long_keeps_its_end(tokenizer):
+    reward = ClassifierReward(distilbert(), tokenizer, 1)
+    end = "good film and a bad film and a very very bad film was the film"
+    assert len(tokenizer(end)["input_ids"]) == LENGTH
+    assert reward.score([f"the good film was {end}"]) == pytest.approx(reward.score([end]), abs=1e-5)
+
+
+def test_the_label_is_checked(tokenizer):
+    with pytest.raises(UserError, match="label = 2 .*NEGATIVE.*POSITIVE"):
+        ClassifierReward(distilbert(), tokenizer, 2)
+    with pytest.raises(UserError, match="'NEGATIVE'.*positive.*1: 'POSITIVE'"):
+        ClassifierReward(distilbert(), tokenizer, 0, ["positive"])
+    ClassifierReward(distilbert(), tokenizer, 1, ["positive"])
+    ClassifierReward(distilbert({0: "LABEL_0", 1: "LABEL_1"}), tokenizer, 1, ["positive"])
+    with pytest.raises(UserError, match="'LABEL_0'"):  # the generic name of another id is no excuse
+        ClassifierReward(distilbert({0: "LABEL_1", 1: "LABEL_0"}), tokenizer, 1, ["positive"])
+    with pytest.raises(UserError, match="sign = 0"):
+        ClassifierReward(distilbert(), tokenizer, 1, sign=0)
+
+
+def test_a_language_model_is_not_taken_for_a_classifier(tokenizer, tmp_path):
+    GPT2LMHeadModel(GPT2Config(vocab_size=11, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no trained classification head .*score.weight"):
+        load_reward(tmp_path, 1)
+
+
+def test_pickled_weights_are_refused(tokenizer, tmp_path):
+    model = distilbert()
+    model.config.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="does not load"):
+        load_reward(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        [1.5, -2],
+        (1.5, -2.0),
+        np.array([1.5, -2.0], dtype=np.float32),
+        torch.tensor([1.5, -2.0], requires_grad=True),
+        [torch.tensor(1.5), np.float32(-2)],
+        (value for value in (1.5, -2)),
+    ],
+)
+def test_good_rewards_become_floats(rewards):
+    checked = check_rewards(rewards, ["a", "b"], [" c", " d"])
+    assert checked == [1.5, -2.0] and {type(value) for value in checked} == {float}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        ([1.0], "returned 1 values.* each of the 2 episodes"),
+        (torch.ones(3), "returned 3 values"),
+        (0.5, "returned float.*2 episodes"),
+        (None, "returned NoneType"),
+        ([1.0, float("nan")], "episode 1 is nan"),
+        (np.array([-np.inf, 1.0]), "episode 0 is -inf"),
+        (["good", 1.0], "episode 0 is 'good'"),
+        ([1.0, None], "episode 1 is None"),
+        (torch.ones(2, 1), r"episode 0 is \[1.0\]"),
+    ],
+)
+def test_bad_rewards_name_the_count_or_the_episode(rewards, message):
+    with pytest.raises(UserError, match=message):
+        check_rewards(rewards, ["a", "b"], [" c", " d"])
+
+
+def test_a_bad_episode_is_shown_shortened():
+    with pytest.raises(UserError) as caught:
+        check_rewards([None], ["prompt " * 100], [" short"])
+    assert "Completion: ' short'" in str(caught.value) and len(str(caught.value)) < 300
+
+
+def labelled(count: int, seed: int) -> list[tuple[str, int]]:
+    """Texts of ten words that are positive when they say `good`, negative when they say `bad`."""
+    draw = random.Random(seed)
+    fillers = [word for word in WORDS if word not in ("good", "bad")]
+    pairs = []
+    for label in (draw.randint(0, 1) for _ in range(count)):
+        words = draw.choices(fillers, k=10)
+        words[draw.randrange(10)] = ("bad", "good")[label]
+        pairs.append((" ".join(words), label))
+    return pairs
+
+
+def test_a_classifier_is_trained_measured_and_saved(tokenizer, tmp_path):
+    model = distilbert()
+    model.config.initializer_range = 0.02
+    model.init_weights()
+    states = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    metrics = train_classifier(
+        model,
+        tokenizer,
+        labelled(1500, 1),
+        labelled(200, 2),
+        tmp_path,
+        epochs=3,
+        learning_rate=3e-3,
+        lengths=(1, 10),
+    )
+    assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    assert metrics == json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["accuracy"]["10"] > 0.95
+    assert metrics["accuracy"]["1"] < 0.75  # one word in ten tells
+    assert metrics["train_texts"] == 1500 and metrics["held_out_texts"] == 200
+    reward = load_reward(tmp_path, 1, ["positive"])
+    good, bad = reward.score(["the film was good", "the film was bad"])
+    assert good > bad + 1
+
+
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+def test_training_follows_its_seed_alone(tokenizer, tmp_path, mixed_precision):
+    def scores(seed: int) -> list[float]:
+        model = distilbert()
+        torch.manual_seed(random.randrange(1000))
+        metrics = train_classifier(
+            model,
+            tokenizer,
+            labelled(64, 1),
+            labelled(8, 2),
+            tmp_path,
+            batch_size=16,
+            windows=(3, 6),
+            seed=seed,
+            mixed_precision=mixed_precision,
+        )
+        assert metrics["accuracy"].keys() == {"whole"}
+        return ClassifierReward(model, tokenizer, 1).score(TEXTS)
+
+    assert scores(1) == scores(1) != scores(2)

@@ -1,0 +1,245 @@
+import copy
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
+
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.policy import evaluate_tokens
+from rarlhf_nb.ppo import dense_rewards, generalized_advantages, policy_losses, value_losses, whiten
+from rarlhf_nb.trainer import CVaRPPOTrainer
+
+
+def make_trainer(policy=None, reward=good_minus_bad, args=None, risk=None, sampling=None, **changes):
+    return CVaRPPOTrainer(
+        model=policy or tiny_policy(),
+        reward_funcs=reward,
+        args=args or ppo_settings(),
+        risk=risk or risk_settings(),
+        sampling=sampling or sampling_settings(minimum_completion_length=2),
+        train_dataset=Dataset.from_dict({"prompt": PROMPTS, "topic": list("abcdefgh")}),
+        seed=changes.pop("seed", 1),
+        **changes,
+    )
+
+
+def gradients(policy):
+    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+def sampled(trainer, kept):
+    """A trainer's rollout as it stands before the update, in float64 all the way."""
+    rollout = trainer.sample(PROMPTS, {})
+    rollout.env_rewards = rollout.env_rewards.double()
+    trainer.shape_rewards(rollout, kept)
+    trainer.select(rollout, kept)
+    return rollout
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 2])
+def test_tail_only_gradient_equals_the_masked_loss_over_the_whole_batch(micro_batch_size):
+    """The authors' way, written out slowly: every episode forward and backward, the dropped ones' loss masked."""
+    policy = tiny_policy(dtype=torch.float64)
+    trainer = make_trainer(policy, args=ppo_settings(epochs=1, micro_batch_size=micro_batch_size))
+    rollout = sampled(trainer, kept=3)
+    policy.model.transformer.h[0].mlp.c_fc.bias.data += 0.05  # so that no ratio is 1 and some are clipped
+    mask = rollout.episodes.completion_mask.clone()
+    dropped = [i for i in range(8) if i not in rollout.tail.tolist()]
+    mask[dropped] = False
+    advantages = whiten(rollout.advantages, mask)
+    now = evaluate_tokens(policy, policy, rollout.episodes, trainer.sampling)
+    policy_loss = policy_losses(now.log_probs, rollout.log_probs, advantages, 0.2)[mask].mean()
+    value_loss = value_losses(now.values, rollout.values, rollout.targets, 0.2)[mask].mean()
+    (policy_loss + 0.1 * value_loss).backward()
+    expected = gradients(policy)
+    policy.zero_grad()
+
+    trainer.optimizer.step = lambda: recorded.update(gradients(policy))
+    recorded = {}
+    losses = trainer.update(rollout)
+    assert losses["policy_loss"] == pytest.approx(policy_loss.item())
+    assert losses["value_loss"] == pytest.approx(value_loss.item())
+    assert recorded.keys() == expected.keys() and len(expected) > 20
+    for name, gradient in expected.items():
+        torch.testing.assert_close(recorded[name], gradient, atol=1e-6, rtol=1e-6)
+    assert max(gradient.abs().max() for gradient in expected.values()) > 1e-2
+
+
+def test_dropped_episodes_never_enter_the_update():
+    trainer = make_trainer()
+    rollout = sampled(trainer, kept=3)
+    rows = []
+    backward = trainer.backward
+    trainer.backward = lambda rollout, indices, tokens: rows.extend(indices.tolist()) or backward(rollout, indices, tokens)
+    stats = trainer.update(rollout)
+    assert rows == rollout.tail.tolist() * 2  # two epochs
+    kept = rollout.episodes.take(rollout.tail)
+    assert stats["gradient_tokens"] == 2 * int(kept.prompt_mask.sum() + kept.completion_mask.sum())
+
+
+def plain_ppo(policy, iterations, args, sampling, seed):
+    """RLHF by PPO as a textbook has it, with no notion of a tail; shares only the equations with the trainer."""
+    reference = copy.deepcopy(policy)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate)
+    feed = make_trainer(seed=seed, args=args)
+    losses = []
+    for m in range(1, iterations + 1):
+        feed.iteration = m - 1
+        prompts = feed.next_prompts()["prompts"]
+        from rarlhf_nb.trainer import hash_seed
+
+        episodes = policy.sample(prompts, sampling, hash_seed(seed, m))
+        mask = episodes.completion_mask
+        rewards = torch.tensor(good_minus_bad(episodes.prompts, episodes.completions))
+        with torch.no_grad():
+            old = evaluate_tokens(policy, policy, episodes, sampling)
+            ref = evaluate_tokens(reference, reference, episodes, sampling).log_probs
+        dense = dense_rewards(rewards, old.log_probs, ref, mask, args.kl_coef)
+        advantages, targets = generalized_advantages(dense, old.values, mask, args.gamma, args.lam)
+        advantages = whiten(advantages, mask)
+        for _ in range(args.epochs):
+            now = evaluate_tokens(policy, policy, episodes, sampling)
+            loss = policy_losses(now.log_probs, old.log_probs, advantages, args.cliprange)[mask].mean()
+            value_loss = value_losses(now.values, old.values, targets, args.cliprange_value)[mask].mean()
+            optimizer.zero_grad()
+            (loss + args.vf_coef * value_loss).backward()
+            optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("estimator", ["tail_selection", "rockafellar_uryasev"])
+def test_alpha_one_is_plain_ppo_step_for_step(estimator):
+    args, sampling = ppo_settings(epochs=1), sampling_settings(minimum_completion_length=2)
+    trainer = make_trainer(args=args, risk=risk_settings(alpha=1.0, estimator=estimator))
+    stats = trainer.train()
+    policy = tiny_policy()
+    assert stats["policy_loss"].tolist() == pytest.approx(plain_ppo(policy, 6, args, sampling, seed=1), abs=1e-6)
+    for one, other in zip(trainer.policy.parameters(), policy.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    assert (stats["kept"] == 8).all()
+
+
+def test_two_runs_of_one_seed_write_the_same_log(tmp_path):
+    rows = []
+    for name in ("one", "two"):
+        torch.manual_seed(len(rows))  # the global state must not matter
+        log_file = tmp_path / f"{name}.jsonl"
+        make_trainer(log_file=log_file).train()
+        rows.append([json.loads(line) for line in log_file.read_text().splitlines()])
+    assert len(rows[0]) == 6
+    for one, two in zip(*rows, strict=True):
+        assert one.pop("seconds") > 0 and two.pop("seconds") > 0
+        assert one == two
+    other_seed = make_trainer(seed=2).train()
+    assert other_seed["env_reward_mean"].tolist() != [row["env_reward_mean"] for row in rows[0]]
+
+
+def test_garbage_in_padding_changes_no_logged_number():
+    def stats(garbage):
+        trainer = make_trainer(sampling=sampling_settings(minimum_completion_length=0))
+        sample = trainer.policy.sample
+
+        def dirty_sample(*args, **kwargs):
+            episodes = sample(*args, **kwargs)
+            assert not episodes.completion_mask.all() and not episodes.prompt_mask.all()
+            if garbage:
+                episodes.completion_ids[~episodes.completion_mask] = 9
+                episodes.prompt_ids[~episodes.prompt_mask] = 4
+            return episodes
+
+        trainer.policy.sample = dirty_sample
+        return trainer.train().drop(columns="seconds")
+
+    clean, dirty = stats(False), stats(True)
+    for key in clean:
+        assert dirty[key].tolist() == pytest.approx(clean[key].tolist(), abs=1e-5), key
+
+
+def test_the_schedule_decides_how_many_are_kept_and_the_lowest_returns_they_are():
+    trainer = make_trainer(args=ppo_settings(kl_coef=0.3))
+    kept = [stats["kept"] for stats in trainer]
+    assert kept == trainer.schedule.kept_counts() == [8, 6, 4, 4, 4, 4]
+    rollout = trainer.rollout
+    returns = rollout.env_rewards - 0.3 * rollout.kl
+    assert set(rollout.tail.tolist()) == set(returns.sort(stable=True).indices[:4].tolist())
+
+
+def test_ranking_by_environment_reward_is_the_other_choice():
+    trainer = make_trainer(risk=risk_settings(rank_by="env_reward"), args=ppo_settings(kl_coef=5.0))
+    trainer.train()
+    rollout = trainer.rollout
+    assert set(rollout.tail.tolist()) == set(rollout.env_rewards.sort(stable=True).indices[:4].tolist())
+
+
+def test_rockafellar_uryasev_updates_on_everyone_with_the_clipped_reward():
+    trainer = make_trainer(risk=risk_settings(estimator="rockafellar_uryasev"), args=ppo_settings(gamma=1.0, lam=1.0))
+    rollout = sampled(trainer, kept=2)
+    assert rollout.updated.tolist() == list(range(8)) and len(rollout.tail) == 2
+    eta = rollout.env_rewards.sort().values[1]
+    clipped = eta + (rollout.env_rewards - eta).clamp(max=0) / 0.25
+    torch.testing.assert_close(rollout.targets[:, 0], (clipped - 0.1 * rollout.kl).to(rollout.targets.dtype))
+
+
+@pytest.mark.parametrize("kl_average, expected", [("kept", 3.0), ("batch", 3.0 * 2 / 8)])
+def test_the_controller_sees_the_kl_of_the_kept_episodes(kl_average, expected):
+    args = ppo_settings(kl_target=2.0, kl_horizon=100, kl_coef=0.2)
+    trainer = make_trainer(args=args, risk=risk_settings(kl_average=kl_average))
+    rollout = sampled(trainer, kept=2)
+    rollout.kl = torch.full((8,), 50.0)
+    rollout.kl[rollout.updated] = torch.tensor([2.0, 4.0])
+    trainer.adapt_kl_coef(rollout)
+    error = min(max(expected / 2.0 - 1, -0.2), 0.2)
+    assert trainer.kl_coef == pytest.approx(0.2 * (1 + error * 8 / 100))
+
+
+def test_training_raises_the_reward_of_the_tail():
+    args = ppo_settings(iterations=60, learning_rate=3e-3, kl_coef=0.02)
+    stats = make_trainer(args=args, risk=risk_settings(warm_start=5, rho=0.3)).train()
+    first, last = stats["env_reward_mean"][:5].mean(), stats["env_reward_mean"][-5:].mean()
+    assert last > first + 1.5
+    assert (stats["kl"][-20:] > 0).all() and stats["kl"][0] == 0
+
+
+def test_a_runaway_ratio_stops_the_epochs_of_that_update():
+    with pytest.warns(UserWarning, match="ratio_threshold = 1.0001"):
+        trainer = make_trainer(args=ppo_settings(learning_rate=1.0, epochs=4, ratio_threshold=1.0001, iterations=4))
+        stats = trainer.train()
+    assert (stats["gradient_tokens"] < 4 * 8 * 8).any()
+
+
+def test_a_clearly_negative_kl_is_reported():
+    policy = tiny_policy()
+    trainer = make_trainer(policy)
+    trainer.reference.token_log_probs = lambda episodes, sampling: torch.zeros(episodes.completion_ids.shape)
+    with pytest.warns(UserWarning, match="clearly negative"):
+        trainer.step(PROMPTS)
+
+
+def test_columns_reach_the_reward_and_several_rewards_add_up():
+    seen = []
+
+    def by_topic(prompts, completions, topic, **columns):
+        seen.append(topic)
+        return [1.0] * len(prompts)
+
+    trainer = make_trainer(reward=[good_minus_bad, by_topic])
+    next(iter(trainer))
+    assert sorted(seen[0]) == list("abcdefgh")
+    plain = good_minus_bad(trainer.rollout.episodes.prompts, trainer.rollout.episodes.completions)
+    assert trainer.rollout.env_rewards.tolist() == [r + 1 for r in plain]
+
+
+@pytest.mark.parametrize(
+    "reward, words",
+    [
+        (lambda prompts, completions, **_: [1.0] * 7, "8.*7|7.*8"),
+        (lambda prompts, completions, **_: [0.0, 0.0, float("nan"), *[0.0] * 5], "2"),
+        (lambda prompts, completions, **_: [0.0] * 7 + ["good"], "7"),
+    ],
+)
+def test_a_wrong_reward_names_the_episode(reward, words):
+    with pytest.raises(UserError, match=words):
+        make_trainer(reward=reward).step(PROMPTS)
