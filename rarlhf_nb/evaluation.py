@@ -1,7 +1,11 @@
 """Any method on the same test prompts with the same seeds: generate, score, one table of episodes."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import pandas as pd
 import torch
+from accelerate import Accelerator
 
 from rarlhf_nb.policy import ActorCritic, Reference, evaluate_tokens, token_log_probs
 from rarlhf_nb.ppo import episode_kl
@@ -19,6 +23,7 @@ def evaluate(
     sampling: SamplingSettings,
     settings: EvaluationSettings,
     seed: int,
+    mixed_precision: str = "no",
 ) -> pd.DataFrame:
     """The episodes table: a row per test prompt and sample.
 
@@ -26,10 +31,13 @@ def evaluate(
     from `reference`) and seed (of the sample). A batch of prompts is sampled with the same seed by every method, and
     rows come in the same order, so the tables of two methods pair row by row.
     """
+    autocast = Accelerator(mixed_precision=mixed_precision).autocast
     batches = [prompts.iloc[at : at + settings.batch_size] for at in range(0, len(prompts), settings.batch_size)]
     return pd.concat(
         [
-            _evaluate_batch(policy, reference, reward, batch, sampling, hash_seed(seed, sample, index), sample)
+            _evaluate_batch(
+                policy, reference, reward, batch, sampling, hash_seed(seed, sample, index), autocast
+            ).assign(seed=sample)
             for sample in range(settings.samples_per_prompt)
             for index, batch in enumerate(batches)
         ],
@@ -44,18 +52,19 @@ def _evaluate_batch(
     batch: pd.DataFrame,
     sampling: SamplingSettings,
     batch_seed: int,
-    sample: int,
+    autocast: Callable[[], AbstractContextManager],
 ) -> pd.DataFrame:
-    episodes = policy.sample(batch["prompt"].tolist(), sampling, batch_seed)
+    with autocast():
+        episodes = policy.sample(batch["prompt"].tolist(), sampling, batch_seed)
+        log_probs = evaluate_tokens(policy, policy, episodes, sampling).log_probs
+        ref_log_probs = reference.token_log_probs(episodes, sampling)
+    kl = episode_kl(log_probs, ref_log_probs, episodes.completion_mask)
     columns = {name: batch[name].tolist() for name in ("label", "group")}
     rewards = reward(prompts=episodes.prompts, completions=episodes.completions, **columns)
-    log_probs = evaluate_tokens(policy, policy, episodes, sampling).log_probs
-    kl = episode_kl(log_probs, reference.token_log_probs(episodes, sampling), episodes.completion_mask)
     return batch.assign(
         completion=episodes.completions,
         reward=check_rewards(rewards, episodes.prompts, episodes.completions),
         kl=kl.tolist(),
-        seed=sample,
     )
 
 
@@ -68,9 +77,7 @@ def held_out_log_likelihoods(policy: ActorCritic, texts: list[str], length: int,
     """
     tokenizer = policy.processing_class
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    ids = [
-        bos + tokens[: length - len(bos)] for tokens in tokenizer(texts, add_special_tokens=False)["input_ids"]
-    ]
+    ids = [bos + tokens[: length - len(bos)] for tokens in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     rows = [
         row
         for at in range(0, len(ids), batch_size)

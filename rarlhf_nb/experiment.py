@@ -4,6 +4,7 @@ An `Experiment` binds a profile to a run folder. Each stage reads what earlier s
 own part, so that every notebook can be run on its own once those before it have run.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rarlhf_nb.evaluation import evaluate, held_out_log_likelihoods
 from rarlhf_nb.pocket import pocket_world
 from rarlhf_nb.policy import ActorCritic, Reference, check_context, load_policy
 from rarlhf_nb.profiles import Profile, load_profile
+from rarlhf_nb.report import Report, Tables, build_report, load_tables
 from rarlhf_nb.rewards import ClassifierReward, load_reward
 from rarlhf_nb.runs import Run
 from rarlhf_nb.smollm2 import smollm2_folder, train_review_reward
@@ -71,6 +73,16 @@ class Experiment:
         """The table data/<name>.parquet: train, test, sft or held_out."""
         return pd.read_parquet(self.run.require(f"data/{name}.parquet", made_by=DATA_NOTEBOOK))
 
+    def settings_table(self) -> pd.DataFrame:
+        """Every setting of the profile: section, setting, value."""
+        rows = [
+            {"section": section, "setting": key, "value": str(value)}
+            for section, settings in self.profile.model_dump(mode="json").items()
+            if isinstance(settings, dict)
+            for key, value in settings.items()
+        ]
+        return pd.DataFrame(rows).set_index(["section", "setting"])
+
     # Models
 
     def policy(self, method: str) -> ActorCritic:
@@ -99,33 +111,50 @@ class Experiment:
         """Where the profile says `reward.model: train`, train a classifier on the labelled training texts."""
         if self.profile.reward.model != "train" or self.run.path("reward", "config.json").exists():
             return
+        pairs = {}
         for split, texts in (("train", task.train_texts), ("test", task.test_texts)):
-            if not {0, 1} <= set(texts["label"]):
+            labelled = texts[texts["label"].isin([0, 1])]
+            if labelled["label"].nunique() < 2:
                 raise UserError(
                     f"reward.model = 'train' needs texts of both labels, 0 and 1, but task.{split}_file has "
                     f"{sorted(set(texts['label']))}; add labels or name a classifier as reward.model."
                 )
-        pairs = [
-            list(zip(texts["text"], texts["label"], strict=True)) for texts in (task.train_texts, task.test_texts)
-        ]
-        train_review_reward(*pairs, self.run.path("reward"), seed=self.seed)
+            pairs[split] = list(zip(labelled["text"], labelled["label"], strict=True))
+        train_review_reward(
+            pairs["train"],
+            pairs["test"],
+            self.run.path("reward"),
+            seed=self.seed,
+            mixed_precision=self.profile.policy.mixed_precision,
+        )
 
     def reward(self) -> ClassifierReward:
         """The profile's reward model."""
         settings = self.profile.reward
-        folder = {"pocket": lambda: pocket_world(self.profile.task.source).reward, "train": self._trained_reward}
-        model = folder.get(settings.model, lambda: settings.model)()
         names = settings.accepted_label_names or None
-        return load_reward(model, settings.label, names, settings.sign, settings.batch_size)
+        return load_reward(self._reward_folder(), settings.label, names, settings.sign, settings.batch_size)
 
-    def _trained_reward(self) -> Path:
-        return self.run.require("reward/config.json", made_by=DATA_NOTEBOOK).parent
+    def _reward_folder(self) -> Path:
+        model = self.profile.reward.model
+        if model == "pocket":
+            return pocket_world(self.profile.task.source).reward
+        if model == "train":
+            return self.run.require("reward/config.json", made_by=DATA_NOTEBOOK).parent
+        return Path(model)
+
+    def reward_metrics(self) -> pd.DataFrame:
+        """The reward model's accuracy on texts that it never saw, by length; empty for a model from elsewhere."""
+        metrics = self._reward_folder() / "metrics.json"
+        if not metrics.exists():
+            return pd.DataFrame({"accuracy": []})
+        accuracy = json.loads(metrics.read_text())["accuracy"]
+        return pd.DataFrame({"accuracy": accuracy}).rename_axis("tokens of the text")
 
     # 02 and 03: training
 
     def train_sft(self) -> pd.DataFrame:
         """Fine-tune the base policy on positive texts, save it as `sft`; returns TRL's training log."""
-        policy = self.policy("base")
+        policy = load_policy(self._base_folder(), lora=self.profile.policy.lora, seed=self.seed)
         texts = self.data("sft")["text"].tolist()
         log = train_sft(policy, texts, self.profile.sft, self.seed, self.profile.policy.mixed_precision)
         policy.save(self.run.path("policies", "sft"))
@@ -167,10 +196,37 @@ class Experiment:
         profile, settings = self.profile, self.profile.evaluation
         policy, reference = self.policy(method), self.reference()
         episodes = evaluate(
-            policy, reference, self.reward(), self.data("test"), profile.sampling, settings, self.seed
+            policy,
+            reference,
+            self.reward(),
+            self.data("test"),
+            profile.sampling,
+            settings,
+            self.seed,
+            profile.policy.mixed_precision,
         )
         texts = self.data("held_out")["text"].tolist()
         held_out = held_out_log_likelihoods(policy, texts, settings.held_out_length, settings.batch_size)
         self.run.write_table(f"evaluation/{method}.parquet", episodes)
         self.run.write_table(f"evaluation/{method}.held_out.parquet", held_out)
         return episodes
+
+    def tables(self) -> Tables:
+        """What the run holds so far: episodes, held-out texts and training logs by method."""
+        return load_tables(self.run.folder)
+
+    def report(self) -> Report:
+        """Compare all methods that were evaluated; writes report.json and report.md."""
+        self.run.require("evaluation", made_by=SFT_NOTEBOOK)
+        tables, settings = self.tables(), self.profile.evaluation
+        report = build_report(
+            tables.episodes,
+            tables.held_out,
+            tail_threshold=self.profile.task.tail_threshold,
+            cvar_levels=settings.cvar_levels,
+            resamples=settings.resamples,
+            seed=0,
+        )
+        self.run.write_text("report.json", report.to_json())
+        self.run.write_text("report.md", report.to_markdown())
+        return report

@@ -42,9 +42,7 @@ def resolve_model(name: str) -> str:
 
 def _local_folder(folder: Path) -> str:
     if not (folder / "config.json").is_file():
-        raise UserError(
-            f"model = {str(folder)!r} has no config.json: give a folder written by `save_pretrained`"
-        )
+        raise UserError(f"model = {str(folder)!r} has no config.json: give a folder written by `save_pretrained`")
     return str(folder)
 
 

@@ -32,8 +32,8 @@ def tail_mean(values: np.ndarray, keys: np.ndarray, share: float, weights: np.nd
     """Mean value of the lowest `share` of the rows by key; the boundary row counts with the fraction left.
 
     With keys = values it is CVaR (eq. 6, `risk.cvar`); with keys = prompt scores, the reward of the hardest
-    prompts. values, keys: (N,); weights: (..., N) -> (...). Equal keys keep their order. Raises `UserError` on
-    a share outside (0, 1].
+    prompts. values, keys: (N,); weights: (..., N) -> (...). Equal keys keep their order. Raises `UserError`
+    on a share outside (0, 1].
     """
     order = np.argsort(keys, kind="stable")
     weights = weights[..., order]

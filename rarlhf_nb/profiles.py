@@ -236,7 +236,9 @@ def _nearest(name: str, known: Any) -> str:
 def _siblings(key: str) -> str:
     section = key.split(".")[0]
     keys = [known for known in known_keys() if known.startswith(f"{section}.")]
-    return f"{section} takes: {', '.join(keys)}" if keys else f"sections are: {', '.join(list(Profile.model_fields)[2:])}"
+    return (
+        f"{section} takes: {', '.join(keys)}" if keys else f"sections are: {', '.join(list(Profile.model_fields)[2:])}"
+    )
 
 
 def _readable(item: dict[str, Any]) -> str:

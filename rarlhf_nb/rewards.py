@@ -19,6 +19,7 @@ import torch
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BatchEncoding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -62,9 +63,7 @@ class ClassifierReward:
     ) -> None:
         _check_label(model, label, accepted_label_names)
         if sign not in (1, -1):
-            raise UserError(
-                f"reward.sign = {sign!r}: give 1 to be paid for label {label}, -1 to be paid against it"
-            )
+            raise UserError(f"reward.sign = {sign!r}: give 1 to be paid for label {label}, -1 to be paid against it")
         self.model = model.eval()
         self.tokenizer = _prepared(tokenizer, model)
         self.label, self.sign, self.batch_size = label, sign, batch_size
@@ -72,9 +71,7 @@ class ClassifierReward:
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """The reward of each episode; other columns of the data set are not looked at."""
-        return self.score(
-            [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-        )
+        return self.score([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
 
     def score(self, texts: list[str]) -> list[float]:
         """The reward of whole texts, such as prompts alone."""
@@ -106,9 +103,7 @@ def load_reward(
         )
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"reward.model = {str(model)!r} does not load as a sequence classifier: {reason}"
-        ) from error
+        raise UserError(f"reward.model = {str(model)!r} does not load as a sequence classifier: {reason}") from error
     if loading["missing_keys"]:  # a language model loads too, with a head of random numbers
         raise UserError(
             f"reward.model = {str(model)!r} has no trained classification head (missing: "
@@ -151,6 +146,7 @@ def train_classifier(
     *,
     epochs: float = 1,
     learning_rate: float = 1e-3,
+    head_learning_rate: float | None = None,
     batch_size: int = 32,
     windows: tuple[int, int] | None = None,
     lengths: Sequence[int] = (),
@@ -162,6 +158,7 @@ def train_classifier(
     Args:
         model: a sequence classifier with two classes, trained in place.
         train, held_out: (text, label) pairs, label 1 = positive; nothing is chosen on the held-out pairs.
+        head_learning_rate: of what lies on top of the base model, where that is new and the rest is not.
         windows: train on random windows of so many tokens (fewest, most) in place of whole texts, so that a
             short text is rated as surely as a long one.
         lengths: report the accuracy on the first n tokens of the held-out texts for each n; on whole texts if
@@ -194,9 +191,10 @@ def train_classifier(
     )
     with _random_state_kept():
         collator = _Collator(tokenizer, windows, seed)
-        _ClassifierTrainer(
-            mixed_precision, model, arguments, train_dataset=list(train), data_collator=collator
-        ).train()
+        trainer = _ClassifierTrainer(model, arguments, train_dataset=list(train), data_collator=collator)
+        trainer.mixed_precision = mixed_precision
+        trainer.head_learning_rate = head_learning_rate or learning_rate
+        trainer.train()
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     with _autocast(model.device, mixed_precision):
@@ -212,14 +210,23 @@ def train_classifier(
 
 
 class _ClassifierTrainer(Trainer):
-    """The hub's Trainer, with autocast of our own: its `bf16` would hold for the whole process."""
+    """The hub's Trainer, with two learning rates and autocast of our own (its is for the whole process)."""
 
-    def __init__(self, mixed_precision: str, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.mixed_precision = mixed_precision
+    mixed_precision: str
+    head_learning_rate: float
 
     def autocast_smart_context_manager(self, *args: Any, **kwargs: Any) -> contextlib.AbstractContextManager:
         return _autocast(self.args.device, self.mixed_precision)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        body = list(self.model.base_model.parameters())
+        head = list(self.model.parameters())[len(body) :]  # what a classifier adds comes last
+        groups = [
+            {"params": [parameter for parameter in body if parameter.requires_grad]},
+            {"params": head, "lr": self.head_learning_rate},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, self.args.learning_rate, weight_decay=self.args.weight_decay)
+        return self.optimizer
 
 
 def _autocast(device: torch.device, mixed_precision: str) -> contextlib.AbstractContextManager:
@@ -229,9 +236,7 @@ def _autocast(device: torch.device, mixed_precision: str) -> contextlib.Abstract
 class _Collator:
     """Labelled texts to a padded batch; one random window length a batch, so that little is padding."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, windows: tuple[int, int] | None, seed: int
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, windows: tuple[int, int] | None, seed: int) -> None:
         self.tokenizer, self.windows, self.random = tokenizer, windows, random.Random(seed)
 
     def __call__(self, pairs: list[LabelledText]) -> dict[str, torch.Tensor]:
@@ -261,12 +266,11 @@ def _accuracies(
     texts, labels = [text for text, _ in held_out], torch.tensor([label for _, label in held_out])
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     cut = {str(n): [tokenizer.decode(each[:n]) for each in ids] for n in lengths}
-    return {
-        length: round(
-            (_logits(model, tokenizer, each, batch_size).argmax(1) == labels).float().mean().item(), 4
-        )
-        for length, each in (cut or {"whole": texts}).items()
-    }
+    accuracies = {}
+    for length, each in (cut or {"whole": texts}).items():
+        correct = _logits(model, tokenizer, each, batch_size).argmax(1) == labels
+        accuracies[length] = round(correct.float().mean().item(), 4)
+    return accuracies
 
 
 @torch.no_grad()
@@ -275,16 +279,12 @@ def _logits(
 ) -> torch.Tensor:
     """The model's logits in the order of `texts`: (N, classes), fp32, on the CPU."""
     model.eval()
-    order = sorted(
-        range(len(texts)), key=lambda i: len(texts[i])
-    )  # neighbours of like length need little padding
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # neighbours then need little padding
     logits = torch.empty(len(texts), model.config.num_labels)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batch = _encoded(tokenizer, [texts[i] for i in rows])
-        logits[rows] = (
-            model(**{key: value.to(model.device) for key, value in batch.items()}).logits.float().cpu()
-        )
+        batch = _encoded(tokenizer, [texts[i] for i in rows]).to(model.device)
+        logits[rows] = model(**batch).logits.float().cpu()
     return logits
 
 
@@ -303,11 +303,9 @@ def _prepared(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Pre
     return tokenizer
 
 
-def _encoded(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, torch.Tensor]:
+def _encoded(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> BatchEncoding:
     """Token ids and attention mask: (N, T)."""
-    return dict(
-        tokenizer(texts, padding=True, truncation=True, return_token_type_ids=False, return_tensors="pt")
-    )
+    return tokenizer(texts, padding=True, truncation=True, return_token_type_ids=False, return_tensors="pt")
 
 
 def _check_label(model: PreTrainedModel, label: int, accepted_names: list[str] | None) -> None:

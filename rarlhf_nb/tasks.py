@@ -113,5 +113,7 @@ def _labels(column: pd.Series, where: str) -> pd.Series:
     numbers = pd.to_numeric(column, errors="coerce")
     if numbers.isna().any():
         row = int(numbers.isna().argmax())
-        raise UserError(f"{where}: row {row + 1} has label {column.iloc[row]!r}; labels are whole numbers (1 positive).")
+        raise UserError(
+            f"{where}: row {row + 1} has label {column.iloc[row]!r}; labels are whole numbers (1 positive)."
+        )
     return numbers.astype(int)

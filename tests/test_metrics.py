@@ -92,8 +92,7 @@ def test_paired_difference_sees_what_unpaired_intervals_hide():
 def test_bootstrap_intervals_cover_the_truth_about_as_often_as_they_say():
     rng = np.random.default_rng(5)
     intervals = [
-        bootstrap_interval(weighted_mean(rng.normal(size=60), bootstrap_weights(60, 300, rng)))
-        for _ in range(300)
+        bootstrap_interval(weighted_mean(rng.normal(size=60), bootstrap_weights(60, 300, rng))) for _ in range(300)
     ]
     assert 0.90 <= np.mean([interval.low <= 0 <= interval.high for interval in intervals]) <= 0.98
 
@@ -105,8 +104,6 @@ def test_an_empty_tail_has_no_interval_and_empty_resamples_are_left_out():
 
 def test_seed_interval_by_hand():
     # mean 2, standard error 1 / sqrt 3, t(2 degrees of freedom, 97.5 %) = 4.302653
-    assert seed_interval([1.0, 2.0, 3.0]) == pytest.approx(
-        (2.0, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5)
-    )
+    assert seed_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
     assert seed_interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
     assert np.isnan(seed_interval([1.0])[1:]).all()

@@ -64,7 +64,10 @@ def test_sampling_is_seeded_and_leaves_the_global_state_alone():
 
 
 def test_sampled_frequencies_are_the_log_probs_that_we_claim():
-    policy, sampling = tiny_policy(), sampling_settings(completion_length=1, minimum_completion_length=1, temperature=0.7)
+    policy, sampling = (
+        tiny_policy(),
+        sampling_settings(completion_length=1, minimum_completion_length=1, temperature=0.7),
+    )
     # a checkpoint's own generation settings must not leak into the sampler
     drawn = policy.sample(["the film is"] * 20_000, sampling, seed=0)
     claimed = evaluate_tokens(policy, policy, drawn, sampling).log_probs.exp()

@@ -24,7 +24,10 @@ def float64(rows):
 
 
 def test_dense_rewards_pay_the_environment_at_the_last_real_token():
-    log_probs, reference = float64([[-1.0, -2.0, -3.0], [-1.0, -1.0, 9.0]]), float64([[-2.0, -2.0, -1.0], [-1.5, 0, 7.0]])
+    log_probs, reference = (
+        float64([[-1.0, -2.0, -3.0], [-1.0, -1.0, 9.0]]),
+        float64([[-2.0, -2.0, -1.0], [-1.5, 0, 7.0]]),
+    )
     rewards = dense_rewards(float64([5.0, -4.0]), log_probs, reference, MASK, kl_coef=0.5)
     assert rewards.tolist() == [[-0.5, 0.0, 6.0], [-0.25, -3.5, 0.0]]
     assert episode_kl(log_probs, reference, MASK).tolist() == [-1.0, -0.5]

@@ -41,9 +41,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     words = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     words.pre_tokenizer = WhitespaceSplit()
     words.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]")
 
 
 def distilbert(labels: dict[int, str] | None = None) -> DistilBertForSequenceClassification:
@@ -97,9 +95,7 @@ def logits_one_by_one(model, tokenizer, texts: list[str]) -> torch.Tensor:
     """The slow reference: no padding, no batch, no truncation."""
     model.eval()
     with torch.no_grad():
-        return torch.cat(
-            [model(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).logits for text in texts]
-        )
+        return torch.cat([model(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).logits for text in texts])
 
 
 @pytest.mark.parametrize("build", [distilbert, bert_with_six_labels, gpt2])

@@ -19,7 +19,7 @@ from rarlhf_nb import smollm2
 from rarlhf_nb.cache import cache_folder
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.rewards import load_reward
-from rarlhf_nb.smollm2 import BLAME, CUE, PRAISE, smollm2_folder, train_review_reward
+from rarlhf_nb.smollm2 import CUE, smollm2_folder, train_review_reward
 
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
@@ -46,49 +46,33 @@ def test_the_converted_model_continues_english():
 
 @pytest.fixture
 def tiny_base(monkeypatch, tmp_path):
-    """A random two-layer model of SmolLM2's shape and words, in its place."""
-    words = [word.strip() for word in (*PRAISE, *BLAME)] + CUE.split()
+    """A narrow random model with SmolLM2's layers, in its place."""
+    words = [*CUE.split(), "great", "awful"]
     ids = {word: i for i, word in enumerate(dict.fromkeys(["[PAD]", "[UNK]", *words]))}
     words = Tokenizer(WordLevel(ids, unk_token="[UNK]"))
     words.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(ids), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        pad_token_id=0, initializer_range=0.3, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=len(ids),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=smollm2.LAYERS,
+        num_attention_heads=2,
+        pad_token_id=0,
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     monkeypatch.setattr(smollm2, "smollm2_folder", lambda: tmp_path / "base")
     return tmp_path / "base"
 
 
-def test_the_untrained_review_reward_is_the_language_models_own_opinion(tiny_base, monkeypatch, tmp_path):
-    monkeypatch.setattr(smollm2, "train_classifier", _save_only)
-    train_review_reward([], [], tmp_path / "reward")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
-    texts = ["this movie was boring", "great movie"]
-    with torch.no_grad():
-        model = AutoModelForCausalLM.from_pretrained(tiny_base).eval()
-        expected = []
-        for text in texts:
-            logits = model(**tokenizer(text + CUE, return_tensors="pt")).logits[0, -1]
-            praise, blame = (
-                torch.stack([logits[tokenizer.convert_tokens_to_ids(word.strip())] for word in side]).mean()
-                for side in (PRAISE, BLAME)
-            )
-            expected.append((praise - blame).item() / 4)
-    assert load_reward(tmp_path / "reward", 1).score(texts) == pytest.approx(expected, abs=1e-5)
-
-
-def _save_only(model, tokenizer, train, held_out, output_dir, **settings):
-    model.save_pretrained(output_dir)
-    tokenizer.save_pretrained(output_dir)
-
-
-def test_a_review_reward_is_trained_and_loads(tiny_base, tmp_path):
+def test_a_review_reward_reads_its_score_behind_the_cue(tiny_base, tmp_path):
     pairs = [("this movie was great", 1), ("this movie was awful", 0)] * 16
     metrics = train_review_reward(pairs, pairs, tmp_path / "reward", mixed_precision="no")
     assert list(metrics["accuracy"]) == ["24", "32", "48", "64", "96"]
     reward = load_reward(tmp_path / "reward", 1, ["positive"])
-    assert reward(["this movie"], [" was great"]) == reward.score(["this movie was great"])
+    ids = AutoTokenizer.from_pretrained(tiny_base)(f"this movie was great{CUE}", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = reward.model(input_ids=ids).logits[0, 1].item()
+    assert reward(["this movie", "awful"], [" was great", ""])[0] == pytest.approx(expected, abs=1e-5)

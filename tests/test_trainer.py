@@ -72,7 +72,9 @@ def test_dropped_episodes_never_enter_the_update():
     rollout = sampled(trainer, kept=3)
     rows = []
     backward = trainer.backward
-    trainer.backward = lambda rollout, indices, tokens: rows.extend(indices.tolist()) or backward(rollout, indices, tokens)
+    trainer.backward = lambda rollout, indices, tokens: (
+        rows.extend(indices.tolist()) or backward(rollout, indices, tokens)
+    )
     stats = trainer.update(rollout)
     assert rows == rollout.tail.tolist() * 2  # two epochs
     kept = rollout.episodes.take(rollout.tail)

@@ -26,7 +26,9 @@ def tiny_policy(seed: int = 0, architecture: str = "gpt2", dtype: torch.dtype = 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if architecture == "gpt2":
-            model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=16, n_layer=2, n_head=2))
+            model = GPT2LMHeadModel(
+                GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=16, n_layer=2, n_head=2)
+            )
         else:
             model = LlamaForCausalLM(
                 LlamaConfig(
@@ -47,7 +49,9 @@ def tiny_policy(seed: int = 0, architecture: str = "gpt2", dtype: torch.dtype = 
 
 
 def ppo_settings(**changes) -> PPOSettings:
-    return PPOSettings(**{"iterations": 6, "batch_size": 8, "epochs": 2, "learning_rate": 1e-3, "kl_coef": 0.1} | changes)
+    return PPOSettings(
+        **{"iterations": 6, "batch_size": 8, "epochs": 2, "learning_rate": 1e-3, "kl_coef": 0.1} | changes
+    )
 
 
 def risk_settings(**changes) -> RiskSettings:

@@ -39,5 +39,3 @@ def train_sft(
         trainer.train()
     policy.eval()
     return [row for row in trainer.state.log_history if "loss" in row]
-
-

