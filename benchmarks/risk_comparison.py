@@ -34,7 +34,7 @@ from rarlhf_nb.trainer import CVaRPPOTrainer
 
 METHODS = ["rlhf", "ra_rlhf@0.4", "ra_rlhf@0.2", "ra_rlhf_ru@0.4", "ra_rlhf_ru@0.2"]
 SEEDS = [1, 2, 3, 4, 5]
-KL_COEFS = [0.4, 0.2, 0.1, 0.05]
+KL_COEFS = [0.8, 0.4, 0.2, 0.1]
 FRONTIER_SEEDS = [1, 2, 3]
 TEST_SEED = 0
 
@@ -99,9 +99,7 @@ def sft_folder(output: Path, profile: Profile) -> Path:
 def run_one(setting: Setting, profile: Profile, output: Path) -> dict:
     """Train and evaluate one setting; leaves <name>.jsonl, <name>.parquet and <name>.json."""
     world = pocket_world(profile.task.source)
-    reward_settings = profile.reward
-    reward = load_reward(world.reward, reward_settings.label, reward_settings.accepted_label_names)
-    reward.batch_size = reward_settings.batch_size
+    reward = load_reward(world.reward, profile.reward.label, profile.reward.accepted_label_names, batch_size=128)
     policy = load_policy(sft_folder(output, profile))
     task = load_task(profile.task, policy.processing_class)
     reference = Reference(policy)

@@ -59,7 +59,7 @@ def cut_prompts(
 ) -> pd.DataFrame:
     """The first `prompt_length` tokens of each text that is long enough: at most `count` different prompts.
 
-    Columns prompt, label, group. Where there are more, a fixed random choice is taken, the same for every seed of a run.
+    Columns prompt, label, group. Where there are more, a fixed random choice is taken, the same for every seed.
     """
     long_enough = texts[texts["text"].str.len() >= max(1, settings.minimum_characters)]
     ids = tokenizer(long_enough["text"].tolist(), add_special_tokens=False)["input_ids"]

@@ -151,9 +151,14 @@ class CVaRPPOTrainer:
         mask = rollout.episodes.completion_mask
         env_rewards = rollout.env_rewards
         rollout.returns = env_rewards - self.kl_coef * rollout.kl
-        if self.risk.estimator == "rockafellar_uryasev":
+        risk_averse = self.risk.estimator == "rockafellar_uryasev"
+        if risk_averse:
             env_rewards = rockafellar_uryasev_rewards(env_rewards, kept)
         rewards = dense_rewards(env_rewards, rollout.log_probs, rollout.ref_log_probs, mask, self.kl_coef)
+        if risk_averse:
+            # The objective times alpha': whitened advantages are the same, but the critic's targets stay on the scale
+            # of the rewards; at 1 / alpha' of it, the critic's loss drowns the policy's in the shared trunk.
+            rewards *= kept / len(env_rewards)
         rollout.advantages, rollout.targets = generalized_advantages(
             rewards, rollout.values, mask, self.args.gamma, self.args.lam
         )

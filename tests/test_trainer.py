@@ -182,7 +182,8 @@ def test_rockafellar_uryasev_updates_on_everyone_with_the_clipped_reward():
     assert rollout.updated.tolist() == list(range(8)) and len(rollout.tail) == 2
     eta = rollout.env_rewards.sort().values[1]
     clipped = eta + (rollout.env_rewards - eta).clamp(max=0) / 0.25
-    torch.testing.assert_close(rollout.targets[:, 0], (clipped - 0.1 * rollout.kl).to(rollout.targets.dtype))
+    scaled = 0.25 * (clipped - 0.1 * rollout.kl)  # the objective times alpha' = 2 / 8
+    torch.testing.assert_close(rollout.targets[:, 0], scaled.to(rollout.targets.dtype))
 
 
 @pytest.mark.parametrize("kl_average, expected", [("kept", 3.0), ("batch", 3.0 * 2 / 8)])
