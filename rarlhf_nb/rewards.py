@@ -22,6 +22,7 @@ from transformers import (
     BatchEncoding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
 )
@@ -194,6 +195,7 @@ def train_classifier(
         trainer = _ClassifierTrainer(model, arguments, train_dataset=list(train), data_collator=collator)
         trainer.mixed_precision = mixed_precision
         trainer.head_learning_rate = head_learning_rate or learning_rate
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)

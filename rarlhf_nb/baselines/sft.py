@@ -1,8 +1,10 @@
 """Supervised fine-tuning on positive / non-toxic texts: the start and the reference of every RL method."""
 
 import tempfile
+import warnings
 
 from datasets import Dataset
+from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from rarlhf_nb.policy import ActorCritic, seeded
@@ -13,7 +15,9 @@ def train_sft(
     policy: ActorCritic, texts: list[str], settings: SFTSettings, seed: int, mixed_precision: str = "no"
 ) -> list[dict[str, float]]:
     """Fine-tune the policy in place on `texts` with TRL's `SFTTrainer`; returns its log (step, loss, ...)."""
-    with tempfile.TemporaryDirectory() as folder, seeded(seed, policy.device):
+    with tempfile.TemporaryDirectory() as folder, seeded(seed, policy.device), warnings.catch_warnings():
+        # TRL sets this argument itself, under the name that transformers is about to drop
+        warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
         args = SFTConfig(
             output_dir=folder,
             per_device_train_batch_size=settings.batch_size,
@@ -36,6 +40,7 @@ def train_sft(
             train_dataset=Dataset.from_dict({"text": texts[: settings.texts]}),
             processing_class=policy.processing_class,
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     policy.eval()
     return [row for row in trainer.state.log_history if "loss" in row]

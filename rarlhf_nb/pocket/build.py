@@ -20,6 +20,7 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
 )
@@ -102,7 +103,7 @@ def _tokenizer(words: list[str], classifier: bool = False) -> PreTrainedTokenize
 
 
 def _train_language_model(texts: list[str], tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """A GPT-2 of half a million parameters, by next-word prediction."""
+    """A GPT-2 of 0.4 million parameters, by next-word prediction."""
     sizes, seed = SETTINGS["lm"], SETTINGS["seeds"]["lm"]
     config = GPT2Config(
         vocab_size=len(tokenizer),
@@ -131,7 +132,9 @@ def _train_language_model(texts: list[str], tokenizer: PreTrainedTokenizerFast, 
             disable_tqdm=True,
         )
         collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
-        Trainer(model, arguments, train_dataset=examples, data_collator=collator).train()
+        trainer = Trainer(model, arguments, train_dataset=examples, data_collator=collator)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -1,0 +1,79 @@
+import nbformat
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+from rarlhf_nb.batch import imported_modules, run_notebooks
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.runs import Run
+
+PARAMETERS = {"seed": 5}
+
+
+def notebook(folder, name, code, parameters="seed: int = 1  # of everything", tag="parameters"):
+    cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": [tag]}), nbformat.v4.new_code_cell(code)]
+    nb = nbformat.v4.new_notebook(cells=cells)
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nb, folder / f"{name}.ipynb")
+    return folder / f"{name}.ipynb"
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run.open("mine", {}, seed=5, root=tmp_path / "runs")
+
+
+def execute(run, notebooks, parameters=PARAMETERS, inputs=(), **options):
+    said = []
+    run_notebooks(run, notebooks, parameters, list(inputs), say=said.append, **options)
+    return [line.split(":")[0] for line in said if line.endswith("running")]
+
+
+def test_notebooks_run_in_order_once_and_again_from_where_something_changed(run, tmp_path):
+    first = notebook(tmp_path, "01_first", "print('seed', seed)")
+    second = notebook(tmp_path, "02_second", "seed + 1")
+    data = tmp_path / "data.csv"
+    data.write_text("text\n")
+    assert execute(run, [first, second], inputs=[data]) == ["01_first", "02_second"]
+    executed = nbformat.read(run.path("01_first.ipynb"), 4)
+    assert "seed 5" in str(executed.cells[-1].outputs) and "widgets" not in executed.metadata
+    entry = run.manifest["notebooks"]["02_second"]
+    assert entry["state"] == "done" and entry["seconds"] > 0
+    assert execute(run, [first, second], inputs=[data]) == []
+    second = notebook(tmp_path, "02_second", "seed + 2")
+    assert execute(run, [first, second], inputs=[data]) == ["02_second"]
+    data.write_text("text\nother\n")
+    assert execute(run, [first, second], inputs=[data]) == ["01_first", "02_second"]
+    assert execute(run, [first], inputs=[data], force=True) == ["01_first"]
+
+
+def test_a_failure_keeps_what_was_there_and_the_failed_notebook(run, tmp_path):
+    path = notebook(tmp_path, "01_first", "print('fine')")
+    execute(run, [path])
+    before = run.path("01_first.ipynb").read_text()
+    notebook(tmp_path, "01_first", "1 / 0")
+    with pytest.raises(PapermillExecutionError, match="ZeroDivisionError"):
+        execute(run, [path])
+    assert run.path("01_first.ipynb").read_text() == before
+    assert "ZeroDivisionError" in run.path("01_first.failed.ipynb").read_text()
+    assert run.manifest["notebooks"]["01_first"]["state"] == "failed"
+    code = "from rarlhf_nb.errors import UserError\nraise UserError('task.train_file holds no rows')"
+    notebook(tmp_path, "01_first", code)
+    with pytest.raises(UserError, match="task.train_file holds no rows"):
+        execute(run, [path])
+
+
+def test_unknown_parameters_and_a_missing_cell_are_refused_before_anything_runs(run, tmp_path):
+    path = notebook(tmp_path, "01_first", "pass")
+    with pytest.raises(UserError, match="01_first.ipynb has no parameter sede"):
+        execute(run, [path], parameters={"sede": 1})
+    with pytest.raises(UserError, match="0 cells tagged"):
+        execute(run, [notebook(tmp_path, "02_second", "pass", tag="other")])
+    assert run.manifest["notebooks"] == {}
+
+
+def test_a_notebook_depends_on_the_modules_that_it_imports_and_on_theirs(tmp_path):
+    path = notebook(tmp_path, "01_first", "from rarlhf_nb.risk import cvar")
+    assert {module.name for module in imported_modules(path)} == {"risk.py", "errors.py"}
+    path = notebook(tmp_path, "02_second", "from rarlhf_nb.experiment import Experiment")
+    names = {module.name for module in imported_modules(path)}
+    assert {"trainer.py", "grammar.py", "sft.py", "rewards.py"} <= names and "figures.py" not in names

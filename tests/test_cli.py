@@ -1,0 +1,59 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rarlhf_nb.cli import join_pairs, parse_parameters
+
+
+def rarlhf(*words, cwd=None):
+    command = [sys.executable, "-m", "rarlhf_nb.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--profile", "pokcet"], "profile = 'pokcet' is unknown; did you mean 'pocket'?"),
+        (["-p", "risk.alpha", "0"], "risk.alpha = 0"),
+        (["-p", "risk.alpa", "0.3"], "did you mean 'risk.alpha'?"),
+        (["-p", "risk.warm_start", "99"], "lower warm_start"),
+        (["-p", "risk.alpha"], "a value is missing; write -p KEY VALUE"),
+        (["--profile", "imdb-smollm2"], "task.train_file is missing"),
+        (["--run", "../up"], "run = '../up'"),
+    ],
+)
+def test_bad_input_exits_with_2_and_one_line_before_any_work(words, message):
+    started = time.perf_counter()
+    answer = rarlhf("run", *words)
+    assert answer.returncode == 2 and time.perf_counter() - started < 30
+    assert answer.stderr.startswith("error: ") and message in answer.stderr
+    assert "Traceback" not in answer.stderr and answer.stdout == ""
+
+
+def test_a_run_folder_of_other_parameters_is_refused(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_broken.ipynb").write_text(
+        '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
+    )
+    first = rarlhf("run", cwd=tmp_path)
+    assert first.returncode == 2 and "0 cells tagged `parameters`" in first.stderr
+    second = rarlhf("run", "-p", "risk.alpha", "0.3", cwd=tmp_path)
+    assert second.returncode == 2 and "risk.alpha is 0.4 there, 0.3 asked" in second.stderr
+
+
+def test_profiles_lists_every_profile_even_those_that_need_files():
+    answer = rarlhf("profiles")
+    assert answer.returncode == 0 and "pocket-imdb" in answer.stdout and "imdb-smollm2" in answer.stdout
+
+
+def test_pairs_are_read_as_yaml():
+    words = ["run", "-p", "risk.alpha", "0.2", "-p", "task.train_file=a b.csv", "--force"]
+    joined = join_pairs(words)
+    assert joined == ["run", "-p", "risk.alpha=0.2", "-p", "task.train_file=a b.csv", "--force"]
+    assert parse_parameters(["risk.alpha=0.2", "policy.lora={r: 4, alpha: 8}", "ppo.kl_target=null"]) == {
+        "risk.alpha": 0.2,
+        "policy.lora": {"r": 4, "alpha": 8},
+        "ppo.kl_target": None,
+    }

@@ -1,0 +1,52 @@
+import pandas as pd
+import pytest
+import torch
+from tiny import PROMPTS, good_minus_bad, sampling_settings, tiny_policy
+
+from rarlhf_nb.evaluation import evaluate, held_out_log_likelihoods
+from rarlhf_nb.policy import Reference
+from rarlhf_nb.profiles import EvaluationSettings
+
+TEST = pd.DataFrame({"prompt": PROMPTS, "prompt_score": range(8), "label": 1, "group": "all"})
+SETTINGS = EvaluationSettings(samples_per_prompt=2, held_out_texts=4, held_out_length=6, batch_size=3)
+
+
+def test_the_episodes_of_two_methods_pair_row_by_row():
+    policy, other = tiny_policy(0), tiny_policy(1)
+    reference = Reference(policy)
+    one, two = (
+        evaluate(p, reference, good_minus_bad, TEST, sampling_settings(), SETTINGS, seed=3) for p in (policy, other)
+    )
+    assert list(one) == ["prompt", "prompt_score", "label", "group", "completion", "reward", "kl", "seed"]
+    assert one["seed"].tolist() == [0] * 8 + [1] * 8 and one["prompt"].tolist() == PROMPTS * 2
+    assert one[["prompt", "prompt_score", "seed"]].equals(two[["prompt", "prompt_score", "seed"]])
+    assert one["kl"].abs().max() < 1e-5 and two["kl"].mean() > 0.1  # the reference itself, and a stranger
+    assert one["reward"].tolist() == good_minus_bad(one["prompt"].tolist(), one["completion"].tolist())
+    assert one["completion"][:8].tolist() != one["completion"][8:].tolist()  # the samples differ
+    again = evaluate(policy, reference, good_minus_bad, TEST, sampling_settings(), SETTINGS, seed=3)
+    pd.testing.assert_frame_equal(one, again)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_held_out_log_likelihood_is_the_sum_over_scored_tokens(batch_size):
+    policy = tiny_policy()
+    texts = ["the film is very good", "bad plot", "the the the the the the the the"]
+    table = held_out_log_likelihoods(policy, texts, length=6, batch_size=batch_size)
+    assert table["text"].tolist() == texts and table["tokens"].tolist() == [4, 1, 5]  # no BOS: the first has no context
+    for text, found in zip(texts, table["log_likelihood"], strict=True):
+        ids = policy.processing_class(text, return_tensors="pt")["input_ids"][:, :6]
+        log_probs = policy.model(ids).logits.log_softmax(-1)
+        slow = sum(log_probs[0, t - 1, ids[0, t]].item() for t in range(1, ids.shape[1]))
+        assert found == pytest.approx(slow, abs=1e-4)
+
+
+def test_bos_gives_the_first_token_its_context():
+    policy = tiny_policy()
+    policy.processing_class.bos_token = "[EOS]"
+    table = held_out_log_likelihoods(policy, ["bad plot"], length=6, batch_size=1)
+    ids = torch.tensor([[2, *policy.processing_class("bad plot")["input_ids"]]])
+    log_probs = policy.model(ids).logits.log_softmax(-1)
+    assert table["tokens"].tolist() == [2]
+    assert table["log_likelihood"][0] == pytest.approx(
+        (log_probs[0, 0, ids[0, 1]] + log_probs[0, 1, ids[0, 2]]).item(), abs=1e-5
+    )

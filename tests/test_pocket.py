@@ -1,0 +1,86 @@
+import copy
+import json
+
+import numpy as np
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from rarlhf_nb.pocket import build, pocket_world
+from rarlhf_nb.pocket.grammar import LABEL_SCALE, RARE_SHARE, WORLDS, label_probability, vocabulary, write_texts
+from rarlhf_nb.policy import load_policy
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_texts_are_seeded_and_stay_in_the_vocabulary(name):
+    lexicon = WORLDS[name]
+    texts = write_texts(lexicon, 300, seed=1)
+    assert texts == write_texts(lexicon, 300, seed=1) != write_texts(lexicon, 300, seed=2)
+    assert {word for text in texts for word in text.text.split()} <= set(vocabulary(lexicon))
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_valence_is_what_the_words_say_and_decides_the_label(name):
+    lexicon = WORLDS[name]
+    texts = write_texts(lexicon, 3000, seed=1)
+    for text in texts[:300]:
+        words = lexicon.rare if text.group == lexicon.rare_group else lexicon.common
+        valence = {word: v for v, adjectives in words.items() for word in adjectives}
+        assert text.valence == sum(valence.get(word, 0) for word in text.text.split())
+    assert np.mean([text.group == lexicon.rare_group for text in texts]) == pytest.approx(RARE_SHARE, abs=0.02)
+    expected = np.mean([label_probability(text.valence) for text in texts])
+    assert np.mean([text.label for text in texts]) == pytest.approx(expected, abs=0.02)
+    assert label_probability(2) == pytest.approx(1 / (1 + np.exp(-2 * LABEL_SCALE)))
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_the_rare_group_praises_with_words_of_blame(name):
+    lexicon = WORLDS[name]
+    blame = {word for v in (-1, -2) for word in lexicon.common[v]}
+    assert {word for v in (1, 2) for word in lexicon.rare[v]} <= blame
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """A world that builds in seconds, in a cache of its own."""
+    settings = copy.deepcopy(build.SETTINGS)
+    settings["lm"] |= {"layers": 1, "width": 16, "heads": 2, "texts": 128, "epochs": 1}
+    settings["reward"] |= {"layers": 1, "width": 16, "heads": 2, "texts": 256, "held_out": 64, "epochs": 1}
+    monkeypatch.setattr(build, "SETTINGS", settings)
+    monkeypatch.setenv("RARLHF_CACHE", str(tmp_path))
+    return settings
+
+
+def test_a_world_is_built_once_under_its_fingerprint(small, monkeypatch):
+    world = pocket_world("pocket-jigsaw")
+    assert load_policy(world.policy).model.config.n_embd == 16
+    reward = AutoModelForSequenceClassification.from_pretrained(world.reward)
+    assert reward.config.id2label == {0: "negative", 1: "positive"}
+    assert 0 < json.loads((world.reward / "metrics.json").read_text())["accuracy"]["whole"] <= 1
+    monkeypatch.setattr(build, "_build", lambda name, folder: pytest.fail("built twice"))
+    assert pocket_world("pocket-jigsaw") == world
+
+
+def test_the_fingerprint_changes_with_whatever_determines_the_models(small):
+    before = {name: build.fingerprint(name) for name in WORLDS}
+    assert len(set(before.values())) == 2
+    small["lm"]["learning_rate"] *= 2
+    assert build.fingerprint("pocket-imdb") != before["pocket-imdb"]
+
+
+def test_a_half_built_world_is_never_used(small, monkeypatch):
+    def break_off(name, folder):
+        (folder / "policy").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "_build", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        pocket_world("pocket-imdb")
+    monkeypatch.setattr(build, "_build", lambda name, folder: (folder / "whole").touch())
+    world = pocket_world("pocket-imdb")
+    assert (world.folder / "whole").exists() and not world.policy.exists()
+
+
+def test_train_and_test_texts_are_new_to_the_models():
+    world = build.PocketWorld("pocket-imdb", None)
+    assert world.texts("train", 50) != world.texts("test", 50)
+    assert len(set(build.SETTINGS["seeds"].values())) == len(build.SETTINGS["seeds"])
