@@ -7,9 +7,10 @@ from datasets import Dataset
 from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
 
 from rarlhf_nb.errors import UserError
+from rarlhf_nb.glossary import TRAINING_GLOSSARY
 from rarlhf_nb.policy import evaluate_tokens
 from rarlhf_nb.ppo import dense_rewards, generalized_advantages, policy_losses, value_losses, whiten
-from rarlhf_nb.trainer import CVaRPPOTrainer
+from rarlhf_nb.trainer import CVaRPPOTrainer, hash_seed
 
 
 def make_trainer(policy=None, reward=good_minus_bad, args=None, risk=None, sampling=None, **changes):
@@ -90,8 +91,6 @@ def plain_ppo(policy, iterations, args, sampling, seed):
     for m in range(1, iterations + 1):
         feed.iteration = m - 1
         prompts = feed.next_prompts()["prompts"]
-        from rarlhf_nb.trainer import hash_seed
-
         episodes = policy.sample(prompts, sampling, hash_seed(seed, m))
         mask = episodes.completion_mask
         rewards = torch.tensor(good_minus_bad(episodes.prompts, episodes.completions))
@@ -158,6 +157,10 @@ def test_garbage_in_padding_changes_no_logged_number():
     clean, dirty = stats(False), stats(True)
     for key in clean:
         assert dirty[key].tolist() == pytest.approx(clean[key].tolist(), abs=1e-5), key
+
+
+def test_every_logged_key_is_in_the_glossary():
+    assert list(make_trainer().step(PROMPTS)) == list(TRAINING_GLOSSARY)
 
 
 def test_the_schedule_decides_how_many_are_kept_and_the_lowest_returns_they_are():

@@ -29,7 +29,7 @@ def train_sft(
             use_cpu=policy.device.type == "cpu",
             seed=seed,
             save_strategy="no",
-            logging_steps=5,
+            logging_steps=1,
             report_to="none",
             disable_tqdm=True,
             gradient_checkpointing=False,

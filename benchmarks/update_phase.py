@@ -1,0 +1,81 @@
+"""What the tail-only update saves: the update phase at alpha = 0.2 against alpha = 1, time and peak memory.
+
+    python -m benchmarks.update_phase
+
+One process, pocket shape (the profile `pocket-imdb`: B = 128), the two settings by turns, medians and their ratio.
+Peak memory is what the allocator hands out beyond what was held when the update began (torch's profiler, CPU).
+"""
+
+import json
+import statistics
+import time
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from rarlhf_nb.pocket import pocket_world
+from rarlhf_nb.policy import load_policy
+from rarlhf_nb.profiles import load_profile
+from rarlhf_nb.risk import tail_count
+from rarlhf_nb.tasks import load_task
+from rarlhf_nb.trainer import CVaRPPOTrainer, Rollout
+
+ALPHAS = (1.0, 0.2)
+REPEATS = 9
+
+
+def prepare(trainer: CVaRPPOTrainer, prompts: list[str], alpha: float) -> Rollout:
+    """A rollout as it stands before the update, with the tail of `alpha` selected."""
+    rollout = trainer.sample(prompts, {})
+    kept = tail_count(alpha, len(prompts))
+    trainer.shape_rewards(rollout, kept)
+    trainer.select(rollout, kept)
+    return rollout
+
+
+def peak_bytes(trainer: CVaRPPOTrainer, rollout: Rollout) -> int:
+    """The largest sum of live allocations that one update makes."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        trainer.update(rollout)
+    events = sorted(
+        (event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"),
+        key=lambda event: event.start_ns(),
+    )
+    live = peak = 0
+    for event in events:
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def main() -> None:
+    settings = load_profile("pocket-imdb")
+    policy = load_policy(pocket_world("pocket-imdb").policy)
+    task = load_task(settings.task, policy.processing_class)
+    prompts = task.train["prompt"].tolist()[: settings.ppo.batch_size]
+    trainer = CVaRPPOTrainer(
+        policy, lambda prompts, completions, **_: [float(len(c)) for c in completions], settings.ppo,
+        settings.risk, settings.sampling,
+    )  # fmt: skip
+    seconds: dict[float, list[float]] = {alpha: [] for alpha in ALPHAS}
+    for repeat in range(REPEATS + 1):
+        for alpha in ALPHAS:
+            rollout = prepare(trainer, prompts, alpha)
+            started = time.perf_counter()
+            trainer.update(rollout)
+            if repeat > 0:  # the first is a warm-up
+                seconds[alpha].append(time.perf_counter() - started)
+    medians = {alpha: statistics.median(times) for alpha, times in seconds.items()}
+    memory = {alpha: peak_bytes(trainer, prepare(trainer, prompts, alpha)) for alpha in ALPHAS}
+    result = {
+        "threads": torch.get_num_threads(),
+        "update_seconds": {str(alpha): round(value, 4) for alpha, value in medians.items()},
+        "time_ratio": round(medians[0.2] / medians[1.0], 3),
+        "peak_mib": {str(alpha): round(value / 2**20, 1) for alpha, value in memory.items()},
+        "memory_ratio": round(memory[0.2] / memory[1.0], 3),
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The set-up files agree: one lock, which the Makefile, environment.yml and CI share."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+REPOSITORY = Path(__file__).parent.parent
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+
+
+def read(name):
+    return (REPOSITORY / name).read_text()
+
+
+def locked():
+    lines = [line for line in read("requirements.lock").splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[^\s;]+", line) for line in lines)
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def test_the_lock_holds_every_requirement_in_its_range():
+    versions = locked()
+    assert versions["torch"] == "2.13.0"
+    assert not [name for name in versions if name.startswith("nvidia") or name == "triton"]
+    wanted = PROJECT["dependencies"] + [r for extra in PROJECT["optional-dependencies"].values() for r in extra]
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
+
+
+def test_make_conda_and_ci_share_the_lock():
+    environment = yaml.safe_load(read("environment.yml"))
+    assert set(environment) == {"name", "channels", "dependencies"}
+    *conda, pip = environment["dependencies"]
+    assert conda == ["python=3.11", "pip"] and pip == {"pip": ["-r requirements.lock", "-e ."]}
+    assert "-r requirements.lock" in read("Makefile")
+    assert "make test" in read(".ci/run") and "make lint" in read(".ci/run")
+
+
+def test_what_the_readme_names_exists():
+    readme = read("README.md")
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.M))
+    assert set(re.findall(r"`?make ([a-z-]+)", readme)) <= targets
+    for link in re.findall(r"\]\(([^)#]+)\)", readme):
+        assert link.startswith("https://") or (REPOSITORY / link).exists(), link
