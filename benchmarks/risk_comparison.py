@@ -19,16 +19,21 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 
 from rarlhf_nb.baselines.sft import train_sft
 from rarlhf_nb.evaluation import evaluate
+from rarlhf_nb.figures import frontier
+from rarlhf_nb.metrics import Interval, seed_interval
 from rarlhf_nb.pocket import pocket_world
 from rarlhf_nb.policy import Reference, load_policy
 from rarlhf_nb.profiles import Profile, load_profile
+from rarlhf_nb.report import markdown_table, method_name
 from rarlhf_nb.rewards import load_reward
-from rarlhf_nb.risk import SoftRiskSchedule
+from rarlhf_nb.risk import SoftRiskSchedule, cvar
 from rarlhf_nb.tasks import load_task
 from rarlhf_nb.trainer import CVaRPPOTrainer
 
@@ -144,6 +149,89 @@ def run(output: Path, shard: int = 0, shards: int = 1) -> None:
             print(f"{setting.name}: {result['iterations']} iterations, {result['seconds']:.0f} s", flush=True)
 
 
+def collect(output: Path, profile: Profile) -> pd.DataFrame:
+    """A row per finished run: its setting and what the test episodes say."""
+    rows = []
+    for path in sorted(output.glob("*_beta*.json")):
+        episodes = pd.read_parquet(path.with_suffix(".parquet"))
+        rewards = episodes["reward"]
+        rare = episodes["group"] != episodes["group"].mode()[0]
+        rows.append(
+            json.loads(path.read_text())
+            | {
+                "reward": rewards.mean(),
+                "tail reward": rewards[episodes["prompt_score"] <= profile.task.tail_threshold].mean(),
+                "CVaR 10 %": cvar(rewards, 0.1),
+                "CVaR 1 %": cvar(rewards, 0.01),
+                "rare group": rewards[rare].mean(),
+                "KL": episodes["kl"].mean(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+MEASURES = ["reward", "tail reward", "CVaR 10 %", "CVaR 1 %", "rare group", "KL", "seconds"]
+
+
+def seed_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds, a row per method and budget; differences to RLHF of the same seed with t-intervals."""
+    rlhf = runs[runs["method"] == "rlhf"].set_index("seed")[MEASURES]
+    rows = {}
+    for (budget, method), group in runs.groupby(["budget", "method"], sort=False):
+        values = group.set_index("seed")[MEASURES]
+        label = f"{method_name(method)}, equal {budget}"
+        rows[label] = {key: f"{values[key].mean():.2f}" for key in MEASURES}
+        if method != "rlhf":
+            differences = {key: seed_interval((values - rlhf)[key].dropna()) for key in MEASURES}
+            rows[f"{label}: minus RLHF"] = {key: _signed(interval) for key, interval in differences.items()}
+    return pd.DataFrame(rows).T
+
+
+def equal_kl_table(runs: pd.DataFrame, levels: list[float]) -> pd.DataFrame:
+    """Differences to RLHF at the same KL, read off each seed's curve over beta by linear interpolation."""
+    rows = {}
+    for method in METHODS[1:]:
+        for level in levels:
+            at_level = [
+                [curve(runs, m, seed, key, level) for m in (method, "rlhf") for key in ("reward", "CVaR 10 %")]
+                for seed in FRONTIER_SEEDS
+            ]
+            mean, tail, rlhf_mean, rlhf_tail = np.array(at_level).T
+            if np.isnan(at_level).any():
+                continue  # a curve that does not reach this KL says nothing about it
+            rows[f"{method_name(method)}, KL {level:g}"] = {
+                "reward: minus RLHF": _signed(seed_interval(mean - rlhf_mean)),
+                "CVaR 10 %: minus RLHF": _signed(seed_interval(tail - rlhf_tail)),
+            }
+    return pd.DataFrame(rows).T
+
+
+def curve(runs: pd.DataFrame, method: str, seed: int, key: str, kl: float) -> float:
+    """A method's `key` at the given KL on one seed's curve over beta; NaN outside the KL that it reached."""
+    points = runs[(runs["method"] == method) & (runs["seed"] == seed)].sort_values("KL")
+    return float(np.interp(kl, points["KL"], points[key], left=np.nan, right=np.nan))
+
+
+def _signed(interval: Interval) -> str:
+    return f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
+
+
+def report(output: Path) -> None:
+    """Print both tables as Markdown and write the frontier beside the runs."""
+    profile = load_profile("pocket-imdb")
+    runs = collect(output, profile)
+    runs.to_csv(output / "runs.csv", index=False)
+    print(markdown_table(seed_table(runs[runs["kl_coef"] == profile.ppo.kl_coef])), end="\n\n")
+    swept = runs[(runs["budget"] == "iterations") & runs["seed"].isin(FRONTIER_SEEDS)]
+    print(markdown_table(equal_kl_table(swept, levels=[2, 2.5, 3, 3.5, 4, 5])), end="\n\n")
+    points = swept.groupby(["method", "kl_coef"])[["KL", "reward", "CVaR 10 %"]].mean().round(2)
+    points = points.reindex(METHODS, level="method")
+    points.index = [f"{method_name(method)}, beta {kl_coef:g}" for method, kl_coef in points.index]
+    print(markdown_table(points))
+    swept = swept.rename(columns={"KL": "kl", "CVaR 10 %": "cvar_10"})
+    frontier(swept).write_image(output / "frontier.png", width=1000, height=560, scale=2)
+
+
 if __name__ == "__main__":
     command, folder, *rest = sys.argv[1:]
-    run(Path(folder), *map(int, rest))
+    {"run": run, "report": report}[command](Path(folder), *map(int, rest))

@@ -128,7 +128,7 @@ class Report:
 
     def to_markdown(self) -> str:
         """The tables and notes, aligned so that they also read well in a terminal."""
-        tables = [f"**{title}**\n\n{_markdown_table(cells)}" for title, cells in self.sections().items()]
+        tables = [f"**{title}**\n\n{markdown_table(cells)}" for title, cells in self.sections().items()]
         return "\n\n".join([*tables, "\n".join(f"- {_one_line(note)}" for note in self.notes)]) + "\n"
 
     def to_html(self) -> str:
@@ -390,7 +390,8 @@ def _cell(interval: Interval) -> str:
     return f"{value:.2f}" if np.isnan(low) else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _markdown_table(cells: pd.DataFrame) -> str:
+def markdown_table(cells: pd.DataFrame) -> str:
+    """A table of texts as Markdown, its columns aligned for a terminal; every text escaped."""
     rows = [
         ["", *cells.columns],
         *([name, *row] for name, row in zip(cells.index, cells.to_numpy(), strict=True)),
