@@ -56,7 +56,7 @@ def _evaluate_batch(
 ) -> pd.DataFrame:
     with autocast():
         episodes = policy.sample(batch["prompt"].tolist(), sampling, batch_seed)
-        log_probs = evaluate_tokens(policy, policy, episodes, sampling).log_probs
+        log_probs = evaluate_tokens(policy, episodes, sampling).log_probs
         ref_log_probs = reference.token_log_probs(episodes, sampling)
     kl = episode_kl(log_probs, ref_log_probs, episodes.completion_mask)
     columns = {name: batch[name].tolist() for name in ("label", "group")}

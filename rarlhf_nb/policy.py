@@ -108,22 +108,19 @@ class ActorCritic(nn.Module):
         hidden = output.hidden_states[-1][:, -completion_length - 1 : -1]
         return output.logits[:, :-1], self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
 
-    def tokenize(self, prompts: list[str], prompt_length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and mask, both (B, P), padded on the left; `prompt_length` truncates."""
-        batch = self.processing_class(
-            prompts,
-            padding=True,
-            padding_side="left",
-            truncation=prompt_length is not None,
-            max_length=prompt_length,
-            return_tensors="pt",
-        )
+    def tokenize(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and mask, both (B, P), padded on the left."""
+        batch = self.processing_class(prompts, padding=True, padding_side="left", return_tensors="pt")
         return batch["input_ids"].to(self.device), batch["attention_mask"].bool().to(self.device)
 
     @torch.no_grad()
     def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int) -> Episodes:
-        """Draw one completion for each prompt; the same prompts, weights and seed give the same completions."""
+        """Draw one completion for each prompt; the same prompts, weights and seed give the same completions.
+
+        Raises `UserError` where the longest prompt leaves no room for the completion.
+        """
         prompt_ids, prompt_mask = self.tokenize(prompts)
+        check_context(self, prompt_ids.shape[1], sampling.completion_length)
         settings = GenerationConfig(
             do_sample=True,
             temperature=sampling.temperature,
@@ -174,16 +171,22 @@ class ActorCritic(nn.Module):
 def load_policy(
     model: str | Path, lora: LoraSettings | None = None, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> ActorCritic:
-    """The policy in a folder or of a hub id, with its value head if one was saved beside it.
+    """The policy in a folder or of a hub id, on the GPU if there is one.
 
-    A tokenizer without a pad token pads with EOS. Safetensors only, no remote code. With `lora`, the model gets a
-    fresh adapter, drawn with `seed`. Raises `UserError` where the model cannot be had.
+    A value head that was saved beside it is loaded too. A tokenizer without a pad token pads with EOS. Safetensors only,
+    no remote code. With `lora`, the model gets a fresh adapter, drawn with `seed`. Raises `UserError` where the model
+    cannot be had.
     """
     folder = resolve_model(str(model))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        causal_lm = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=dtype)
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"policy.model = {str(model)!r} does not load as a causal language model: {reason}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    causal_lm = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=dtype)
+    causal_lm.to("cuda" if torch.cuda.is_available() else "cpu")
     if lora is not None:
         config = peft.LoraConfig(
             r=lora.r,
@@ -223,7 +226,7 @@ class Reference:
         model = self._policy.model
         adapter_off = model.disable_adapter() if isinstance(model, peft.PeftModel) else nullcontext()
         with adapter_off:
-            return evaluate_tokens(self._policy, self._policy, episodes, sampling).log_probs
+            return evaluate_tokens(self._policy, episodes, sampling).log_probs
 
 
 def _frozen(policy: ActorCritic) -> ActorCritic:
@@ -240,14 +243,18 @@ class TokenEvaluation:
 
 
 def evaluate_tokens(
-    forward: nn.Module, policy: ActorCritic, episodes: Episodes, sampling: SamplingSettings, entropy: bool = False
+    policy: ActorCritic,
+    episodes: Episodes,
+    sampling: SamplingSettings,
+    entropy: bool = False,
+    forward: nn.Module | None = None,
 ) -> TokenEvaluation:
     """log pi(a_t | s_t) and V(s_t) of every completion token, and on demand the entropy of pi(. | s_t).
 
-    `forward` is the policy or its accelerate wrapper, through which gradients must flow; `policy` the bare module.
+    forward: accelerate's wrapper of the policy, through which gradients must flow in training.
     """
     mask = episodes.completion_mask
-    logits, values = forward(
+    logits, values = (forward or policy)(
         torch.cat([episodes.prompt_ids, episodes.completion_ids], 1),
         torch.cat([episodes.prompt_mask, mask], 1),
         mask.shape[1],

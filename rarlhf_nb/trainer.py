@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import ActorCritic, Episodes, Reference, evaluate_tokens
 from rarlhf_nb.ppo import (
     dense_rewards,
@@ -106,7 +107,15 @@ class CVaRPPOTrainer:
             self.accelerator.init_trackers("rarlhf_nb", config=args.model_dump() | risk.model_dump())
 
     def step(self, prompts: list[str], **columns: list) -> dict[str, float]:
-        """One iteration of Algorithm 1 on B prompts; returns its statistics. `columns` go to the rewards."""
+        """One iteration of Algorithm 1 on B prompts; returns its statistics. `columns` go to the rewards.
+
+        Raises `UserError` unless there are exactly B prompts, and for rewards that are not one finite number each.
+        """
+        if len(prompts) != self.args.batch_size:
+            raise UserError(
+                f"prompts holds {len(prompts)}, but the schedule counts in batches of batch_size = "
+                f"{self.args.batch_size}; give that many, or set batch_size."
+            )
         started = time.perf_counter()
         self.iteration += 1
         kept = self.schedule.kept(self.iteration)
@@ -126,7 +135,7 @@ class CVaRPPOTrainer:
         env_rewards = self.env_rewards(episodes, columns)
         with torch.no_grad(), self.accelerator.autocast():
             rows = [episodes.take(indices) for indices in self.micro_batches(torch.arange(len(episodes)))]
-            own = [evaluate_tokens(self.policy, self.policy, part, self.sampling, entropy=True) for part in rows]
+            own = [evaluate_tokens(self.policy, part, self.sampling, entropy=True) for part in rows]
             ref_log_probs = torch.cat([self.reference.token_log_probs(part, self.sampling) for part in rows])
         log_probs, values, entropy = (
             torch.cat([getattr(part, name) for part in own]) for name in ("log_probs", "values", "entropy")
@@ -201,7 +210,7 @@ class CVaRPPOTrainer:
         episodes = rollout.episodes.take(rows)
         mask, old_log_probs = episodes.completion_mask, rollout.log_probs[rows]
         with self.accelerator.autocast():
-            now = evaluate_tokens(self.wrapped, self.policy, episodes, self.sampling)
+            now = evaluate_tokens(self.policy, episodes, self.sampling, forward=self.wrapped)
         losses = {
             "policy_loss": policy_losses(now.log_probs, old_log_probs, rollout.advantages[rows], self.args.cliprange),
             "value_loss": value_losses(
@@ -264,6 +273,8 @@ class CVaRPPOTrainer:
 
     def next_prompts(self) -> dict[str, list]:
         """The batch of the coming iteration: seeded shuffles of the data set, one after the other, cut into Bs."""
+        if self.train_dataset is None:
+            raise UserError("train_dataset is missing: give the trainer a data set, or call step(prompts) yourself.")
         size, batch = len(self.train_dataset), self.args.batch_size
         positions = np.arange(self.iteration * batch, (self.iteration + 1) * batch)
         indices = [shuffled(size, self.seed, epoch)[at] for epoch, at in zip(*divmod(positions, size), strict=True)]

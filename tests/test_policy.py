@@ -28,7 +28,7 @@ def test_log_probs_and_values_are_the_same_with_and_without_padding(architecture
     policy, sampling = tiny_policy(architecture=architecture), sampling_settings()
     batch = policy.sample(PROMPTS, sampling, seed=1)
     assert not batch.prompt_mask.all()  # prompts of several lengths, so padding is at work
-    padded = evaluate_tokens(policy, policy, batch, sampling)
+    padded = evaluate_tokens(policy, batch, sampling)
     for i, prompt in enumerate(PROMPTS):
         ids, _ = policy.tokenize([prompt])
         row = torch.cat([ids, batch.completion_ids[i : i + 1]], 1)
@@ -44,12 +44,12 @@ def test_garbage_in_padded_positions_changes_nothing():
     policy, sampling = tiny_policy(), sampling_settings(minimum_completion_length=0)
     batch = policy.sample(PROMPTS * 8, sampling, seed=3)
     assert not batch.completion_mask.all()  # some completions end early
-    clean = evaluate_tokens(policy, policy, batch, sampling, entropy=True)
+    clean = evaluate_tokens(policy, batch, sampling, entropy=True)
     dirty = copy.deepcopy(batch)
     dirty.prompt_ids[~dirty.prompt_mask] = 5
     dirty.completion_ids[~dirty.completion_mask] = 7
     for one, other in zip(
-        vars(clean).values(), vars(evaluate_tokens(policy, policy, dirty, sampling, entropy=True)).values(), strict=True
+        vars(clean).values(), vars(evaluate_tokens(policy, dirty, sampling, entropy=True)).values(), strict=True
     ):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
@@ -70,7 +70,7 @@ def test_sampled_frequencies_are_the_log_probs_that_we_claim():
     )
     # a checkpoint's own generation settings must not leak into the sampler
     drawn = policy.sample(["the film is"] * 20_000, sampling, seed=0)
-    claimed = evaluate_tokens(policy, policy, drawn, sampling).log_probs.exp()
+    claimed = evaluate_tokens(policy, drawn, sampling).log_probs.exp()
     for token in drawn.completion_ids.unique():
         chosen = drawn.completion_ids[:, 0] == token
         assert chosen.float().mean().item() == pytest.approx(claimed[chosen][0].item(), abs=0.012)
@@ -104,7 +104,7 @@ def test_moving_mass_to_a_forbidden_token_gains_nothing():
     head.bias.data[2] = 6.0  # nearly all probability on EOS, which the sampler forbids
     greedy_for_eos.model.lm_head = head
     batch = greedy_for_eos.sample(PROMPTS, sampling, seed=0)
-    log_probs = evaluate_tokens(greedy_for_eos, greedy_for_eos, batch, sampling).log_probs
+    log_probs = evaluate_tokens(greedy_for_eos, batch, sampling).log_probs
     kl = episode_kl(log_probs, reference.token_log_probs(batch, sampling), batch.completion_mask)
     torch.testing.assert_close(kl, torch.zeros_like(kl), atol=1e-4, rtol=0)
 
@@ -127,7 +127,7 @@ def test_a_saved_policy_is_a_hub_folder_and_loads_as_it_was(tmp_path):
     batch = policy.sample(PROMPTS, sampling, seed=1)
     ids = torch.cat([batch.prompt_ids, batch.completion_ids], 1)
     torch.testing.assert_close(plain(ids).logits, policy.model(ids).logits)
-    one, other = (evaluate_tokens(p, p, batch, sampling) for p in (policy, loaded))
+    one, other = (evaluate_tokens(p, batch, sampling) for p in (policy, loaded))
     torch.testing.assert_close(one.log_probs, other.log_probs)
     torch.testing.assert_close(one.values, other.values)
 
@@ -150,13 +150,13 @@ def test_lora_reference_is_the_same_network_with_the_adapter_off(tmp_path):
         if "lora_B" in name:
             parameter.data.normal_(0, 0.5)
     batch = policy.sample(PROMPTS, sampling, seed=1)
-    expected = evaluate_tokens(base, base, batch, sampling).log_probs
+    expected = evaluate_tokens(base, batch, sampling).log_probs
     torch.testing.assert_close(Reference(policy).token_log_probs(batch, sampling), expected)
-    own = evaluate_tokens(policy, policy, batch, sampling).log_probs
+    own = evaluate_tokens(policy, batch, sampling).log_probs
     assert (own - expected).abs().max() > 0.1
     policy.save(tmp_path / "merged")
     merged = load_policy(tmp_path / "merged")
-    torch.testing.assert_close(evaluate_tokens(merged, merged, batch, sampling).log_probs, own, atol=1e-4, rtol=0)
+    torch.testing.assert_close(evaluate_tokens(merged, batch, sampling).log_probs, own, atol=1e-4, rtol=0)
     assert set(load_file(tmp_path / "merged" / VALUE_HEAD)) == {"weight", "bias"}
 
 

@@ -8,8 +8,9 @@ from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.glossary import TRAINING_GLOSSARY
-from rarlhf_nb.policy import evaluate_tokens
+from rarlhf_nb.policy import evaluate_tokens, load_policy
 from rarlhf_nb.ppo import dense_rewards, generalized_advantages, policy_losses, value_losses, whiten
+from rarlhf_nb.profiles import LoraSettings
 from rarlhf_nb.trainer import CVaRPPOTrainer, hash_seed
 
 
@@ -50,7 +51,7 @@ def test_tail_only_gradient_equals_the_masked_loss_over_the_whole_batch(micro_ba
     dropped = [i for i in range(8) if i not in rollout.tail.tolist()]
     mask[dropped] = False
     advantages = whiten(rollout.advantages, mask)
-    now = evaluate_tokens(policy, policy, rollout.episodes, trainer.sampling)
+    now = evaluate_tokens(policy, rollout.episodes, trainer.sampling)
     policy_loss = policy_losses(now.log_probs, rollout.log_probs, advantages, 0.2)[mask].mean()
     value_loss = value_losses(now.values, rollout.values, rollout.targets, 0.2)[mask].mean()
     (policy_loss + 0.1 * value_loss).backward()
@@ -95,13 +96,13 @@ def plain_ppo(policy, iterations, args, sampling, seed):
         mask = episodes.completion_mask
         rewards = torch.tensor(good_minus_bad(episodes.prompts, episodes.completions))
         with torch.no_grad():
-            old = evaluate_tokens(policy, policy, episodes, sampling)
-            ref = evaluate_tokens(reference, reference, episodes, sampling).log_probs
+            old = evaluate_tokens(policy, episodes, sampling)
+            ref = evaluate_tokens(reference, episodes, sampling).log_probs
         dense = dense_rewards(rewards, old.log_probs, ref, mask, args.kl_coef)
         advantages, targets = generalized_advantages(dense, old.values, mask, args.gamma, args.lam)
         advantages = whiten(advantages, mask)
         for _ in range(args.epochs):
-            now = evaluate_tokens(policy, policy, episodes, sampling)
+            now = evaluate_tokens(policy, episodes, sampling)
             loss = policy_losses(now.log_probs, old.log_probs, advantages, args.cliprange)[mask].mean()
             value_loss = value_losses(now.values, old.values, targets, args.cliprange_value)[mask].mean()
             optimizer.zero_grad()
@@ -249,3 +250,35 @@ def test_columns_reach_the_reward_and_several_rewards_add_up():
 def test_a_wrong_reward_names_the_episode(reward, words):
     with pytest.raises(UserError, match=words):
         make_trainer(reward=reward).step(PROMPTS)
+
+
+def test_a_batch_of_another_size_and_a_missing_data_set_are_named():
+    trainer = make_trainer()
+    with pytest.raises(UserError, match="prompts holds 3.*batch_size = 8"):
+        trainer.step(PROMPTS[:3])
+    trainer.train_dataset = None
+    with pytest.raises(UserError, match="train_dataset is missing"):
+        trainer.train()
+
+
+def test_trackers_come_with_accelerate(tmp_path):
+    make_trainer(report_to=["tensorboard"], project_dir=tmp_path).train()
+    assert any(b"env_reward_mean" in events.read_bytes() for events in tmp_path.rglob("events.out.tfevents.*"))
+    make_trainer(project_dir=tmp_path / "none").train()
+    assert not (tmp_path / "none").exists()
+
+
+def test_micro_batches_follow_the_same_trajectory():
+    whole, pieces = (make_trainer(args=ppo_settings(micro_batch_size=size)).train() for size in (None, 3))
+    for key in whole.columns.drop("seconds"):
+        assert pieces[key].tolist() == pytest.approx(whole[key].tolist(), abs=1e-4), key
+
+
+def test_a_lora_policy_trains_its_adapter_alone(tmp_path):
+    tiny_policy().save(tmp_path)
+    policy = load_policy(tmp_path, lora=LoraSettings(r=2, alpha=4), seed=1)
+    before = {name: parameter.clone() for name, parameter in policy.named_parameters()}
+    stats = make_trainer(policy, args=ppo_settings(learning_rate=1e-2)).train()
+    changed = {name for name, parameter in policy.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed and all("lora_" in name or "value_head" in name for name in changed)
+    assert stats["kl"][0] == pytest.approx(0, abs=1e-5) and stats["kl"].iloc[-1] > 0.01
