@@ -52,9 +52,9 @@ class Experiment:
 
     def prepare_data(self) -> Task:
         """Cut the prompts, score those of the test split, and write data/."""
-        base = self.policy("base")
-        task, settings = load_task(self.profile.task, base.processing_class), self.profile
+        base, settings = self.policy("base"), self.profile
         check_context(base, settings.task.prompt_length, settings.sampling.completion_length)
+        task = load_task(settings.task, base.processing_class)
         label = settings.task.positive_label
         sft_texts = task.positive_texts("train", label)
         held_out = task.positive_texts("test", label)[: settings.evaluation.held_out_texts]

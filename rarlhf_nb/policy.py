@@ -173,9 +173,9 @@ def load_policy(
 ) -> ActorCritic:
     """The policy in a folder or of a hub id, on the GPU if there is one.
 
-    A value head that was saved beside it is loaded too. A tokenizer without a pad token pads with EOS. Safetensors only,
-    no remote code. With `lora`, the model gets a fresh adapter, drawn with `seed`. Raises `UserError` where the model
-    cannot be had.
+    A value head that was saved beside it is loaded too. A tokenizer without a pad token pads with EOS. Safetensors
+    only, no remote code. With `lora`, the model gets a fresh adapter, drawn with `seed`. Raises `UserError` where the
+    model cannot be had.
     """
     folder = resolve_model(str(model))
     try:
