@@ -67,6 +67,7 @@ class Experiment:
             "held_out": pd.DataFrame({"text": held_out}),
         }.items():
             self.run.write_table(f"data/{name}.parquet", table)
+        self.run.note(data_fingerprint=task.fingerprint())
         return task
 
     def data(self, name: str) -> pd.DataFrame:

@@ -66,9 +66,11 @@ class Run:
 
     def note_notebook(self, notebook: str, **entry: Any) -> None:
         """Set a notebook's line in the manifest (state, seconds, fingerprint)."""
-        manifest = self.manifest
-        manifest["notebooks"][notebook] = entry
-        self.write_json(MANIFEST, manifest)
+        self.note(notebooks=self.manifest["notebooks"] | {notebook: entry})
+
+    def note(self, **entries: Any) -> None:
+        """Set entries of the manifest, such as `data_fingerprint`."""
+        self.write_json(MANIFEST, self.manifest | entries)
 
     def path(self, *parts: str) -> Path:
         """A path in the run folder."""

@@ -1,5 +1,6 @@
 """Which prompts: texts of the pocket world or of the user's files, and what each stage makes of them."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,13 @@ class Task:
     test_texts: pd.DataFrame
     train: pd.DataFrame
     test: pd.DataFrame
+
+    def fingerprint(self) -> str:
+        """A name for the texts, whatever file they came in."""
+        rows = [
+            pd.util.hash_pandas_object(texts, index=False).to_numpy() for texts in (self.train_texts, self.test_texts)
+        ]
+        return hashlib.sha256(b"|".join(row.tobytes() for row in rows)).hexdigest()[:16]
 
     def positive_texts(self, split: str, label: int) -> list[str]:
         """The texts of the split with this label; all of them where no text has a label."""

@@ -37,7 +37,16 @@ def test_prompts_are_the_first_tokens_of_each_long_enough_text(tmp_path, ending)
     assert set(task.train["group"]) == {"all"} and len(task.test) == 2
     assert task.positive_texts("train", 1) == ROWS.loc[ROWS["label"] == 1, "text"].tolist()
     again = load_task(settings(path, path), tiny_tokenizer())
-    assert again.train.equals(task.train)
+    assert again.train.equals(task.train) and again.fingerprint() == task.fingerprint()
+
+
+def test_the_fingerprint_is_that_of_the_texts_not_of_the_file(tmp_path):
+    def fingerprint(name, rows):
+        path = tmp_path / name
+        rows.to_csv(path) if name.endswith("csv") else rows.to_parquet(path)
+        return load_task(settings(path, path), tiny_tokenizer()).fingerprint()
+
+    assert fingerprint("a.csv", ROWS) == fingerprint("a.parquet", ROWS) != fingerprint("b.csv", ROWS[::-1])
 
 
 def test_texts_without_labels_are_all_positive(tmp_path):
