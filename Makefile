@@ -5,14 +5,17 @@ STAMP := .venv/.complete
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 
-.PHONY: run run-real test lab lint clean setup
+.PHONY: run run-real texts-given test lab lint clean setup
 
 run: $(STAMP)  ## the main job on the embedded default
 	$(BIN)/rarlhf run $(ARGS)
 
-run-real: $(STAMP) .venv/.smollm2  ## SmolLM2 on human reviews: make run-real TRAIN=reviews.jsonl TEST=reviews.jsonl
-	@test -n "$(TRAIN)" -a -n "$(TEST)" || { echo "error: TRAIN and TEST are missing: make run-real TRAIN=reviews.jsonl TEST=reviews.jsonl"; exit 2; }
+run-real: texts-given $(STAMP) .venv/.smollm2  ## SmolLM2 on human reviews: make run-real TRAIN=reviews.jsonl TEST=reviews.jsonl
 	$(BIN)/rarlhf run --profile imdb-smollm2 -p task.train_file "$(TRAIN)" -p task.test_file "$(TEST)" $(ARGS)
+
+texts-given:
+	@for file in "$(TRAIN)" "$(TEST)"; do test -f "$$file" || { \
+	  echo "error: TRAIN or TEST = '$$file' is no file; name both: make run-real TRAIN=reviews.jsonl TEST=reviews.jsonl" >&2; exit 2; }; done
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
@@ -29,8 +32,10 @@ setup: $(STAMP)
 
 # The stamp is written last, so that a broken set-up is done again.
 $(STAMP): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, $(PYTHON) is older; name one: make PYTHON=/path/to/python3.11"; exit 2; }
-	$(PYTHON) -m venv .venv
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: PYTHON = '$(PYTHON)' is no Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "setting up .venv, once; some minutes"
+	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

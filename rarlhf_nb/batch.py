@@ -11,13 +11,22 @@ from typing import Any
 
 import nbformat
 import papermill
+from IPython.core.inputtransformer2 import TransformerManager
 from jupyter_client.manager import AsyncKernelManager
-from papermill.exceptions import PapermillExecutionError
+from papermill.exceptions import strip_color
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.runs import Run
 
 PACKAGE = Path(__file__).parent
+KERNEL_ENVIRONMENT = {
+    "TQDM_DISABLE": "1",  # a progress bar in an executed notebook reads "0%" for ever
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+class NotebookFailed(RuntimeError):
+    """A notebook did not run to its end; the message says where and why, and names the notebook as it failed."""
 
 
 class IPCKernelManager(AsyncKernelManager):
@@ -39,15 +48,16 @@ def run_notebooks(
     parameters: what each notebook's parameters cell is set to. inputs: the data files that the run reads. A notebook
     is left out where nothing that determines it changed since it last succeeded: its code, the library modules it
     imports, the parameters, the inputs, and the notebooks before it; `force` executes all. A failed one is kept as
-    <name>.failed.ipynb, and what an earlier execution left stays.
+    <name>.failed.ipynb, and the notebook that an earlier execution left stays.
 
     Raises `UserError` for a notebook without a `parameters` cell or without one of the parameters, and hands on a
-    `UserError` that a notebook raised; any other failure comes as papermill's `PapermillExecutionError`.
+    `UserError` that a notebook raised; any other failure comes as `NotebookFailed`.
     """
     check_parameters(notebooks, parameters)
     past = ""
+    digests = [_digest(path) for path in inputs]
     for notebook in notebooks:
-        past = fingerprint(notebook, parameters, inputs, past)
+        past = fingerprint(notebook, parameters, digests, past)
         entry = run.manifest["notebooks"].get(notebook.stem, {})
         if not force and entry.get("state") == "done" and entry.get("fingerprint") == past:
             say(f"{notebook.stem}: unchanged, kept ({entry['seconds']:.0f} s when it ran)")
@@ -59,33 +69,53 @@ def run_notebooks(
 
 def _execute(run: Run, notebook: Path, parameters: dict[str, Any], past: str) -> float:
     started = time.perf_counter()
+
+    def note(state: str) -> float:
+        seconds = round(time.perf_counter() - started, 1)
+        run.note_notebook(notebook.stem, state=state, seconds=seconds, fingerprint=past)
+        return seconds
+
     working = run.path(f".{notebook.stem}.running.ipynb")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # a progress bar in an executed notebook reads "0%" for ever
+    failed = run.path(f"{notebook.stem}.failed.ipynb")
+    note("running")  # a runner that is killed leaves this, and the notebook runs again
     try:
-        papermill.execute_notebook(
-            notebook,
-            working,
-            parameters,
-            kernel_name="python3",
-            kernel_manager_class=IPCKernelManager,
-            start_timeout=120,
-            store_widget_state=False,  # plotly's widget would add 5 MB a figure
-            progress_bar=False,
-        )
-    except PapermillExecutionError as error:
-        os.replace(working, run.path(f"{notebook.stem}.failed.ipynb"))
-        run.note_notebook(notebook.stem, state="failed", seconds=time.perf_counter() - started, fingerprint=past)
-        if error.ename == "UserError":
+        _papermill(notebook, working, parameters)
+    except BaseException as error:
+        note("failed")
+        if working.exists():
+            os.replace(working, failed)
+        if getattr(error, "ename", None) == "UserError":
             raise UserError(error.evalue) from None
-        raise
-    finally:
-        if working.exists() and working.stat().st_size == 0:
-            working.unlink()
+        if isinstance(error, Exception):
+            raise NotebookFailed(_account(error, notebook, failed)) from error
+        raise  # interrupted
     os.replace(working, run.path(notebook.name))
-    run.path(f"{notebook.stem}.failed.ipynb").unlink(missing_ok=True)
-    seconds = time.perf_counter() - started
-    run.note_notebook(notebook.stem, state="done", seconds=round(seconds, 1), fingerprint=past)
-    return seconds
+    failed.unlink(missing_ok=True)
+    return note("done")
+
+
+def _papermill(notebook: Path, target: Path, parameters: dict[str, Any]) -> None:
+    for name, value in KERNEL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    papermill.execute_notebook(
+        notebook,
+        target,
+        parameters,
+        kernel_name="python3",
+        language="python",
+        kernel_manager_class=IPCKernelManager,
+        start_timeout=120,
+        store_widget_state=False,  # plotly's widget would add 5 MB a figure
+        progress_bar=False,
+    )
+
+
+def _account(error: Exception, notebook: Path, failed: Path) -> str:
+    """What failed, the last lines of the notebook's traceback if it has one, and where to look."""
+    lines = strip_color("\n".join(getattr(error, "traceback", []))).splitlines()
+    what = f"{error.ename}: {error.evalue}" if lines else f"{type(error).__name__}: {error}"
+    where = [f"The notebook as it failed: {failed}"] if failed.exists() else []
+    return "\n".join([f"{notebook.stem} failed with {what}", *lines[-8:], *where])
 
 
 def check_parameters(notebooks: list[Path], parameters: dict[str, Any]) -> None:
@@ -94,24 +124,28 @@ def check_parameters(notebooks: list[Path], parameters: dict[str, Any]) -> None:
         cells = [c for c in _cells(notebook) if "parameters" in c.metadata.get("tags", [])]
         if len(cells) != 1:
             raise UserError(f"{notebook.name} has {len(cells)} cells tagged `parameters`; it needs exactly one.")
-        assigned = {node.id for node in ast.walk(ast.parse(cells[0].source)) if isinstance(node, ast.Name)}
+        names = [node for node in ast.walk(ast.parse(cells[0].source)) if isinstance(node, ast.Name)]
+        assigned = {node.id for node in names if isinstance(node.ctx, ast.Store)}
         unknown = sorted(set(parameters) - assigned)
         if unknown:
             raise UserError(f"{notebook.name} has no parameter {', '.join(unknown)}; add it to its parameters cell.")
 
 
-def fingerprint(notebook: Path, parameters: dict[str, Any], inputs: list[Path], past: str) -> str:
-    """A name for all that determines what the notebook does; `past` is that of the notebook before it."""
+def fingerprint(notebook: Path, parameters: dict[str, Any], digests: list[str], past: str) -> str:
+    """A name for all that determines what the notebook does.
+
+    digests: of the data files. past: the fingerprint of the notebook before it.
+    """
     code = "\n".join(cell.source for cell in _cells(notebook))
-    parts = [past, code, json.dumps(parameters, sort_keys=True, default=str)]
+    parts = [past, code, json.dumps(parameters, sort_keys=True, default=str), *digests]
     parts += [path.read_text() for path in imported_modules(notebook)]
-    parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 
 def imported_modules(notebook: Path) -> list[Path]:
     """The files of this package that the notebook imports, directly or through others, sorted."""
-    source = "\n".join(cell.source for cell in _cells(notebook) if cell.cell_type == "code")
+    python = TransformerManager().transform_cell  # magics and shell lines are no Python
+    source = "\n".join(python(cell.source) for cell in _cells(notebook) if cell.cell_type == "code")
     found: set[Path] = set()
     waiting = list(_imports(source))
     while waiting:
@@ -123,7 +157,7 @@ def imported_modules(notebook: Path) -> list[Path]:
 
 
 def _imports(source: str) -> Iterator[Path]:
-    """Files of `rarlhf_nb` that an import statement of `source` names."""
+    """Files of `rarlhf_nb` that an import statement of `source` runs, those of the packages on the way included."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
@@ -133,9 +167,14 @@ def _imports(source: str) -> Iterator[Path]:
             continue
         for name in names:
             first, *rest = name.split(".")
-            base = PACKAGE.joinpath(*rest)
-            candidates = (base.with_suffix(".py"), base / "__init__.py")
-            yield from (path for path in candidates if first == "rarlhf_nb" and path.is_file())
+            bases = [PACKAGE.joinpath(*rest[:depth]) for depth in range(len(rest) + 1)]
+            candidates = [path for base in bases for path in (base.with_suffix(".py"), base / "__init__.py")]
+            yield from (path for path in candidates if first == PACKAGE.name and path.is_file())
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cells(notebook: Path) -> list[nbformat.NotebookNode]:

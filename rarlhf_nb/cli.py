@@ -1,5 +1,6 @@
 """The command line: `rarlhf run` and `rarlhf profiles`."""
 
+# Only what is light is imported here; the rest, torch with it, by the command that needs it.
 import sys
 import time
 from pathlib import Path
@@ -9,8 +10,6 @@ import typer
 import yaml
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.profiles import Profile, load_profile, profile_files
-from rarlhf_nb.runs import Run, repository
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -23,20 +22,18 @@ def main() -> None:
 @app.command()
 def profiles() -> None:
     """List the profiles."""
-    for name in profile_files():
-        typer.echo(f"{name:16} {load_description(name)}")
+    from rarlhf_nb.profiles import profile_files
 
-
-def load_description(name: str) -> str:
-    """The profile's own line about itself; it may need files that are not there, so it is not loaded."""
-    return yaml.safe_load(profile_files()[name].read_text())["description"]
+    for name, file in profile_files().items():
+        # read, not loaded: a profile may need files that are not there yet
+        typer.echo(f"{name:16} {yaml.safe_load(file.read_text())['description']}")
 
 
 @app.command()
 def run(
     profile: Annotated[str, typer.Option(help="Name of the profile; `rarlhf profiles` lists them.")] = "pocket",
     run: Annotated[str | None, typer.Option(help="Name of the run folder; the profile's name unless given.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of SFT, training and evaluation.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of SFT, training and evaluation.")] = 1,
     parameter: Annotated[
         list[str] | None, typer.Option("-p", metavar="KEY VALUE", help="A setting of the profile: -p risk.alpha 0.2")
     ] = None,
@@ -52,24 +49,26 @@ def run(
 
 def execute(profile: str, run_name: str | None, seed: int, overrides: dict[str, Any], force: bool) -> None:
     """`rarlhf run`, with its arguments parsed."""
+    from rarlhf_nb.profiles import load_profile
+    from rarlhf_nb.runs import Run, repository
+
     settings = load_profile(profile, overrides)
     root = repository()
     run = Run.open(run_name or settings.name, settings.model_dump(mode="json"), seed, root / "papermill_runs")
     typer.echo(f"profile {settings.name}, run {run.folder.name}, seed {seed}")
-    from papermill.exceptions import PapermillExecutionError  # heavy: an error above needs none of it
-
-    from rarlhf_nb.batch import run_notebooks
+    from rarlhf_nb.batch import NotebookFailed, run_notebooks
 
     started = time.perf_counter()
     notebooks = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     parameters = {"profile": profile, "run": run.folder.name, "seed": seed, "overrides": overrides}
+    inputs = [Path(path) for path in (settings.task.train_file, settings.task.test_file) if path is not None]
     try:
-        run_notebooks(run, notebooks, parameters, _inputs(settings), force, say=lambda line: typer.echo(line))
-    except PapermillExecutionError as error:
-        typer.echo(f"error: cell {error.exec_count} failed with {error.ename}: {error.evalue}", err=True)
-        typer.echo(f"The notebook as it failed lies in {run.folder}.", err=True)
+        run_notebooks(run, notebooks, parameters, inputs, force, say=typer.echo)
+    except NotebookFailed as error:
+        typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    typer.echo(run.path("report.md").read_text())
+    if run.path("report.md").exists():
+        typer.echo(run.path("report.md").read_text())
     typer.echo(f"{time.perf_counter() - started:.0f} s in all; notebooks, policies and tables lie in {run.folder}")
 
 
@@ -79,7 +78,14 @@ def parse_parameters(pairs: list[str]) -> dict[str, Any]:
     missing = [key for key, equals, _ in split if not equals]
     if missing:
         raise UserError(f"-p {missing[0]}: a value is missing; write -p KEY VALUE.")
-    return {key: yaml.safe_load(value) for key, _, value in split}
+    return {key: _read_value(key, value) for key, _, value in split}
+
+
+def _read_value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"-p {key} {text!r}: this is no YAML value; quote it, as in -p {key} '\"...\"'.") from None
 
 
 def join_pairs(words: list[str]) -> list[str]:
@@ -94,10 +100,6 @@ def join_pairs(words: list[str]) -> list[str]:
                 value = next(waiting, None)
             joined.append(key if value is None else f"{key}={value}")
     return joined
-
-
-def _inputs(settings: Profile) -> list[Path]:
-    return [Path(path) for path in (settings.task.train_file, settings.task.test_file) if path is not None]
 
 
 def entry() -> None:

@@ -27,10 +27,12 @@ METHOD_COLORS = {
     "ra_rlhf_ru": "#009E73",
 }
 OTHER_COLOR = "#444444"
+SCHEDULE_COLORS = ["#332288", "#999933", "#882255", "#222222"]  # none of the methods'
 LABELS = {
     0: ("negative text", "#CC6677"),
     1: ("positive text", "#4477AA"),
     -1: ("unlabelled text", "#8A8A8A"),
+    2: ("text of another label", "#DDCC77"),
 }
 TRAINING_PANELS = {
     "env_reward_mean": "environment reward (logit)",
@@ -53,7 +55,7 @@ TEMPLATE = go.layout.Template(
         "title": {"x": 0.01, "xanchor": "left", "yref": "container", "yanchor": "top", "font": {"size": 17}},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
-        "colorway": list(METHOD_COLORS.values())[::-1],
+        "colorway": SCHEDULE_COLORS,
         "xaxis": AXIS,
         "yaxis": AXIS,
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "yref": "container", "yanchor": "top"},
@@ -232,8 +234,9 @@ def frontier(points: pd.DataFrame) -> go.Figure:
 def _add_histogram(figure: go.Figure, table: pd.DataFrame, column: str, edges: np.ndarray, row: int) -> None:
     """Stacked bars by class label; a label's first bars on the figure stand in the legend."""
     shown = {trace.name for trace in figure.data}
+    labels = table["label"].where(table["label"].isin(LABELS), 2)
     for label, (name, color) in LABELS.items():
-        counts = np.histogram(table.loc[table["label"] == label, column], edges)[0]
+        counts = np.histogram(table.loc[labels == label, column], edges)[0]
         if counts.any():
             figure.add_bar(
                 x=(edges[:-1] + edges[1:]) / 2,

@@ -50,12 +50,12 @@ class Metric(NamedTuple):
 
 
 def method_order(methods: Iterable[str]) -> list[str]:
-    """The order of every table and figure: those of `METHOD_NAMES`, others, then sweeps by falling alpha."""
+    """The order of every table and figure: `METHOD_NAMES`, then others; after each its sweep by falling alpha."""
     known = list(METHOD_NAMES)
 
     def position(method: str) -> tuple:
         name, sweep, alpha = method.partition("@")
-        return bool(sweep), known.index(name) if name in known else len(known), name, -float(alpha or 0)
+        return known.index(name) if name in known else len(known), name, bool(sweep), -float(alpha or 0)
 
     return sorted(methods, key=position)
 
@@ -148,7 +148,7 @@ def build_report(
     tail_share: float = 0.1,
     cvar_levels: Sequence[float],
     resamples: int,
-    seed: int,
+    seed: int = 0,
 ) -> Report:
     """Every metric of every method with 95 % percentile bootstrap intervals, and paired differences.
 

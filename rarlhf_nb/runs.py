@@ -6,6 +6,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -36,7 +37,9 @@ class Run:
         that belongs to other settings or another seed; nothing in it is touched then.
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@-]*", name):
-            raise UserError(f"run = {name!r}: a run's name takes letters, digits and _ . @ - and starts with neither.")
+            raise UserError(
+                f"run = {name!r}: a run's name starts with a letter or digit and takes letters, digits and _ . @ -"
+            )
         run = cls((root or default_root()) / name)
         asked = {"settings": settings, "seed": seed}
         if (run.folder / MANIFEST).exists():
@@ -143,6 +146,8 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
+    if shutil.which("git") is None:
+        return None
     answer = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
     )

@@ -1,8 +1,8 @@
 import nbformat
 import pytest
-from papermill.exceptions import PapermillExecutionError
 
-from rarlhf_nb.batch import imported_modules, run_notebooks
+from rarlhf_nb import batch
+from rarlhf_nb.batch import NotebookFailed, fingerprint, imported_modules, run_notebooks
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.runs import Run
 
@@ -39,6 +39,8 @@ def test_notebooks_run_in_order_once_and_again_from_where_something_changed(run,
     entry = run.manifest["notebooks"]["02_second"]
     assert entry["state"] == "done" and entry["seconds"] > 0
     assert execute(run, [first, second], inputs=[data]) == []
+    run.note_notebook("02_second", **entry | {"state": "running"})  # as a runner that was killed leaves it
+    assert execute(run, [first, second], inputs=[data]) == ["02_second"]
     second = notebook(tmp_path, "02_second", "seed + 2")
     assert execute(run, [first, second], inputs=[data]) == ["02_second"]
     data.write_text("text\nother\n")
@@ -51,7 +53,9 @@ def test_a_failure_keeps_what_was_there_and_the_failed_notebook(run, tmp_path):
     execute(run, [path])
     before = run.path("01_first.ipynb").read_text()
     notebook(tmp_path, "01_first", "1 / 0")
-    with pytest.raises(PapermillExecutionError, match="ZeroDivisionError"):
+    with pytest.raises(
+        NotebookFailed, match=r"(?s)01_first failed with ZeroDivisionError.*1 / 0.*01_first.failed.ipynb"
+    ):
         execute(run, [path])
     assert run.path("01_first.ipynb").read_text() == before
     assert "ZeroDivisionError" in run.path("01_first.failed.ipynb").read_text()
@@ -62,10 +66,20 @@ def test_a_failure_keeps_what_was_there_and_the_failed_notebook(run, tmp_path):
         execute(run, [path])
 
 
+def test_a_kernel_that_dies_is_a_failure_like_any_other(run, tmp_path):
+    path = notebook(tmp_path, "01_first", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(NotebookFailed, match="01_first failed with DeadKernelError"):
+        execute(run, [path])
+    assert run.manifest["notebooks"]["01_first"]["state"] == "failed"
+    assert sorted(file.name for file in run.folder.iterdir()) == ["01_first.failed.ipynb", "manifest.json"]
+
+
 def test_unknown_parameters_and_a_missing_cell_are_refused_before_anything_runs(run, tmp_path):
     path = notebook(tmp_path, "01_first", "pass")
     with pytest.raises(UserError, match="01_first.ipynb has no parameter sede"):
         execute(run, [path], parameters={"sede": 1})
+    with pytest.raises(UserError, match="01_first.ipynb has no parameter int"):
+        execute(run, [path], parameters={"int": 1})  # a type in the parameters cell is no parameter
     with pytest.raises(UserError, match="0 cells tagged"):
         execute(run, [notebook(tmp_path, "02_second", "pass", tag="other")])
     assert run.manifest["notebooks"] == {}
@@ -73,7 +87,30 @@ def test_unknown_parameters_and_a_missing_cell_are_refused_before_anything_runs(
 
 def test_a_notebook_depends_on_the_modules_that_it_imports_and_on_theirs(tmp_path):
     path = notebook(tmp_path, "01_first", "from rarlhf_nb.risk import cvar")
-    assert {module.name for module in imported_modules(path)} == {"risk.py", "errors.py"}
+    assert {module.name for module in imported_modules(path)} == {"__init__.py", "risk.py", "errors.py"}
     path = notebook(tmp_path, "02_second", "from rarlhf_nb.experiment import Experiment")
     names = {module.name for module in imported_modules(path)}
     assert {"trainer.py", "grammar.py", "sft.py", "rewards.py"} <= names and "figures.py" not in names
+
+
+def test_only_a_module_that_the_notebook_imports_changes_its_fingerprint(tmp_path, monkeypatch):
+    package = tmp_path / "rarlhf_nb"
+    (package / "inner").mkdir(parents=True)
+    sources = {
+        "__init__.py": "",
+        "used.py": "import rarlhf_nb.inner.deep",
+        "inner/__init__.py": "",
+        "inner/deep.py": "",
+        "unused.py": "",
+    }
+    for name, source in sources.items():
+        (package / name).write_text(source)
+    monkeypatch.setattr(batch, "PACKAGE", package)
+    path = notebook(tmp_path, "01_first", "%matplotlib inline\n!true\nfrom rarlhf_nb import used")
+
+    def changes(name):
+        before = fingerprint(path, PARAMETERS, [], "")
+        (package / name).write_text(sources[name] + "\n# changed")
+        return fingerprint(path, PARAMETERS, [], "") != before
+
+    assert {name for name in sources if changes(name)} == set(sources) - {"unused.py"}

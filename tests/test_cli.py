@@ -2,6 +2,7 @@ import subprocess
 import sys
 import time
 
+import nbformat
 import pytest
 
 from rarlhf_nb.cli import join_pairs, parse_parameters
@@ -21,6 +22,7 @@ def rarlhf(*words, cwd=None):
         (["-p", "risk.warm_start", "99"], "lower warm_start"),
         (["-p", "risk.alpha"], "a value is missing; write -p KEY VALUE"),
         (["--profile", "imdb-smollm2"], "task.train_file is missing"),
+        (["-p", "task.train_file", "[x"], "-p task.train_file '[x': this is no YAML value"),
         (["--run", "../up"], "run = '../up'"),
     ],
 )
@@ -41,6 +43,24 @@ def test_a_run_folder_of_other_parameters_is_refused(tmp_path):
     assert first.returncode == 2 and "0 cells tagged `parameters`" in first.stderr
     second = rarlhf("run", "-p", "risk.alpha", "0.3", cwd=tmp_path)
     assert second.returncode == 2 and "risk.alpha is 0.4 there, 0.3 asked" in second.stderr
+
+
+def test_a_notebook_that_fails_exits_with_1_and_says_where(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    parameters = nbformat.v4.new_code_cell(
+        "profile = ''\nrun = ''\nseed = 1\noverrides = {}", metadata={"tags": ["parameters"]}
+    )
+    nb = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell("{}['absent']")])
+    nbformat.write(nb, tmp_path / "notebooks" / "01_broken.ipynb")
+    answer = rarlhf("run", cwd=tmp_path)
+    assert answer.returncode == 1 and answer.stderr.startswith("error: 01_broken failed with KeyError: 'absent'")
+    failed = tmp_path / "papermill_runs" / "pocket-imdb" / "01_broken.failed.ipynb"
+    assert answer.stderr.endswith(f"{failed}\n") and failed.exists() and "papermill/execute.py" not in answer.stderr
+
+
+def test_the_command_line_starts_without_torch():
+    code = "import sys, rarlhf_nb.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_profiles_lists_every_profile_even_those_that_need_files():

@@ -116,6 +116,14 @@ def test_histograms_count_every_row_once_on_common_bins():
     prompts = figures.prompt_score_histogram(EPISODES[HOSTILE], tail_threshold=-1.0)
     assert sum(trace.y.sum() for trace in prompts.data) == 100
     assert {shape.x0 for shape in prompts.layout.shapes} == {-1.0}
+    ratings = EPISODES["rlhf"].assign(label=[-1, 0, 1, 2, 5] * 20, group="all")
+    counts = {trace.name: trace.y.sum() for trace in figures.prompt_score_histogram(ratings).data}
+    assert counts == {
+        "negative text": 20,
+        "positive text": 20,
+        "unlabelled text": 20,
+        "text of another label": 40,
+    }
 
 
 def test_training_curves_show_the_iterations_and_do_not_smooth_what_was_set():
@@ -150,6 +158,7 @@ def test_methods_look_different_everywhere():
     colors = [method_color(method) for method in [*METHOD_COLORS, *sweeps]]
     assert len(set(colors)) == len(colors)
     assert len({line_style(sweep)["dash"] for sweep in sweeps}) == 3
+    assert not set(figures.SCHEDULE_COLORS) & set(colors)
 
 
 def test_renderer_falls_back_to_live_plots_where_no_picture_can_be_made(monkeypatch):

@@ -139,7 +139,7 @@ def test_nothing_to_report_and_shares_outside_the_unit_interval_are_refused():
 def test_methods_have_one_order_and_readable_names():
     mixed = ["ra_rlhf@0.2", "mine", "rlhf", "ra_rlhf_ru", "ra_rlhf@0.4", "base", "ra_rlhf", "sft"]
     assert method_order(mixed) == [
-        *("base", "sft", "rlhf", "ra_rlhf", "ra_rlhf_ru", "mine", "ra_rlhf@0.4", "ra_rlhf@0.2"),
+        *("base", "sft", "rlhf", "ra_rlhf", "ra_rlhf@0.4", "ra_rlhf@0.2", "ra_rlhf_ru", "mine"),
     ]
     assert [method_name(method) for method in ("sft", "ra_rlhf@0.2", "mine")] == [
         "SFT",

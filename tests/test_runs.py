@@ -18,6 +18,11 @@ def test_a_run_folder_says_what_made_it(tmp_path):
     assert Run.open("mine", SETTINGS, seed=3, root=tmp_path).manifest["notebooks"]["01_data"]["seconds"] == 1.5
 
 
+def test_a_machine_without_git_has_no_commit_to_note(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert Run.open("mine", SETTINGS, seed=3, root=tmp_path).manifest["git_commit"] is None
+
+
 def test_a_folder_of_other_parameters_is_refused_and_left_alone(tmp_path):
     run = Run.open("mine", SETTINGS, seed=3, root=tmp_path)
     run.write_text("report.md", "kept")
@@ -31,7 +36,7 @@ def test_a_folder_of_other_parameters_is_refused_and_left_alone(tmp_path):
 
 @pytest.mark.parametrize("name", ["../up", "", ".hidden", "a/b", "with space"])
 def test_a_name_that_is_no_folder_name_is_refused(tmp_path, name):
-    with pytest.raises(UserError, match="run = "):
+    with pytest.raises(UserError, match="run = .*starts with a letter or digit"):
         Run.open(name, SETTINGS, seed=1, root=tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,6 +1,7 @@
 """The set-up files agree: one lock, which the Makefile, environment.yml and CI share."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -38,6 +39,13 @@ def test_make_conda_and_ci_share_the_lock():
     assert conda == ["python=3.11", "pip"] and pip == {"pip": ["-r requirements.lock", "-e ."]}
     assert "-r requirements.lock" in read("Makefile")
     assert "make test" in read(".ci/run") and "make lint" in read(".ci/run")
+
+
+def test_run_real_names_what_is_missing_before_it_sets_anything_up(tmp_path):
+    command = ["make", "-f", str(REPOSITORY / "Makefile"), "run-real", f"TRAIN={REPOSITORY / 'Makefile'}"]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert answer.returncode == 2 and "TRAIN or TEST = '' is no file" in answer.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_the_readme_names_exists():
