@@ -89,6 +89,7 @@ def _execute(run: Run, notebook: Path, parameters: dict[str, Any], past: str) ->
         if isinstance(error, Exception):
             raise NotebookFailed(_account(error, notebook, failed)) from error
         raise  # interrupted
+    _forget_paths(working)
     os.replace(working, run.path(notebook.name))
     failed.unlink(missing_ok=True)
     return note("done")
@@ -108,6 +109,14 @@ def _papermill(notebook: Path, target: Path, parameters: dict[str, Any]) -> None
         store_widget_state=False,  # plotly's widget would add 5 MB a figure
         progress_bar=False,
     )
+
+
+def _forget_paths(executed: Path) -> None:
+    """Drop papermill's note of where the notebook lay: an executed notebook is there to be shared."""
+    notebook = nbformat.read(executed, as_version=4)
+    for key in ("input_path", "output_path"):
+        notebook.metadata["papermill"].pop(key, None)
+    nbformat.write(notebook, executed)
 
 
 def _account(error: Exception, notebook: Path, failed: Path) -> str:

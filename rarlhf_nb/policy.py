@@ -8,6 +8,7 @@ token and be paid for it as negative KL.
 
 import copy
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -195,7 +196,9 @@ def load_policy(
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
-        with seeded(seed, causal_lm.device):
+        with seeded(seed, causal_lm.device), warnings.catch_warnings():
+            # peft asks transformers under a name that transformers is about to drop
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             causal_lm = peft.get_peft_model(causal_lm, config)
     policy = ActorCritic(causal_lm, tokenizer)
     value_head = Path(folder) / VALUE_HEAD

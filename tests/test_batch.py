@@ -36,6 +36,7 @@ def test_notebooks_run_in_order_once_and_again_from_where_something_changed(run,
     assert execute(run, [first, second], inputs=[data]) == ["01_first", "02_second"]
     executed = nbformat.read(run.path("01_first.ipynb"), 4)
     assert "seed 5" in str(executed.cells[-1].outputs) and "widgets" not in executed.metadata
+    assert str(tmp_path) not in run.path("01_first.ipynb").read_text()
     entry = run.manifest["notebooks"]["02_second"]
     assert entry["state"] == "done" and entry["seconds"] > 0
     assert execute(run, [first, second], inputs=[data]) == []
