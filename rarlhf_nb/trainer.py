@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -290,6 +291,7 @@ class CVaRPPOTrainer:
         self.accelerator.log(stats, step=self.iteration)
 
 
+@lru_cache(maxsize=2)  # a batch asks for it once a prompt, and spans two epochs at most unless B exceeds the data set
 def shuffled(size: int, seed: int, epoch: int) -> np.ndarray:
     """The order of the data set in one epoch over it."""
     return np.random.default_rng([seed, epoch]).permutation(size)
