@@ -39,9 +39,9 @@ SETTINGS = {
         "layers": 2,
         "width": 64,
         "heads": 4,
-        "texts": 20_000,
+        "texts": 14_000,
         "held_out": 2_000,
-        "epochs": 4,
+        "epochs": 3,
         "learning_rate": 1.5e-3,
     },
     "seeds": {"lm": 1, "reward": 2, "held_out": 3, "train": 4, "test": 5},
@@ -111,11 +111,15 @@ def _train_language_model(texts: list[str], tokenizer: PreTrainedTokenizerFast, 
         n_embd=sizes["width"],
         n_layer=sizes["layers"],
         n_head=sizes["heads"],
+        activation_function="gelu_pytorch_tanh",  # GPT-2's, in one kernel
+        resid_pdrop=0.0,  # each text is seen twice only, and dropout costs a quarter of the time
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    examples = [{"input_ids": tokenizer(f"{text} [EOS]")["input_ids"]} for text in texts]
+    examples = [{"input_ids": ids} for ids in tokenizer([f"{text} [EOS]" for text in texts])["input_ids"]]
     with seeded(seed, torch.device("cpu")):
         model = GPT2LMHeadModel(config)
         arguments = TrainingArguments(
