@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from rarlhf_nb.policy import ActorCritic, Reference, evaluate_tokens, token_log_probs
+from rarlhf_nb.policy import Policy, Reference, token_log_probs
 from rarlhf_nb.ppo import episode_kl
 from rarlhf_nb.profiles import EvaluationSettings, SamplingSettings
 from rarlhf_nb.rewards import check_rewards
@@ -16,7 +16,7 @@ from rarlhf_nb.trainer import Reward, hash_seed
 
 @torch.no_grad()
 def evaluate(
-    policy: ActorCritic,
+    policy: Policy,
     reference: Reference,
     reward: Reward,
     prompts: pd.DataFrame,
@@ -46,7 +46,7 @@ def evaluate(
 
 
 def _evaluate_batch(
-    policy: ActorCritic,
+    policy: Policy,
     reference: Reference,
     reward: Reward,
     batch: pd.DataFrame,
@@ -56,7 +56,7 @@ def _evaluate_batch(
 ) -> pd.DataFrame:
     with autocast():
         episodes = policy.sample(batch["prompt"].tolist(), sampling, batch_seed)
-        log_probs = evaluate_tokens(policy, episodes, sampling).log_probs
+        log_probs = policy.token_log_probs(episodes, sampling)
         ref_log_probs = reference.token_log_probs(episodes, sampling)
     kl = episode_kl(log_probs, ref_log_probs, episodes.completion_mask)
     columns = {name: batch[name].tolist() for name in ("label", "group")}
@@ -69,7 +69,7 @@ def _evaluate_batch(
 
 
 @torch.no_grad()
-def held_out_log_likelihoods(policy: ActorCritic, texts: list[str], length: int, batch_size: int) -> pd.DataFrame:
+def held_out_log_likelihoods(policy: Policy, texts: list[str], length: int, batch_size: int) -> pd.DataFrame:
     """How likely the policy finds human texts, by teacher forcing on their first `length` tokens.
 
     Columns text, log_likelihood (nats, summed over the scored tokens), tokens (how many were scored). BOS is prepended
@@ -88,7 +88,7 @@ def held_out_log_likelihoods(policy: ActorCritic, texts: list[str], length: int,
     return table
 
 
-def _log_likelihoods(policy: ActorCritic, ids: list[list[int]]) -> list[tuple[float, int]]:
+def _log_likelihoods(policy: Policy, ids: list[list[int]]) -> list[tuple[float, int]]:
     batch = policy.processing_class.pad({"input_ids": ids}, padding_side="right", return_tensors="pt")
     input_ids, mask = batch["input_ids"].to(policy.device), batch["attention_mask"].bool().to(policy.device)
     logits, _ = policy(input_ids, mask, input_ids.shape[1] - 1)

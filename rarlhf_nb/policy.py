@@ -8,11 +8,13 @@ token and be paid for it as negative KL.
 
 import copy
 import inspect
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Protocol
 
 import peft
 import torch
@@ -25,6 +27,7 @@ from rarlhf_nb.hub import resolve_model
 from rarlhf_nb.profiles import LoraSettings, SamplingSettings
 
 VALUE_HEAD = "value_head.safetensors"
+PREFIX = "prefix.json"
 
 
 @dataclass
@@ -55,17 +58,44 @@ class Episodes:
         return int(self.prompt_mask.sum() + self.completion_mask.sum())
 
 
+class Policy(Protocol):
+    """What evaluation asks of a method: completions, and how likely it finds completions and human texts."""
+
+    processing_class: PreTrainedTokenizerBase
+    prefix_ids: list[int]
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `ActorCritic.forward`."""
+
+    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int) -> Episodes:
+        """As `ActorCritic.sample`."""
+
+    def token_log_probs(self, episodes: Episodes, sampling: SamplingSettings) -> torch.Tensor:
+        """log pi(a_t | s_t) (B, T) under the very distribution that `sample` draws from; 0 on padding."""
+
+
 class ActorCritic(nn.Module):
     """A causal LM (the actor) and a linear value head on its last hidden state (the critic): one trunk, two heads.
 
     The module stays in eval mode: dropout would make the PPO ratio differ from 1 before any update. The checkpoint's
     own generation settings are replaced, since the sampler must be the distribution that `token_log_probs` describes.
+
+    prefix_ids: tokens that the model reads before every prompt, such as an instruction or a reward token. They are
+    part of no episode: neither of its prompt nor of its completion.
     """
 
-    def __init__(self, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, prefix_ids: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.model = model
         self.processing_class = processing_class
+        self.prefix_ids = list(prefix_ids)
         hidden_size = model.config.get_text_config().hidden_size
         self.value_head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=model.device)
         nn.init.zeros_(self.value_head.weight)
@@ -95,6 +125,7 @@ class ActorCritic(nn.Module):
 
         input_ids, attention_mask: (B, P + T).
         """
+        input_ids, attention_mask = self._prefixed(input_ids, attention_mask)
         positions = {}
         if self._takes_positions:
             positions["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -109,6 +140,17 @@ class ActorCritic(nn.Module):
         hidden = output.hidden_states[-1][:, -completion_length - 1 : -1]
         return output.logits[:, :-1], self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
 
+    def _prefixed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask with the prefix before them; the padding of shorter prompts then lies between the two."""
+        prefix = torch.tensor(self.prefix_ids, dtype=input_ids.dtype, device=input_ids.device)
+        prefix = prefix.expand(len(input_ids), -1)
+        mask = torch.ones_like(prefix, dtype=attention_mask.dtype)
+        return torch.cat([prefix, input_ids], 1), torch.cat([mask, attention_mask], 1)
+
+    def token_log_probs(self, episodes: Episodes, sampling: SamplingSettings) -> torch.Tensor:
+        """log pi(a_t | s_t) (B, T) under the sampler's masked distribution."""
+        return evaluate_tokens(self, episodes, sampling).log_probs
+
     def tokenize(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and mask, both (B, P), padded on the left."""
         batch = self.processing_class(prompts, padding=True, padding_side="left", return_tensors="pt")
@@ -121,7 +163,7 @@ class ActorCritic(nn.Module):
         Raises `UserError` where the longest prompt leaves no room for the completion.
         """
         prompt_ids, prompt_mask = self.tokenize(prompts)
-        check_context(self, prompt_ids.shape[1], sampling.completion_length)
+        check_context(self, len(self.prefix_ids) + prompt_ids.shape[1], sampling.completion_length)
         settings = GenerationConfig(
             do_sample=True,
             temperature=sampling.temperature,
@@ -134,10 +176,9 @@ class ActorCritic(nn.Module):
             eos_token_id=self.processing_class.eos_token_id,
         )
         with seeded(seed, self.device):
-            ids = self.model.generate(
-                input_ids=prompt_ids, attention_mask=prompt_mask.long(), generation_config=settings
-            )
-        completion_ids = ids[:, prompt_ids.shape[1] :]
+            given, mask = self._prefixed(prompt_ids, prompt_mask)
+            ids = self.model.generate(input_ids=given, attention_mask=mask.long(), generation_config=settings)
+        completion_ids = ids[:, given.shape[1] :]
         mask = until_eos(completion_ids, self.processing_class.eos_token_id)
         completions = self._completion_texts(prompt_ids, prompt_mask, completion_ids, mask)
         return Episodes(list(prompts), completions, prompt_ids, prompt_mask, completion_ids, mask)
@@ -160,13 +201,14 @@ class ActorCritic(nn.Module):
         return self.processing_class.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def save(self, folder: Path) -> None:
-        """Write the policy in the hub's format (an adapter merged in), the value head beside it."""
+        """Write the policy in the hub's format (an adapter merged in), the value head and the prefix beside it."""
         model = self.model
         if isinstance(model, peft.PeftModel):
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(folder)
         self.processing_class.save_pretrained(folder)
         save_file(self.value_head.state_dict(), Path(folder) / VALUE_HEAD)
+        (Path(folder) / PREFIX).write_text(json.dumps({"prefix_ids": self.prefix_ids}) + "\n")
 
 
 def load_policy(
@@ -174,9 +216,9 @@ def load_policy(
 ) -> ActorCritic:
     """The policy in a folder or of a hub id, on the GPU if there is one.
 
-    A value head that was saved beside it is loaded too. A tokenizer without a pad token pads with EOS. Safetensors
-    only, no remote code. With `lora`, the model gets a fresh adapter, drawn with `seed`. Raises `UserError` where the
-    model cannot be had.
+    A value head and a prefix that were saved beside it are loaded too. A tokenizer without a pad token pads with EOS.
+    Safetensors only, no remote code. With `lora`, the model gets a fresh adapter, drawn with `seed`. Raises `UserError`
+    where the model cannot be had.
     """
     folder = resolve_model(str(model))
     try:
@@ -204,6 +246,9 @@ def load_policy(
     value_head = Path(folder) / VALUE_HEAD
     if value_head.exists():
         policy.value_head.load_state_dict(load_file(value_head))
+    prefix = Path(folder) / PREFIX
+    if prefix.exists():
+        policy.prefix_ids = json.loads(prefix.read_text())["prefix_ids"]
     return policy
 
 
@@ -229,7 +274,7 @@ class Reference:
         model = self._policy.model
         adapter_off = model.disable_adapter() if isinstance(model, peft.PeftModel) else nullcontext()
         with adapter_off:
-            return evaluate_tokens(self._policy, episodes, sampling).log_probs
+            return self._policy.token_log_probs(episodes, sampling)
 
 
 def _frozen(policy: ActorCritic) -> ActorCritic:
