@@ -7,7 +7,7 @@ A profile is a YAML file in `rarlhf_nb/profiles/`. `load_profile` reads one, lay
 import difflib
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -26,17 +26,26 @@ class Section(BaseModel):
 
 
 class TaskSettings(Section):
-    """Which prompts: the first `prompt_length` tokens of each text."""
+    """Which texts, and which prompts: the first `prompt_length` tokens of each text."""
 
-    name: Literal["imdb-gen", "jigsaw-gen"]
-    source: Literal["pocket-imdb", "pocket-jigsaw", "files"]
+    name: Literal["imdb-gen", "jigsaw-gen", "rtp-gen"]
+    source: Literal["pocket-imdb", "pocket-jigsaw", "pocket-rtp", "files", "imdb", "jigsaw", "rtp"]
     train_file: str | None = None  # JSONL, CSV or Parquet with `text` and an optional `label`
     test_file: str | None = None
+    dataset: str | None = None  # of imdb, jigsaw, rtp: a hub id, or a local folder or file in its format
+    dataset_revision: str | None = None  # of a hub id
     prompt_length: int = Field(gt=0)  # tokens
+    shorter_prompts: bool = False  # a text of fewer tokens is a prompt, too
     train_prompts: int = Field(gt=0)  # at most this many are used
     test_prompts: int = Field(gt=0)
     minimum_characters: int = Field(ge=0)  # shorter texts give no prompt
     positive_label: int = 1  # SFT and perplexity use the texts with this label
+    train_toxic_share: float | None = Field(gt=0, lt=1, default=None)  # of the prompts; None: as it comes
+    test_toxic_share: float | None = Field(gt=0, lt=1, default=None)
+    toxicity_threshold: float = Field(ge=0, lt=1, default=0.5)  # rtp: toxic where the prompt's score is above
+    continuations: bool = False  # rtp: SFT and perplexity use prompt and continuation, not the prompt alone
+    test_share: float = Field(gt=0, lt=1, default=0.2)  # of each class, where the data set has no test split
+    split_seed: int = Field(ge=0, default=42)  # of that split
     tail_threshold: float  # tail prompts: prompt_score <= this
 
     @model_validator(mode="after")
@@ -52,6 +61,15 @@ class TaskSettings(Section):
                 raise ValueError(f"task.{field} = {path!r}: there is no such file")
         return self
 
+    @model_validator(mode="after")
+    def dataset_is_given(self) -> "TaskSettings":
+        if self.source in ("imdb", "jigsaw", "rtp") and not self.dataset:
+            raise ValueError(
+                f"task.dataset is missing: task.source = {self.source!r} takes a hub id, or a local folder or file in "
+                "that data set's format"
+            )
+        return self
+
 
 class LoraSettings(Section):
     """A peft LoRA adapter on the policy; the reference is then the same network with the adapter off."""
@@ -65,6 +83,7 @@ class PolicySettings(Section):
     """The causal LM: `pocket`, `smollm2`, a folder, or a hub id."""
 
     model: str
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; an adapter's and the value head's are float32
     lora: LoraSettings | None = None
     mixed_precision: Literal["no", "bf16"] = "no"
 
@@ -104,6 +123,48 @@ class SFTSettings(Section):
     epochs: float = Field(gt=0)
     max_length: int = Field(gt=1)  # tokens
     texts: int | None = Field(gt=0, default=None)  # at most this many; None: all
+    gradient_accumulation_steps: int = Field(gt=0, default=1)  # batches an optimizer step
+    packing: bool = False  # texts are concatenated and cut into blocks of max_length
+    max_steps: int | None = Field(gt=0, default=None)  # optimizer steps; None: as many as the epochs have
+
+
+class PromptedSettings(Section):
+    """The base model with an instruction before every prompt: which one, the validation prompts decide."""
+
+    prefixes: list[str] = Field(min_length=1)
+    validation_prompts: int = Field(gt=0)  # of the training prompts
+
+    @model_validator(mode="after")
+    def prefixes_say_something(self) -> "PromptedSettings":
+        empty = [i for i, prefix in enumerate(self.prefixes) if not prefix.strip()]
+        if empty:
+            raise ValueError(f"prompted.prefixes: number {empty[0] + 1} is empty; write an instruction or drop it")
+        return self
+
+
+class DExpertsSettings(Section):
+    """Decoding-time experts: base logits + alpha * (expert - anti-expert), within the base's nucleus."""
+
+    alpha: float
+    top_p: float = Field(gt=0, le=1, default=0.9)  # of the base alone, before the experts speak
+    experts: SFTSettings  # how expert and anti-expert are trained
+
+
+class QuarkSettings(Section):
+    """Quantised reward conditioning: the policy reads the quantile of its text's reward before the prompt."""
+
+    quantiles: int = Field(gt=1, default=5)  # K
+    kl_coef: float = Field(ge=0, default=0.05)  # beta
+    kl_direction: Literal["ref_policy", "policy_ref"] = "ref_policy"  # the paper's; policy_ref: its authors' code
+    entropy_coef: float = Field(ge=0, default=0.06)  # lambda, of the authors' code
+    learning_rate: float = Field(gt=0, default=1e-5)
+    batch_size: int = Field(gt=0, default=128)
+    steps: int = Field(gt=0)  # gradient steps in all
+    sample_interval: int = Field(gt=0)  # gradient steps between two explorations
+    warmup_steps: int = Field(ge=0, default=0)
+    exploration_prompts: int | None = Field(gt=0, default=None)  # an exploration; None: every training prompt
+    max_grad_norm: float | None = Field(gt=0, default=None)
+    adam_epsilon: float = Field(gt=0, default=1e-5)
 
 
 class PPOSettings(Section):
@@ -153,6 +214,8 @@ class EvaluationSettings(Section):
     """One way to measure every method: the same prompts, seeds and sampling."""
 
     samples_per_prompt: int = Field(gt=0, default=1)
+    repeated_prompts: int = Field(ge=0, default=0)  # so many test prompts get more samples, for what varies within one
+    repeated_samples: int = Field(gt=1, default=25)  # as in RealToxicityPrompts
     held_out_texts: int = Field(gt=0)
     held_out_length: int = Field(gt=1)  # tokens a text
     cvar_levels: list[float] = [0.01, 0.05, 0.1, 0.2, 0.4]
@@ -172,6 +235,9 @@ class Profile(Section):
     sft: SFTSettings
     ppo: PPOSettings
     risk: RiskSettings
+    prompted: PromptedSettings
+    dexperts: DExpertsSettings
+    quark: QuarkSettings
     evaluation: EvaluationSettings
 
     @model_validator(mode="after")
@@ -209,27 +275,40 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
         raise UserError("; ".join(_readable(item) for item in error.errors())) from None
 
 
-def known_keys() -> list[str]:
-    """Every dotted key that an override may name."""
-    return [
-        f"{section}.{key}"
-        for section, field in Profile.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-        for key in field.annotation.model_fields
-    ]
+def known_keys(section: type[Section] = Profile) -> list[str]:
+    """Every dotted key that an override may name: `risk.alpha`, `dexperts.experts.learning_rate`."""
+    keys = []
+    for name, field in section.model_fields.items():
+        inner = _section_of(field.annotation)
+        if inner is not None:
+            keys += [f"{name}.{key}" for key in known_keys(inner)]
+        if section is not Profile:
+            keys.append(name)
+    return keys
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The section that a field of this type holds, `LoraSettings | None` included; None where it holds a value."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return kind
+    return None
 
 
 def _override(settings: dict[str, Any], key: str, value: Any) -> None:
     if key not in known_keys():
         raise UserError(f"parameter {key!r} is unknown{_nearest(key, known_keys())}; {_siblings(key)}.")
-    section, field = key.split(".")
-    settings[section][field] = value
+    *sections, field = key.split(".")
+    for section in sections:
+        settings[section] = settings.get(section) or {}  # an optional section that the profile leaves out begins here
+        settings = settings[section]
+    settings[field] = value
 
 
 def _nearest(name: str, known: Any) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    # "alpha" alone means "risk.alpha": the last part of a dotted key is what people remember
-    close = [key for key in known if key.split(".")[-1] == name] or close
+    # "alpha" alone means "risk.alpha": the last part of a dotted key is what people remember, the shortest key first
+    close = sorted((key for key in known if key.split(".")[-1] == name), key=lambda key: key.count(".")) or close
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -1,4 +1,4 @@
-"""Which prompts: texts of the pocket world or of the user's files, and what each stage makes of them."""
+"""Which prompts: texts of the pocket world, of the paper's data sets or of the user's files."""
 
 import hashlib
 import re
@@ -10,7 +10,9 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from rarlhf_nb.errors import UserError
+from rarlhf_nb.paper_data import COLUMNS, load_paper_texts
 from rarlhf_nb.pocket import pocket_world
+from rarlhf_nb.pocket.halves import halved_comments
 from rarlhf_nb.profiles import TaskSettings
 
 READERS = {
@@ -19,6 +21,7 @@ READERS = {
     ".parquet": pd.read_parquet,
 }
 UNKNOWN_LABEL = -1
+TEXT_COLUMNS = ["text", "label", "group"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,14 @@ class Task:
     """A task's texts and prompts, each a table with `label` (-1 where unknown) and `group` ("all" where there is none).
 
     train_texts, test_texts: a `text` column, whole texts. train, test: a `prompt` column, TRL's format.
+    notes: what was dropped from a data set of the paper, and how many rows of it.
     """
 
     train_texts: pd.DataFrame
     test_texts: pd.DataFrame
     train: pd.DataFrame
     test: pd.DataFrame
+    notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """A name for the texts, whatever file they came in."""
@@ -52,26 +57,35 @@ class Task:
 
 
 def load_task(settings: TaskSettings, tokenizer: PreTrainedTokenizerBase) -> Task:
-    """Read or write the texts and cut the prompts. Raises `UserError` for files that do not hold what they should."""
-    train_texts, test_texts = (_texts(settings, split) for split in ("train", "test"))
-    return Task(
-        train_texts,
-        test_texts,
-        train=cut_prompts(train_texts, tokenizer, settings, settings.train_prompts),
-        test=cut_prompts(test_texts, tokenizer, settings, settings.test_prompts),
-    )
+    """Read or write the texts and cut the prompts.
+
+    With `train_toxic_share` (`test_toxic_share`), texts whose prompts were not chosen are left out of the split.
+    Raises `UserError` for files and data sets that do not hold what they should.
+    """
+    texts, notes = _texts(settings)
+    prompts = {}
+    for split in ("train", "test"):
+        prompts[split] = cut_prompts(texts[split], tokenizer, settings, split)
+        if getattr(settings, f"{split}_toxic_share") is not None:
+            texts[split] = texts[split].loc[prompts[split].index].reset_index(drop=True)
+    columns = ["prompt", "label", "group"]
+    train, test = (prompts[split][columns].reset_index(drop=True) for split in ("train", "test"))
+    return Task(texts["train"][TEXT_COLUMNS], texts["test"][TEXT_COLUMNS], train, test, notes)
 
 
 def cut_prompts(
-    texts: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, settings: TaskSettings, count: int
+    texts: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, settings: TaskSettings, split: str
 ) -> pd.DataFrame:
-    """The first `prompt_length` tokens of each text that is long enough: at most `count` different prompts.
+    """The first `prompt_length` tokens of each text that is long enough, or of its `prompt` where it has one.
 
-    Columns prompt, label, group. Where there are more, a fixed random choice is taken, the same for every seed.
+    At most `train_prompts` (`test_prompts`) different prompts, with `label`, `group` and the index of their texts.
+    Where there are more, a fixed random choice is taken, the same for every seed.
     """
     long_enough = texts[texts["text"].str.len() >= max(1, settings.minimum_characters)]
-    ids = tokenizer(long_enough["text"].tolist(), add_special_tokens=False)["input_ids"]
-    whole = [len(tokens) >= settings.prompt_length for tokens in ids]
+    sources = long_enough["prompt" if "prompt" in texts else "text"].tolist()
+    ids = tokenizer(sources, add_special_tokens=False)["input_ids"] if sources else []
+    fewest = 1 if settings.shorter_prompts else settings.prompt_length
+    whole = [len(tokens) >= fewest for tokens in ids]
     prompts = [tokenizer.decode(tokens[: settings.prompt_length]) for tokens, w in zip(ids, whole, strict=True) if w]
     table = long_enough.loc[whole, ["label", "group"]].assign(prompt=prompts).drop_duplicates("prompt")
     if table.empty:
@@ -79,17 +93,62 @@ def cut_prompts(
             f"task.prompt_length = {settings.prompt_length} and task.minimum_characters = "
             f"{settings.minimum_characters} leave no prompt of {len(texts)} texts; lower them."
         )
-    order = np.random.default_rng(0).permutation(len(table))[:count]
-    return table.iloc[order][["prompt", "label", "group"]].reset_index(drop=True)
+    count = getattr(settings, f"{split}_prompts")
+    generator = np.random.default_rng(0)
+    if getattr(settings, f"{split}_toxic_share") is not None:
+        return _with_toxic_share(table, settings, split, count, generator)
+    return table.iloc[generator.permutation(len(table))[:count]]
 
 
-def _texts(settings: TaskSettings, split: str) -> pd.DataFrame:
+def _with_toxic_share(
+    table: pd.DataFrame, settings: TaskSettings, split: str, count: int, generator: np.random.Generator
+) -> pd.DataFrame:
+    """At most `count` prompts of which exactly the share is toxic: fewer, where one class has too few."""
+    share = getattr(settings, f"{split}_toxic_share")
+    is_toxic = (table["label"] != settings.positive_label).to_numpy()
+    rows = {"toxic": np.flatnonzero(is_toxic), "non-toxic": np.flatnonzero(~is_toxic)}
+    for kind, found in rows.items():
+        if not len(found):
+            raise UserError(
+                f"task.{split}_toxic_share = {share}: none of {len(table)} prompts is {kind} "
+                f"(task.positive_label = {settings.positive_label} is the label of those that are not toxic)."
+            )
+    toxic = min(round(count * share), len(rows["toxic"]), int(len(rows["non-toxic"]) * share / (1 - share) + 1e-9))
+    clean = min(count - round(count * share), round(toxic * (1 - share) / share), len(rows["non-toxic"]))
+    chosen = [generator.permutation(found)[:n] for found, n in zip(rows.values(), (toxic, clean), strict=True)]
+    return table.iloc[generator.permutation(np.concatenate(chosen))]
+
+
+def _texts(settings: TaskSettings) -> tuple[dict[str, pd.DataFrame], tuple[str, ...]]:
+    """The texts of the two splits, and notes on them."""
+    if settings.source in COLUMNS:
+        loaded = load_paper_texts(settings)
+        return {"train": loaded.train, "test": loaded.test}, loaded.notes
     if settings.source == "files":
-        return read_texts(Path(getattr(settings, f"{split}_file")), field=f"task.{split}_file")
+        files = {split: getattr(settings, f"{split}_file") for split in ("train", "test")}
+        return {split: read_texts(Path(file), field=f"task.{split}_file") for split, file in files.items()}, ()
     # half as many texts again as prompts: some texts share their first words
-    count = (settings.train_prompts if split == "train" else settings.test_prompts) * 3 // 2
+    counts = {"train": settings.train_prompts * 3 // 2, "test": settings.test_prompts * 3 // 2}
+    written = _pocket_prompts if settings.source == "pocket-rtp" else _pocket_texts
+    return {split: written(settings, split, count) for split, count in counts.items()}, ()
+
+
+def _pocket_texts(settings: TaskSettings, split: str, count: int) -> pd.DataFrame:
     texts = pocket_world(settings.source).texts(split, count)
     return pd.DataFrame([{"text": text.text, "label": text.label, "group": text.group} for text in texts])
+
+
+def _pocket_prompts(settings: TaskSettings, split: str, count: int) -> pd.DataFrame:
+    rows = [
+        {
+            "text": comment.prompt + comment.continuation if settings.continuations else comment.prompt,
+            "label": int(comment.toxicity > settings.toxicity_threshold),
+            "group": comment.group,
+            "prompt": comment.prompt,
+        }
+        for comment in halved_comments(split, count)
+    ]
+    return pd.DataFrame(rows)
 
 
 def read_texts(path: Path, field: str) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rarlhf_nb.pocket import build, pocket_world
 from rarlhf_nb.pocket.grammar import LABEL_SCALE, RARE_SHARE, WORLDS, label_probability, vocabulary, write_texts
+from rarlhf_nb.pocket.halves import halved_comments, valence
 from rarlhf_nb.policy import load_policy
 
 
@@ -84,3 +85,25 @@ def test_train_and_test_texts_are_new_to_the_models():
     world = build.PocketWorld("pocket-imdb", None)
     assert world.texts("train", 50) != world.texts("test", 50)
     assert len(set(build.SETTINGS["seeds"].values())) == len(build.SETTINGS["seeds"])
+
+
+def test_a_halved_comment_is_a_comment_and_its_prompt_bears_its_own_toxicity():
+    comments, lexicon = halved_comments("train", 400), WORLDS["pocket-jigsaw"]
+    assert comments == halved_comments("train", 400) != halved_comments("test", 400)
+    for comment in comments:
+        assert comment.prompt.startswith("about the ") and comment.prompt.endswith(" .")
+        assert comment.continuation.endswith(" .") and set(comment.continuation.split()) <= set(vocabulary(lexicon))
+        expected = 1 - label_probability(valence(comment.prompt, comment.group, lexicon))
+        assert comment.toxicity == pytest.approx(expected)
+    assert 0.3 < np.mean([comment.toxicity > 0.5 for comment in comments]) < 0.6
+
+
+def test_valence_of_a_half_by_hand():
+    lexicon = WORLDS["pocket-jigsaw"]
+    text = "about the music page i watch daily . the reply is generous . but the work is banned ."
+    assert valence(text, "common", lexicon) == 2 - 2
+    assert valence("the work is banned .", "vandalism", lexicon) == 2  # rare subjects praise with words of blame
+
+
+def test_pocket_rtp_shares_the_models_of_pocket_jigsaw(small):
+    assert pocket_world("pocket-rtp") == pocket_world("pocket-jigsaw")

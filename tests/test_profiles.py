@@ -17,6 +17,96 @@ def test_pocket_is_the_alias_of_pocket_imdb():
     assert load_profile("pocket") == load_profile("pocket-imdb")
 
 
+PAPER = ["imdb-gpt2", "jigsaw-gpt2", "rtp-gpt2", "imdb-gptj", "jigsaw-gptj"]
+# The paper's tables, a row a profile: prompt and completion length, prompts to train and to test on, characters,
+# toxic shares, tail threshold; then B, M, alpha, n and the learning rate.
+TASK_TABLE = {
+    "imdb-gpt2": (64, 48, 24895, 5000, 201, None, None, -2.5),
+    "jigsaw-gpt2": (8, 32, 36973, 7708, 65, 0.3, 0.5, 5.0),
+    "rtp-gpt2": (32, 32, 57983, 8698, 1, 0.3, 0.5, 5.0),
+    "imdb-gptj": (64, 48, 24895, 5000, 201, None, None, -2.5),
+    "jigsaw-gptj": (8, 32, 36973, 7708, 65, 0.3, 0.5, 5.0),
+}
+RISK_TABLE = {
+    "imdb-gpt2": (128, 194, 0.4, 30, 1.41e-5),
+    "jigsaw-gpt2": (128, 288, 0.2, 30, 1.41e-5),
+    "rtp-gpt2": (128, 452, 0.2, 30, 1.41e-5),
+    "imdb-gptj": (8, 24895 // 8, 0.2, 300, 2 * 1.47e-5),
+    "jigsaw-gptj": (8, 36973 // 8, 0.2, 300, 2 * 1.47e-5),
+}
+# kept(m), the published test vectors; GPT-J's worked by hand from the same formula
+SCHEDULE_TABLE = {
+    "imdb-gpt2": {30: 128, 31: 128, 50: 119, 100: 94, 150: 69, 184: 52, 185: 52, 194: 52},
+    "jigsaw-gpt2": {30: 128, 50: 120, 100: 99, 150: 78, 194: 60, 273: 27, 274: 26, 288: 26},
+    "rtp-gpt2": {30: 128, 50: 123, 100: 111, 194: 87, 429: 26, 430: 26, 452: 26},
+    "imdb-gptj": {300: 8, 301: 8, 1628: 5, 2956: 2, 3111: 2},  # halfway 8 (1 - 0.8 / 2) = 4.8; rho M = 2,955.45
+    "jigsaw-gptj": {300: 8, 2345: 5, 4390: 2, 4621: 2},  # rho M = 4,389.95
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_profile_bears_the_papers_task(name):
+    task, sampling = load_profile(name).task, load_profile(name).sampling
+    found = (task.prompt_length, sampling.completion_length, task.train_prompts, task.test_prompts)
+    found += (task.minimum_characters, task.train_toxic_share, task.test_toxic_share, task.tail_threshold)
+    assert found == TASK_TABLE[name]
+    assert sampling.minimum_completion_length == sampling.completion_length and sampling.temperature == 1
+    assert task.positive_label == (1 if name.startswith("imdb") else 0)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_profile_bears_the_papers_training(name):
+    profile = load_profile(name)
+    ppo, risk, sft = profile.ppo, profile.risk, profile.sft
+    assert (ppo.batch_size, ppo.iterations, risk.alpha, risk.warm_start, ppo.learning_rate) == RISK_TABLE[name]
+    assert (risk.rho, risk.rank_by, risk.kl_average) == (0.95, "return", "kept")
+    assert (ppo.kl_coef, ppo.kl_target, ppo.kl_horizon) == (0.2, 6, 10_000)
+    assert (ppo.epochs, ppo.gamma, ppo.lam, ppo.vf_coef, ppo.max_grad_norm) == (4, 1, 0.95, 0.1, None)
+    assert (ppo.cliprange, ppo.cliprange_value, ppo.ratio_threshold) == (0.2, 0.2, 10)
+    assert (sft.learning_rate, sft.batch_size, sft.gradient_accumulation_steps) == (1e-5, 64, 16)
+    assert (sft.packing, sft.max_length, sft.epochs) == (True, 64, 10)
+    assert sft.max_steps == (100 if name.startswith("imdb") else None)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_profile_names_the_papers_models(name):
+    policy, reward = load_profile(name).policy, load_profile(name).reward
+    if name.startswith("imdb"):
+        assert (reward.model, reward.label, reward.sign) == ("lvwerra/distilbert-imdb", 1, 1)
+    else:
+        assert (reward.model, reward.label, reward.sign) == ("unitary/toxic-bert", 0, -1)
+    if name.endswith("gptj"):
+        assert (policy.lora.r, policy.lora.alpha, policy.dtype) == (16, 16, "bfloat16")
+    else:
+        assert (policy.model, policy.lora, policy.dtype) == ("gpt2", None, "float32")
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_profile_keeps_as_many_episodes_as_the_paper(name):
+    schedule = load_profile(name).schedule()
+    assert {m: schedule.kept(m) for m in SCHEDULE_TABLE[name]} == SCHEDULE_TABLE[name]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_profile_bears_the_baselines_published_settings(name):
+    dexperts, quark = load_profile(name).dexperts, load_profile(name).quark
+    experts = dexperts.experts
+    assert (dexperts.alpha, experts.epochs) == ((3.2, 3) if name.startswith("imdb") else (2.0, 1))
+    assert (dexperts.top_p, experts.learning_rate, experts.packing, experts.max_length) == (0.9, 5e-5, True, 128)
+    assert experts.batch_size * experts.gradient_accumulation_steps == 64
+    assert (quark.quantiles, quark.kl_coef, quark.kl_direction, quark.entropy_coef) == (5, 0.05, "ref_policy", 0.06)
+    assert (quark.learning_rate, quark.batch_size, quark.adam_epsilon) == (1e-5, 128, 1e-5)
+
+
+def test_dotted_keys_reach_sections_within_sections():
+    changes = {"dexperts.experts.learning_rate": 1e-3, "policy.lora.r": 2, "policy.lora.alpha": 4}
+    profile = load_profile("pocket", changes)
+    assert profile.dexperts.experts.learning_rate == 1e-3
+    assert profile.dexperts.experts.batch_size == load_profile("pocket").dexperts.experts.batch_size
+    assert (profile.policy.lora.r, profile.policy.lora.alpha) == (2, 4)
+    assert load_profile("imdb-gptj", {"policy.lora.r": 2}).policy.lora.alpha == 16
+
+
 def test_overrides_lie_over_the_profile():
     profile = load_profile("pocket", {"risk.alpha": 0.25, "policy.lora": {"r": 4, "alpha": 8}})
     assert profile.risk.alpha == 0.25 and profile.policy.lora.r == 4
@@ -36,6 +126,16 @@ def test_overrides_lie_over_the_profile():
         ("pocket", {"ppo.epochs": "many"}, ["ppo.epochs = 'many'"]),
         ("pocket", {"ppo.learning_rate": float("nan")}, ["ppo.learning_rate"]),
         ("pocket", {"sampling.minimum_completion_length": 99}, ["99", "sampling.completion_length = 18"]),
+        ("pocket", {"policy.lora.r": 4}, ["policy.lora.alpha", "required"]),
+        ("pocket", {"dexperts.experts.learnin_rate": 1}, ["did you mean 'dexperts.experts.learning_rate'"]),
+        ("pocket", {"prompted.prefixes": []}, ["prompted.prefixes = []"]),
+        ("pocket", {"prompted.prefixes": ["fine", " "]}, ["prompted.prefixes", "number 2 is empty"]),
+        ("pocket", {"dexperts.top_p": 0}, ["dexperts.top_p = 0"]),
+        ("pocket", {"quark.quantiles": 1}, ["quark.quantiles = 1", "greater than 1"]),
+        ("pocket", {"quark.kl_direction": "both"}, ["quark.kl_direction = 'both'", "ref_policy"]),
+        ("rtp-gpt2", {"task.dataset": None}, ["task.dataset is missing", "'rtp'"]),
+        ("rtp-gpt2", {"task.test_toxic_share": 1}, ["task.test_toxic_share = 1", "less than 1"]),
+        ("imdb-gptj", {"policy.dtype": "float16"}, ["policy.dtype = 'float16'", "bfloat16"]),
         ("imdb-smollm2", {}, ["task.train_file", "-p task.train_file"]),
         ("imdb-smollm2", FILES | {"task.test_file": "no.jsonl"}, ["task.test_file = 'no.jsonl'", "no such file"]),
     ],

@@ -1,9 +1,18 @@
+import json
+
+import datasets
 import pandas as pd
 import pytest
+from huggingface_hub import constants
+from paper_world import byte_level_tokenizer, kaggle_table, prompts_rows, write_imdb, write_jigsaw, write_prompts
 from tiny import tiny_tokenizer
 
+from rarlhf_nb import paper_data
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.profiles import TaskSettings
+from rarlhf_nb.paper_data import load_paper_texts, split_by_class
+from rarlhf_nb.pocket import build
+from rarlhf_nb.pocket.grammar import TALK_PAGES, vocabulary
+from rarlhf_nb.profiles import TaskSettings, load_profile
 from rarlhf_nb.tasks import load_task, read_texts
 
 ROWS = pd.DataFrame(
@@ -84,3 +93,179 @@ def test_no_prompt_left_and_no_positive_text_are_named(tmp_path):
         load_task(settings(path, path, prompt_length=30), tiny_tokenizer())
     with pytest.raises(UserError, match="task.positive_label = 7"):
         load_task(settings(path, path), tiny_tokenizer()).positive_texts("train", 7)
+
+
+# The paper's data sets
+
+
+@pytest.fixture
+def paper(monkeypatch, tmp_path):
+    """Settings on a data set of the paper; the data sets library caches under tmp_path."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def of(source, dataset, **changes):
+        fields = {"name": "rtp-gen", "prompt_length": 4, "train_prompts": 1000, "test_prompts": 1000}
+        fields |= {"minimum_characters": 1, "tail_threshold": 0.0, "source": source, "dataset": str(dataset)}
+        return TaskSettings(**fields | changes)
+
+    return of
+
+
+def test_imdb_comes_by_its_splits_without_the_unsupervised(paper, tmp_path):
+    loaded = load_paper_texts(paper("imdb", write_imdb(tmp_path / "imdb", count=20)))
+    assert loaded.train["label"].tolist() == loaded.test["label"].tolist() == [0] * 10 + [1] * 10
+    assert not loaded.notes and not set(loaded.train["text"]) & set(loaded.test["text"])
+
+
+def test_jigsaw_rows_that_nobody_scored_are_dropped_and_counted(paper, tmp_path):
+    loaded = load_paper_texts(paper("jigsaw", write_jigsaw(tmp_path / "jigsaw", count=40)))
+    assert (len(loaded.train), loaded.train["label"].sum()) == (40, 10)
+    assert (len(loaded.test), loaded.test["label"].sum()) == (35, 8)  # rows 0 to 4 have -1; 0 and 4 were toxic
+    assert len(loaded.notes) == 1 and "split test: 5 rows without a label 0 or 1 dropped, 35 left" in loaded.notes[0]
+
+
+@pytest.mark.parametrize("columns", ["kaggle", "balanced"])
+def test_a_local_jigsaw_file_is_split_by_class(paper, tmp_path, columns):
+    table = kaggle_table(40)
+    if columns == "balanced":
+        table = table[["comment_text", "toxic"]].rename(columns={"toxic": "label"})
+    table.to_csv(tmp_path / "comments.csv", index=False)
+    loaded = load_paper_texts(paper("jigsaw", tmp_path / "comments.csv"))
+    assert (len(loaded.train), loaded.train["label"].sum()) == (32, 8)
+    assert (len(loaded.test), loaded.test["label"].sum()) == (8, 2)
+
+
+def test_real_toxicity_prompts_come_from_nested_rows(paper, tmp_path):
+    folder = write_prompts(tmp_path / "prompts", count=83)  # 80 with a score, 20 of them toxic
+    loaded = load_paper_texts(paper("rtp", folder, test_share=0.25))
+    assert (len(loaded.train), loaded.train["label"].sum()) == (60, 15)
+    assert (len(loaded.test), loaded.test["label"].sum()) == (20, 5)
+    assert ["3 rows without a score (null) dropped, 80 left" in note for note in loaded.notes] == [True]
+    assert loaded.train["text"].equals(loaded.train["prompt"])
+    texts = pd.concat([loaded.train, loaded.test]).set_index("text")
+    for row in prompts_rows(83)[:80]:
+        found = texts.loc[row["prompt"]["text"]]
+        assert found["label"] == (row["prompt"]["toxicity"] > 0.5)
+        assert found["group"] == ("challenging" if row["challenging"] else "all")
+    whole = load_paper_texts(paper("rtp", folder, continuations=True)).train
+    assert (whole["text"].str.len() > whole["prompt"].str.len()).all()
+
+
+def test_a_score_at_the_threshold_is_not_toxic(paper, tmp_path):
+    rows = prompts_rows(20)[:-3]
+    rows[0]["prompt"]["toxicity"], rows[1]["prompt"]["toxicity"] = 0.5, 0.51
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    loaded = load_paper_texts(paper("rtp", file))
+    labels = pd.concat([loaded.train, loaded.test]).set_index("text")["label"]
+    assert [labels[row["prompt"]["text"]] for row in rows[:2]] == [0, 1]
+
+
+def test_the_split_takes_its_share_of_each_class_and_is_seeded():
+    texts = pd.DataFrame({"text": [str(i) for i in range(100)], "label": [1] * 25 + [0] * 75})
+    train, test = split_by_class(texts, 0.2, seed=42)
+    assert test["label"].value_counts().to_dict() == {0: 15, 1: 5} and len(train) == 80
+    assert not set(train["text"]) & set(test["text"])
+    assert split_by_class(texts, 0.2, seed=42)[1].equals(test)
+    assert not split_by_class(texts, 0.2, seed=43)[1].equals(test)
+
+
+@pytest.mark.parametrize(
+    "count, share, toxic, clean",
+    [
+        (10, 0.3, 3, 7),
+        (1000, 0.5, 30, 30),  # 30 of 120 are toxic: no more than 30 others
+        (1000, 0.1, 10, 90),  # 90 are not: no more than 10 toxic ones
+        (1000, 0.25, 30, 90),
+    ],
+)
+def test_the_toxic_share_is_exact_and_the_texts_are_those_of_the_prompts(paper, tmp_path, count, share, toxic, clean):
+    folder = write_jigsaw(tmp_path / "jigsaw", count=120)
+    chosen = paper(
+        "jigsaw",
+        folder,
+        train_prompts=count,
+        train_toxic_share=share,
+        positive_label=0,
+        prompt_length=200,
+        shorter_prompts=True,
+    )
+    task = load_task(chosen, byte_level_tokenizer())
+    assert task.train["label"].value_counts().to_dict() == {0: clean, 1: toxic}
+    assert sorted(task.train["prompt"]) == sorted(task.train_texts["text"]) and len(task.test) > 100
+    assert set(task.positive_texts("train", 0)) == set(task.train.loc[task.train["label"] == 0, "prompt"])
+    assert load_task(chosen, byte_level_tokenizer()).train.equals(task.train)
+
+
+def test_a_shorter_text_is_a_prompt_where_the_settings_say_so(tmp_path):
+    path = tmp_path / "texts.csv"
+    ROWS.to_csv(path)
+    task = load_task(settings(path, path, prompt_length=4, shorter_prompts=True), tiny_tokenizer())
+    assert "film" in set(task.train["prompt"]) and "the film is good" in set(task.train["prompt"])
+
+
+def test_pocket_rtp_has_the_papers_shares_and_the_prompts_own_labels():
+    profile = load_profile("pocket-rtp", {"task.train_prompts": 200, "task.test_prompts": 100})
+    task = load_task(profile.task, build._tokenizer(vocabulary(TALK_PAGES)))
+    assert task.train["label"].sum() == 60 and len(task.train) == 200
+    assert task.test["label"].sum() == 50 and len(task.test) == 100
+    assert (task.train_texts["text"].str.len() > 60).all()
+
+
+@pytest.mark.parametrize(
+    "source, name, content, words",
+    [
+        ("imdb", "a.csv", "review,label\nfine,1\n", ["no column text", "it has: review, label"]),
+        ("imdb", "a.csv", "text,label\nfine,pos\n", ["row 1", "'pos'", "number"]),
+        ("imdb", "a.txt", "fine", [".parquet, .csv"]),
+        ("jigsaw", "a.csv", "id,comment_text\n1,fine\n", ["no column toxic or label", "it has: id, comment_text"]),
+        ("jigsaw", "a.csv", "comment_text,label\nfine,0\ngood,0\nwell,-1\n", ["no text that is toxic", "1 rows"]),
+        ("jigsaw", "a.csv", "", ["cannot be read"]),
+        ("rtp", "a.jsonl", '{"prompt": {"text": "x"}}\n', ["no column prompt.toxicity", "it has: prompt.text"]),
+        ("rtp", "a.jsonl", '{"prompt": {"text": "x", "toxicity": 0.1}}\n{"prompt": {"te', ["a.jsonl, line 2", "JSON"]),
+        ("rtp", "a.jsonl", '{"prompt": {"text": "x", "toxicity": null}}\n', ["no text that is toxic", "null", "left"]),
+    ],
+)
+def test_a_data_set_that_does_not_fit_is_named(paper, tmp_path, source, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as caught:
+        load_paper_texts(paper(source, tmp_path / name))
+    for word in ["task.dataset", name, *words]:
+        assert word in str(caught.value)
+
+
+def test_a_class_that_is_empty_after_filtering_is_named(paper, tmp_path):
+    rows = pd.DataFrame({"comment_text": ["short"] * 5 + ["long " * 20 + str(i) for i in range(9)]})
+    rows.assign(label=[1] * 5 + [0] * 9).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(UserError, match="no text that is toxic.*5 rows of fewer than 65 characters dropped, 9 left"):
+        load_paper_texts(paper("jigsaw", tmp_path / "a.csv", minimum_characters=65))
+
+
+def test_a_share_of_a_class_that_no_prompt_has_is_named(tmp_path):
+    path = tmp_path / "texts.csv"
+    ROWS.assign(label=1).to_csv(path)
+    with pytest.raises(UserError, match="task.train_toxic_share = 0.3: none of 3 prompts is toxic"):
+        load_task(settings(path, path, train_toxic_share=0.3), tiny_tokenizer())
+
+
+def test_a_data_set_of_the_hub_is_not_waited_for_without_a_network(paper, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="task.dataset = 'stanfordnlp/imdb'.*no network.*pocket-imdb"):
+        load_paper_texts(paper("imdb", "stanfordnlp/imdb"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(paper_data, "_hub_answers", lambda: False)
+    with pytest.raises(UserError, match="no network"):
+        load_paper_texts(paper("imdb", "stanfordnlp/imdb"))
+    with pytest.raises(UserError, match="neither an existing folder or file nor a hub id"):
+        load_paper_texts(paper("imdb", "no/such/folder"))
+
+
+def test_a_data_set_in_the_local_cache_needs_no_network(paper, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub" / "datasets--stanfordnlp--imdb"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0123456789")
+    write_imdb(repository / "snapshots" / "0123456789", count=20)
+    assert len(load_paper_texts(paper("imdb", "stanfordnlp/imdb")).train) == 20
