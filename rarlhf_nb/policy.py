@@ -106,7 +106,7 @@ class ActorCritic(nn.Module):
             pad_token_id=processing_class.pad_token_id,
         )
         inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-        self._takes_positions = "position_ids" in inspect.signature(inner.forward).parameters
+        self.takes_positions = "position_ids" in inspect.signature(inner.forward).parameters
         self.eval()
 
     @property
@@ -125,9 +125,9 @@ class ActorCritic(nn.Module):
 
         input_ids, attention_mask: (B, P + T).
         """
-        input_ids, attention_mask = self._prefixed(input_ids, attention_mask)
+        input_ids, attention_mask = self.prefixed(input_ids, attention_mask)
         positions = {}
-        if self._takes_positions:
+        if self.takes_positions:
             positions["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         output = self.model(
             input_ids=input_ids,
@@ -140,7 +140,7 @@ class ActorCritic(nn.Module):
         hidden = output.hidden_states[-1][:, -completion_length - 1 : -1]
         return output.logits[:, :-1], self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
 
-    def _prefixed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def prefixed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask with the prefix before them; the padding of shorter prompts then lies between the two."""
         prefix = torch.tensor(self.prefix_ids, dtype=input_ids.dtype, device=input_ids.device)
         prefix = prefix.expand(len(input_ids), -1)
@@ -176,17 +176,17 @@ class ActorCritic(nn.Module):
             eos_token_id=self.processing_class.eos_token_id,
         )
         with seeded(seed, self.device):
-            given, mask = self._prefixed(prompt_ids, prompt_mask)
+            given, mask = self.prefixed(prompt_ids, prompt_mask)
             ids = self.model.generate(input_ids=given, attention_mask=mask.long(), generation_config=settings)
         completion_ids = ids[:, given.shape[1] :]
         mask = until_eos(completion_ids, self.processing_class.eos_token_id)
-        completions = self._completion_texts(prompt_ids, prompt_mask, completion_ids, mask)
+        completions = self.completion_texts(prompt_ids, prompt_mask, completion_ids, mask)
         return Episodes(list(prompts), completions, prompt_ids, prompt_mask, completion_ids, mask)
 
-    def _completion_texts(
+    def completion_texts(
         self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, completion_ids: torch.Tensor, mask: torch.Tensor
     ) -> list[str]:
-        # The completion is what the whole text has beyond the prompt: decoded alone, it would lose its leading space.
+        """The completions' texts: the whole text beyond the prompt (alone, they would lose leading spaces)."""
         prompts = [ids[keep].tolist() for ids, keep in zip(prompt_ids, prompt_mask, strict=True)]
         completions = [ids[keep].tolist() for ids, keep in zip(completion_ids, mask, strict=True)]
         heads = self._decode(prompts)

@@ -164,3 +164,22 @@ def test_no_room_for_the_completion_is_named():
     check_context(tiny_policy(), 20, 12)
     with pytest.raises(UserError, match=r"task.prompt_length = 20.*sampling.completion_length = 13.*holds 32"):
         check_context(tiny_policy(), 20, 13)
+
+
+def test_a_prefix_is_read_but_is_part_of_no_episode(tmp_path):
+    policy, sampling = tiny_policy(), sampling_settings()
+    policy.prefix_ids = policy.processing_class("very good")["input_ids"]
+    episodes = policy.sample(PROMPTS, sampling, seed=1)
+    assert episodes.prompts == PROMPTS and episodes.prompt_ids.shape == policy.tokenize(PROMPTS)[0].shape
+    found = policy.token_log_probs(episodes, sampling)
+    plain = tiny_policy()
+    for row, prompt in enumerate(PROMPTS):  # alone, without padding, the prefix written out
+        ids = plain.processing_class(f"very good {prompt}{episodes.completions[row]}", return_tensors="pt")["input_ids"]
+        logits = plain.model(ids).logits[:, -sampling.completion_length - 1 : -1]
+        logits = sampler_logits(logits, sampling, plain.forbidden_ids, plain.processing_class.eos_token_id)
+        slow = token_log_probs(logits, episodes.completion_ids[row : row + 1])
+        torch.testing.assert_close(found[row : row + 1], slow, atol=1e-5, rtol=0)
+    policy.save(tmp_path)
+    again = load_policy(tmp_path)
+    assert again.prefix_ids == policy.prefix_ids
+    assert again.sample(PROMPTS, sampling, seed=1).completions == episodes.completions

@@ -1,7 +1,9 @@
+import pytest
 import torch
-from tiny import tiny_policy
+from tiny import tiny_policy, tiny_tokenizer
 
-from rarlhf_nb.baselines.sft import train_sft
+from rarlhf_nb.baselines.sft import packed_blocks, train_sft
+from rarlhf_nb.errors import UserError
 from rarlhf_nb.profiles import SFTSettings
 
 TEXTS = ["the film is very good", "the plot was good", "very good film"] * 20
@@ -23,3 +25,48 @@ def test_sft_is_seeded():
         train_sft(policy, TEXTS, SETTINGS, seed=seed)
     weights = [policy.model.lm_head.weight for policy in (one, two, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def settings(**changes) -> SFTSettings:
+    return SFTSettings(**SETTINGS.model_dump() | changes)
+
+
+def test_accumulated_batches_train_like_one_large_batch():
+    """Texts differ in length, so a mean of the batches' means would not do."""
+    whole, halves = (tiny_policy(architecture="llama") for _ in range(2))  # no dropout, which batches draw anew
+    log = train_sft(whole, TEXTS, settings(epochs=2), seed=1)
+    halves_log = train_sft(halves, TEXTS, settings(epochs=2, batch_size=5, gradient_accumulation_steps=2), seed=1)
+    assert [row["loss"] for row in log] == pytest.approx([row["loss"] for row in halves_log], abs=1e-3)
+    assert len(log) == 12
+    for one, other in zip(whole.model.parameters(), halves.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def test_max_steps_ends_the_training_early_and_none_does_not():
+    assert [row["step"] for row in train_sft(tiny_policy(), TEXTS, settings(max_steps=3), seed=1)] == [1, 2, 3]
+    assert len(train_sft(tiny_policy(), TEXTS, settings(epochs=1, max_steps=8), seed=1)) == 8  # and outlasts epochs
+    assert len(train_sft(tiny_policy(), TEXTS, settings(epochs=1), seed=1)) == 6
+
+
+def test_packed_blocks_by_hand():
+    tokenizer = tiny_tokenizer()
+    texts = ["good bad film", "the", "is was plot"]  # 3 4 5, 6, 7 8 9
+    assert packed_blocks(tokenizer, texts, 4) == [[3, 4, 5, 2], [6, 2, 7, 8]]  # the leftover is dropped
+    assert packed_blocks(tokenizer, texts, 5) == [[3, 4, 5, 2, 6], [2, 7, 8, 9, 2]]
+    with pytest.raises(UserError, match=r"sft.max_length = 11.*3 texts together have 10 tokens"):
+        packed_blocks(tokenizer, texts, 11)
+
+
+def test_packed_training_counts_blocks_and_learns_across_them(capfd):
+    # 20 times 6 + 5 + 4 tokens are 18 blocks of 16: five batches of four an epoch, where unpacked texts make fifteen
+    policy = tiny_policy()
+    log = train_sft(policy, TEXTS, settings(batch_size=4, packing=True), seed=1)
+    assert log[-1]["step"] == 50 and log[-1]["loss"] < 0.5 * log[0]["loss"]
+    ids = torch.tensor([policy.processing_class(TEXTS[0])["input_ids"] + [2]])
+    assert policy.model(ids).logits[0, -1].argmax() == 6  # after EOS "the" of the next text: only blocks teach that
+    assert "warn" not in capfd.readouterr().err.lower()
+
+
+def test_a_large_learning_set_is_cut_before_it_is_packed():
+    log = train_sft(tiny_policy(), TEXTS, settings(batch_size=1, epochs=1, packing=True, texts=7), seed=1)
+    assert len(log) == (15 * 2 + 6) // 16

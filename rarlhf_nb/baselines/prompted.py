@@ -1,0 +1,65 @@
+"""The prompted baseline: the base model as it is, with an instruction before every prompt.
+
+The paper does not print its instruction; ours stand in the profiles, and validation prompts decide between them.
+"""
+
+import copy
+
+import pandas as pd
+
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.policy import ActorCritic, Policy
+from rarlhf_nb.profiles import SamplingSettings
+from rarlhf_nb.rewards import Reward, check_rewards
+from rarlhf_nb.trainer import hash_seed
+
+
+def prompted_policy(policy: ActorCritic, prefix: str) -> ActorCritic:
+    """The same network, which reads `prefix` before every prompt in place of any prefix that it had.
+
+    Weights are shared; the given policy keeps its own prefix. Prefix and prompt are joined as they are, so a prefix
+    ends with its own space or line break. Raises `UserError` where the prefix has no tokens.
+    """
+    prefix_ids = policy.processing_class(prefix, add_special_tokens=False)["input_ids"]
+    if not prefix_ids:
+        raise UserError(f"prefix = {prefix!r} has no tokens: give the instruction to put before every prompt")
+    prompted = copy.copy(policy)
+    prompted.prefix_ids = prefix_ids
+    return prompted
+
+
+def choose_prefix(
+    policy: ActorCritic,
+    reward: Reward,
+    prompts: list[str],
+    prefixes: list[str],
+    sampling: SamplingSettings,
+    seed: int,
+    batch_size: int,
+) -> pd.DataFrame:
+    """What each prefix earns on validation prompts: columns prefix and reward, the best first.
+
+    reward: the mean over the prompts of the reward of prompt + completion; the prefix is no part of the rated text.
+    Every prefix is sampled with the same seeds. Raises `UserError` where prompts or prefixes are missing, and as
+    `prompted_policy` and `check_rewards`.
+    """
+    for name, given in (("prompts", prompts), ("prefixes", prefixes)):
+        if not given:
+            raise UserError(f"{name} is empty: choosing a prefix needs one at least")
+    means = [
+        _mean_reward(prompted_policy(policy, prefix), reward, prompts, sampling, seed, batch_size)
+        for prefix in prefixes
+    ]
+    table = pd.DataFrame({"prefix": prefixes, "reward": means})
+    return table.sort_values("reward", ascending=False, kind="stable", ignore_index=True)
+
+
+def _mean_reward(
+    policy: Policy, reward: Reward, prompts: list[str], sampling: SamplingSettings, seed: int, batch_size: int
+) -> float:
+    rewards = []
+    for index, at in enumerate(range(0, len(prompts), batch_size)):
+        episodes = policy.sample(prompts[at : at + batch_size], sampling, hash_seed(seed, index))
+        rated = reward(prompts=episodes.prompts, completions=episodes.completions)
+        rewards += check_rewards(rated, episodes.prompts, episodes.completions)
+    return sum(rewards) / len(rewards)

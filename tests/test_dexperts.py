@@ -1,0 +1,181 @@
+import pandas as pd
+import pytest
+import torch
+from tiny import PROMPTS, good_minus_bad, sampling_settings, tiny_policy
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from rarlhf_nb.baselines.dexperts import DExperts, combined_logits, nucleus_mask
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.evaluation import evaluate, held_out_log_likelihoods
+from rarlhf_nb.policy import ActorCritic, Reference
+from rarlhf_nb.profiles import EvaluationSettings
+
+BASE, EXPERT, ANTI_EXPERT = torch.tensor([[2.0, 1, 0, -1], [1, 1.5, 0, 0], [1.5, 0.5, 0, 2]])
+STEERED, ANTI_ONLY = [0.1142, 0.8438, 0.0420, 0], [0.7054, 0.2595, 0.0351, 0]
+FORBIDDEN, EOS = [0, 1], 2  # of the tiny tokenizer
+
+
+def dexperts(architecture="gpt2", alpha=1.5, top_p=0.7, roles=("expert", "anti_expert")) -> DExperts:
+    base, expert, anti_expert = policies = [tiny_policy(seed, architecture) for seed in (0, 1, 2)]
+    for layer in (
+        module for policy in policies for module in policy.modules() if isinstance(module, torch.nn.LayerNorm)
+    ):
+        layer.reset_parameters()  # drawn at random they would outweigh the context
+    return DExperts(
+        base, expert if "expert" in roles else None, anti_expert if "anti_expert" in roles else None, alpha, top_p
+    )
+
+
+def slow_distribution(method: DExperts, ids: list[int], step: int, minimum: int, temperature: float) -> torch.Tensor:
+    """The next token's distribution (V,), from one text without padding or cache, with the nucleus word by word."""
+    row = torch.tensor([ids])
+    z, plus, minus = (
+        (policy or method.base).model(row).logits[0, -1].double().detach()
+        for policy in (method.base, method.expert, method.anti_expert)
+    )
+    allowed = [v for v in range(len(z)) if v not in FORBIDDEN and not (v == EOS and step < minimum)]
+    weights = {v: z[v].exp().item() for v in allowed}
+    nucleus, mass = [], 0.0
+    for v in sorted(allowed, key=weights.get, reverse=True):
+        nucleus.append(v)
+        mass += weights[v] / sum(weights.values())
+        if mass > method.top_p:
+            break
+    logits = torch.full_like(z, -torch.inf)
+    logits[nucleus] = (z + method.alpha * (plus - minus))[nucleus] / temperature
+    return logits.softmax(0)
+
+
+def test_decoding_by_hand():
+    """The worked example: alpha 2, nucleus {0, 1, 2} of probabilities .6439 .2369 .0871 .0321 at top_p .9."""
+    kept = nucleus_mask(BASE, 0.9)
+    assert kept.tolist() == [True, True, True, False]
+    for expert, expected in ((EXPERT, STEERED), (None, ANTI_ONLY)):
+        logits = combined_logits(BASE, expert, ANTI_EXPERT, 2.0).masked_fill(~kept, -torch.inf)
+        torch.testing.assert_close(logits.softmax(-1), torch.tensor(expected), atol=1e-4, rtol=0)
+    assert combined_logits(BASE, EXPERT, None, 2.0).tolist() == [0, 2, 0, 1]  # z + 2 (z+ - z)
+
+
+def test_nucleus_at_its_edges():
+    logits = torch.tensor([0.1, 0.6, 0.3]).log()
+    for top_p, kept in ((0.0, 1), (0.59, 1), (0.61, 2), (0.89, 2), (0.91, 3), (1.0, 3)):
+        assert nucleus_mask(logits, top_p).sum() == kept
+    assert nucleus_mask(torch.randn(4, 3, 5000), 1.0).all()  # whatever the sums round to
+    assert nucleus_mask(torch.zeros(2, 10), 0.45).sum(-1).tolist() == [5, 5]  # ties
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_forbidden_tokens_take_nothing_of_the_nucleus_and_temperature_divides_the_sum(temperature):
+    method = dexperts(alpha=2.0, top_p=0.9)
+    z, plus, minus = torch.full((3, 1, 1, 11), -90.0)
+    for logits, values in ((z, BASE), (plus, EXPERT), (minus, ANTI_EXPERT)):
+        logits[0, 0, 3:7] = values
+    z[0, 0, FORBIDDEN] = 60.0  # alone they would be the nucleus
+    z[0, 0, EOS] = 60.0
+    plus[0, 0, 7:] = 90.0  # an expert wants what the base never says
+    sampling = sampling_settings(temperature=temperature)
+    for expert, expected in ((plus, STEERED), (None, ANTI_ONLY)):
+        # at temperature 2 the base's nucleus would have the fourth token, too
+        expected = torch.tensor([[[0.0] * 3 + expected + [0.0] * 4]]) ** (1 / temperature)
+        probabilities = method.decoding_logits(z, expert, minus, sampling).softmax(-1)
+        torch.testing.assert_close(probabilities, expected / expected.sum(), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("roles", [("expert", "anti_expert"), ("anti_expert",), ("expert",)])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_log_probs_are_those_of_a_slow_reference_without_padding_or_cache(architecture, roles):
+    method, sampling = dexperts(architecture, roles=roles), sampling_settings(minimum_completion_length=2)
+    batch = method.sample(PROMPTS * 4, sampling, seed=1)
+    assert not batch.prompt_mask.all() and not batch.completion_mask.all()  # padding on both sides
+    log_probs = method.token_log_probs(batch, sampling)
+    expected = torch.zeros_like(log_probs)
+    for i, mask in enumerate(batch.completion_mask):
+        ids = batch.prompt_ids[i][batch.prompt_mask[i]].tolist()
+        for t in range(int(mask.sum())):
+            token = batch.completion_ids[i, t].item()
+            expected[i, t] = slow_distribution(method, ids, t, minimum=2, temperature=1.0)[token].log()
+            ids.append(token)
+    assert expected.isfinite().all()  # every token was drawn from the nucleus
+    torch.testing.assert_close(log_probs, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_cached_decoding_of_padded_prompts_follows_the_uncached_path(architecture):
+    method, sampling = dexperts(architecture, top_p=0.95), sampling_settings(temperature=1e-3)  # all but greedy
+    batch = method.sample(PROMPTS, sampling, seed=0)
+    for i, completion_ids in enumerate(batch.completion_ids.tolist()):
+        ids = batch.prompt_ids[i][batch.prompt_mask[i]].tolist()
+        for t, token in enumerate(completion_ids):
+            assert slow_distribution(method, ids, t, minimum=5, temperature=1.0).argmax() == token
+            ids.append(token)
+    assert batch.completion_ids.unique().numel() > 3
+
+
+def test_sampled_frequencies_are_the_log_probs_that_we_claim():
+    method = dexperts(alpha=0.5, top_p=0.9)
+    sampling = sampling_settings(completion_length=1, minimum_completion_length=0, temperature=0.7)
+    drawn = method.sample(["the film is"] * 20_000, sampling, seed=0)
+    claimed = method.token_log_probs(drawn, sampling).exp()
+    tokens = drawn.completion_ids.unique()
+    assert len(tokens) > 2
+    for token in tokens:
+        chosen = drawn.completion_ids[:, 0] == token
+        assert chosen.float().mean().item() == pytest.approx(claimed[chosen][0].item(), abs=0.012)
+
+
+def test_without_steering_and_nucleus_it_is_the_base():
+    method, sampling = dexperts(alpha=0.0, top_p=1.0), sampling_settings(minimum_completion_length=1, temperature=0.8)
+    own, base = (policy.sample(PROMPTS, sampling, seed=3) for policy in (method, method.base))
+    assert own.completions == base.completions and torch.equal(own.completion_mask, base.completion_mask)
+    torch.testing.assert_close(
+        method.token_log_probs(own, sampling), method.base.token_log_probs(own, sampling).detach()
+    )
+
+
+def test_sampling_is_seeded_and_leaves_the_global_state_alone():
+    method, sampling = dexperts(alpha=0.5, top_p=0.95), sampling_settings()
+    before = torch.random.get_rng_state()
+    one, two, other = (method.sample(PROMPTS, sampling, seed).completions for seed in (4, 4, 5))
+    assert torch.equal(torch.random.get_rng_state(), before) and one == two != other
+
+
+def test_each_model_reads_its_own_prefix():
+    method, sampling = dexperts(), sampling_settings(temperature=1e-3)
+    with_prefix = dexperts()
+    with_prefix.base.prefix_ids, with_prefix.expert.prefix_ids = [4, 7], [5]
+    batch = with_prefix.sample(PROMPTS, sampling, seed=0)
+    assert batch.prompt_ids.equal(method.sample(PROMPTS, sampling, seed=0).prompt_ids)
+    ids = torch.cat([batch.prompt_ids, batch.completion_ids], 1)
+    mask = torch.cat([batch.prompt_mask, batch.completion_mask], 1)
+    logits = [policy(ids, mask, 5)[0] for policy in (with_prefix.base, with_prefix.expert, with_prefix.anti_expert)]
+    assert with_prefix.decoding_logits(*logits, sampling).argmax(-1).equal(batch.completion_ids)
+
+
+def test_it_is_evaluated_like_any_policy_and_finds_every_human_text_possible():
+    method = dexperts(top_p=0.5)
+    prompts = pd.DataFrame({"prompt": PROMPTS, "prompt_score": 0.0, "label": 1, "group": "a"})
+    settings = EvaluationSettings(held_out_texts=2, held_out_length=8, batch_size=3)
+    table = evaluate(method, Reference(method.base), good_minus_bad, prompts, sampling_settings(), settings, seed=0)
+    assert table["kl"].notna().all() and len(table) == len(PROMPTS)
+    human = held_out_log_likelihoods(method, ["bad plot was very good", "the the film"], length=8, batch_size=2)
+    ids = torch.tensor([[4, 9, 8, 10, 3]])
+    z, plus, minus = (p.model(ids).logits[0, :-1].detach() for p in (method.base, method.expert, method.anti_expert))
+    expected = (z + 1.5 * (plus - minus)).log_softmax(-1)[range(4), ids[0, 1:]].sum()
+    assert human["log_likelihood"][0] == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_experts_must_fit_the_base():
+    base, other = tiny_policy(), tiny_policy()
+    other.processing_class.add_tokens(["plots"])
+    wide = ActorCritic(
+        GPT2LMHeadModel(GPT2Config(vocab_size=16, n_positions=32, n_embd=16, n_layer=1, n_head=2)),
+        tiny_policy().processing_class,
+    )
+    with pytest.raises(UserError, match=r"the expert's tokenizer has another vocabulary.*12 and 11 tokens"):
+        DExperts(base, other, None, alpha=1.0)
+    with pytest.raises(UserError, match=r"the anti_expert scores a vocabulary of 16 tokens, the base one of 11"):
+        DExperts(base, base, wide, alpha=1.0)
+    with pytest.raises(UserError, match="neither expert nor anti_expert"):
+        DExperts(base, None, None, alpha=1.0)
+    with pytest.raises(UserError, match="the model's context holds 32"):
+        DExperts(base, base, None, alpha=1.0).sample(["film " * 30], sampling_settings(), seed=0)
