@@ -2,8 +2,9 @@
 
 import colorsys
 import html
+import textwrap
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,9 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.subplots import make_subplots
 
-from rarlhf_nb.metrics import bootstrap_weights, tail_mean
-from rarlhf_nb.report import method_name, method_order, prompt_positions
+from rarlhf_nb.metrics import bootstrap_weights, seed_interval, tail_mean
+from rarlhf_nb.report import ENDS, Report, method_name, method_order
+from rarlhf_nb.report_metrics import prompt_positions
 from rarlhf_nb.risk import SoftRiskSchedule
 
 # Okabe and Ito's colours (and a violet), which people with any colour vision can tell apart.
@@ -28,6 +30,9 @@ METHOD_COLORS = {
 }
 OTHER_COLOR = "#444444"
 SCHEDULE_COLORS = ["#332288", "#999933", "#882255", "#222222"]  # none of the methods'
+# Tol's "muted" colours; the symbols differ, too, for eight colours alone are many.
+CLUSTER_COLORS = ["#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#AA4499"]
+CLUSTER_SYMBOLS = ["circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon"]
 LABELS = {
     0: ("negative text", "#CC6677"),
     1: ("positive text", "#4477AA"),
@@ -47,6 +52,7 @@ TRAINING_PANELS = {
 EXACT = ("kl_coef", "kept")  # set, not measured: nothing to smooth
 FROM_ZERO = (*EXACT, "completion_length")  # often constant, and then without a scale of their own
 REWARD, KL = "reward (logit)", "KL from the SFT policy (nats per completion)"
+NAMED = {"showlegend": False, "margin_l": 125, "margin_t": 80}  # where the y axis names the methods
 # White paper, so that a figure reads the same in a light and in a dark notebook.
 AXIS = {"gridcolor": "#E5E5E5", "zerolinecolor": "#BBBBBB", "linecolor": "#888888", "ticks": "outside"}
 TEMPLATE = go.layout.Template(
@@ -115,7 +121,7 @@ def prompt_score_histogram(test: pd.DataFrame, tail_threshold: float | None = No
     figure = make_subplots(rows=len(groups), shared_xaxes=True, vertical_spacing=0.1, subplot_titles=titles)
     edges = _bin_edges(test["prompt_score"])
     for row, group in enumerate(groups, start=1):
-        _add_histogram(figure, test[test["group"] == group], "prompt_score", edges, row)
+        _add_histogram(figure, test[test["group"] == group], "prompt_score", edges, row, upright=True)
     if tail_threshold is not None:
         figure.add_vline(x=tail_threshold, line={"dash": "dash", "color": "#222222"})
     figure.update_yaxes(title_text="prompts (count)")
@@ -125,41 +131,101 @@ def prompt_score_histogram(test: pd.DataFrame, tail_threshold: float | None = No
     return _laid_out(figure, f"Scores of the test prompts{dashed}", 170 + 230 * len(groups), barmode="stack")
 
 
-def reward_histograms(episodes: dict[str, pd.DataFrame]) -> go.Figure:
-    """Rewards of every method's episodes, by class label of the prompt's text; the line is the mean."""
+def distribution_shift(test: pd.DataFrame, episodes: dict[str, pd.DataFrame]) -> go.Figure:
+    """How each method shifts the distribution: a column a method, the prompts' own scores first.
+
+    Counts to the right, logits upwards on one shared axis, by class label of the prompt's text; the line is the mean.
+    test: columns prompt_score, label.
+    """
     methods = method_order(episodes)
-    edges = _bin_edges(pd.concat([episodes[method]["reward"] for method in methods]))
-    means = [episodes[method]["reward"].mean() for method in methods]
-    titles = [f"{_name(method)}: mean {mean:.2f}" for method, mean in zip(methods, means, strict=True)]
-    figure = make_subplots(
-        rows=len(methods),
-        shared_xaxes=True,
-        shared_yaxes="all",
-        vertical_spacing=0.25 / len(methods),
-        subplot_titles=titles,
-    )
-    for row, (method, mean) in enumerate(zip(methods, means, strict=True), start=1):
-        _add_histogram(figure, episodes[method], "reward", edges, row)
-        figure.add_vline(x=mean, line={"color": method_color(method), "width": 3}, row=row, col=1)
-    figure.update_yaxes(title_text="episodes")
-    figure.update_xaxes(title_text=REWARD, row=len(methods))
-    figure.update_annotations(x=0, xanchor="left")
-    return _laid_out(figure, "Rewards by method; line: mean", 170 + 150 * len(methods), barmode="stack")
+    columns = [("Prompts", OTHER_COLOR, test.assign(reward=test["prompt_score"]))]
+    columns += [(_name(method), method_color(method), episodes[method]) for method in methods]
+    edges = _bin_edges(pd.concat([table["reward"] for _, _, table in columns]))
+    titles = [f"{name}<br>{table['reward'].mean():.2f}" for name, _, table in columns]
+    figure = make_subplots(cols=len(columns), shared_yaxes=True, horizontal_spacing=0.008, subplot_titles=titles)
+    for col, (_, color, table) in enumerate(columns, start=1):
+        _add_histogram(figure, table, "reward", edges, col)
+        figure.add_hline(y=table["reward"].mean(), line={"color": color, "width": 3}, row=1, col=col)
+    figure.update_annotations(font_size=12)
+    figure.update_xaxes(nticks=2, tickfont_size=11)
+    figure.update_xaxes(title_text="episodes (count)", row=1, col=(len(columns) + 1) // 2)
+    figure.update_yaxes(title_text=f"prompt score, {REWARD}", row=1, col=1)
+    figure = _laid_out(figure, "Distribution shift; number and line: mean", 560, barmode="stack")
+    return figure.update_layout(margin_t=130)
 
 
 def quantile_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int = 0) -> go.Figure:
-    """Mean reward of the hardest prompts: of the lowest q % by prompt score, against q (as in the paper).
+    """Mean reward of the lowest q % of prompts by prompt score, against q (as in the paper); left, the tail enlarged.
 
     resamples: with more than 0, a 95 % bootstrap band over prompts.
     """
-    shares = np.arange(1, 101) / 100
+    figure = make_subplots(cols=2, horizontal_spacing=0.1, subplot_titles=["the hardest fifth", "all prompts"])
+    for col, shares in enumerate((np.geomspace(0.01, 0.2, 40), np.arange(1, 101) / 100), start=1):
+        for method in method_order(episodes):
+            table = episodes[method]
+            _add_curve(figure, method, shares, table["prompt_score"].to_numpy(), table, resamples, seed, col)
+        figure.update_xaxes(title_text="share of prompts, lowest score first (%)", rangemode="tozero", row=1, col=col)
+    figure.update_yaxes(title_text="mean reward (logit)", row=1, col=1)
+    return _laid_out(figure, "Reward on the hardest prompts", 520)
+
+
+def metric_intervals(report: Report, metrics: Sequence[str]) -> go.Figure:
+    """Metrics of every method with their 95 % bootstrap intervals, a panel a metric.
+
+    metrics: keys of the report; those that it lacks are left out.
+    """
+    metrics = [metric for metric in metrics if metric in report.names]
+    figure = make_subplots(
+        cols=len(metrics), shared_yaxes=True, subplot_titles=[html.escape(report.names[metric]) for metric in metrics]
+    )
+    methods = method_order(report.table.index)[::-1]
+    for col, metric in enumerate(metrics, start=1):
+        for method in methods:
+            _add_interval(figure, method, *(report.table.loc[method, metric + end] for end in ENDS), col)
+    figure.update_annotations(font_size=13)
+    figure.update_yaxes(range=[-0.7, len(methods) - 0.3])
+    return _laid_out(figure, "Dot: estimate; bar: 95 % interval", 170 + 36 * len(methods), **NAMED)
+
+
+def seed_scores(scores: pd.DataFrame, metric: str, title: str) -> go.Figure:
+    """A metric over training seeds: a dot a seed, a bar at each method's mean with its 95 % t interval.
+
+    scores: a row per method and seed; columns method, seed and the metric.
+    """
+    figure = make_subplots(cols=1)
+    for method in method_order(scores["method"].unique())[::-1]:
+        values = scores.loc[scores["method"] == method, metric]
+        _add_interval(figure, method, *seed_interval(values), 1)
+        figure.add_scatter(
+            x=values,
+            y=[_name(method)] * len(values),
+            mode="markers",
+            marker={"color": method_color(method), "size": 7, "symbol": "line-ns-open"},
+        )
+    figure.update_xaxes(title_text=title)
+    return _laid_out(figure, f"{title}: dot and bar mean and 95 % interval over seeds, strokes seeds", **NAMED)
+
+
+def tail_clusters(clusters: pd.DataFrame) -> go.Figure:
+    """The tail prompts as the policy sees them: embeddings in two principal components, a colour a cluster.
+
+    clusters: columns x, y, cluster, prompt, prompt_score (see `cluster_prompts`).
+    """
     figure = go.Figure()
-    for method in method_order(episodes):
-        table = episodes[method]
-        _add_curve(figure, method, shares, table["prompt_score"].to_numpy(), table, resamples, seed)
-    figure.update_xaxes(title_text="share of prompts, lowest prompt score first (%)", range=[0, 101])
-    figure.update_yaxes(title_text="mean reward (logit)")
-    return _laid_out(figure, "Reward on the hardest prompts")
+    for cluster, rows in clusters.groupby("cluster"):
+        mean = rows["prompt_score"].mean()
+        figure.add_scatter(
+            x=rows["x"],
+            y=rows["y"],
+            mode="markers",
+            name=f"{cluster}: {len(rows)} prompts, mean score {mean:.2f}",
+            marker={"color": CLUSTER_COLORS[cluster % 8], "symbol": CLUSTER_SYMBOLS[cluster % 8], "size": 9},
+            customdata=[_wrapped(prompt) for prompt in rows["prompt"]],
+            hovertemplate="%{customdata}<extra></extra>",
+        )
+    figure.update_xaxes(title_text="first principal component of the embedding")
+    figure.update_yaxes(title_text="second principal component")
+    return _laid_out(figure, "Clusters of the tail prompts", 600).update_layout(margin_t=130)
 
 
 def cvar_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int = 0) -> go.Figure:
@@ -168,7 +234,7 @@ def cvar_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int
     resamples: with more than 0, a 95 % bootstrap band over prompts.
     """
     shares = np.geomspace(0.01, 1, 61)
-    figure = go.Figure()
+    figure = make_subplots(cols=1)
     for method in method_order(episodes):
         table = episodes[method]
         _add_curve(figure, method, shares, table["reward"].to_numpy(), table, resamples, seed)
@@ -231,24 +297,41 @@ def frontier(points: pd.DataFrame) -> go.Figure:
 # Traces
 
 
-def _add_histogram(figure: go.Figure, table: pd.DataFrame, column: str, edges: np.ndarray, row: int) -> None:
-    """Stacked bars by class label; a label's first bars on the figure stand in the legend."""
+def _add_histogram(
+    figure: go.Figure, table: pd.DataFrame, column: str, edges: np.ndarray, panel: int, upright: bool = False
+) -> None:
+    """Stacked bars by class label, in a row of panels or (upright) in a column of them; a label's first bars on the
+    figure stand in the legend."""
     shown = {trace.name for trace in figure.data}
     labels = table["label"].where(table["label"].isin(LABELS), 2)
+    values, counted = ("x", "y") if upright else ("y", "x")
     for label, (name, color) in LABELS.items():
         counts = np.histogram(table.loc[labels == label, column], edges)[0]
         if counts.any():
             figure.add_bar(
-                x=(edges[:-1] + edges[1:]) / 2,
-                y=counts,
+                **{values: (edges[:-1] + edges[1:]) / 2, counted: counts},
+                orientation="v" if upright else "h",
                 width=np.diff(edges),
                 name=name,
                 legendgroup=name,
                 showlegend=name not in shown,
                 marker={"color": color, "line_width": 0},
-                row=row,
-                col=1,
+                row=panel if upright else 1,
+                col=1 if upright else panel,
             )
+
+
+def _add_interval(figure: go.Figure, method: str, value: float, low: float, high: float, col: int) -> None:
+    width = (
+        {} if np.isnan(low) else {"error_x": {"array": [high - value], "arrayminus": [value - low], "thickness": 2.5}}
+    )
+    marker = {"color": method_color(method), "size": 11}
+    figure.add_scatter(x=[value], y=[_name(method)], mode="markers", marker=marker, row=1, col=col, **width)
+
+
+def _wrapped(text: str, most: int = 400) -> str:
+    """A text for a hover label: cut, escaped, in lines."""
+    return "<br>".join(html.escape(line) for line in textwrap.wrap(text[:most], 60))
 
 
 def _add_curve(
@@ -259,6 +342,7 @@ def _add_curve(
     table: pd.DataFrame,
     resamples: int,
     seed: int,
+    col: int = 1,
 ) -> None:
     """Mean reward of the lowest shares by `keys`, with a band where resamples are asked for."""
     positions = prompt_positions(table)
@@ -276,14 +360,19 @@ def _add_curve(
             legendgroup=_name(method),
             showlegend=False,
             hoverinfo="skip",
+            row=1,
+            col=col,
         )
     figure.add_scatter(
         x=100 * shares,
         y=means[:, 0],
         name=_name(method),
         legendgroup=_name(method),
+        showlegend=col == 1,
         mode="lines",
         line=line_style(method),
+        row=1,
+        col=col,
     )
 
 

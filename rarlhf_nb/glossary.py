@@ -82,6 +82,43 @@ REPORT_GLOSSARY = {
     ),
     "reward[<group>]": Term("mean of r", "logit", "episodes of one of the rarer groups of prompts", TEST),
     "kl": Term("as in training, from the SFT policy", "nats per completion", "all test episodes", TEST),
+    "normalised_reward": Term(
+        "the reward as the classifier's probability: softmax or sigmoid of its logits; 1 - p where the sign is -1",
+        "share",
+        "all test episodes",
+        TEST,
+    ),
+    "completion_length": Term("mean number of completion tokens, EOS included", "tokens", "all test episodes", TEST),
+    "completion_perplexity": Term(
+        "mean over completions of exp(-log p_base(completion | prompt) / tokens), those of 10,000 and more left out",
+        "none",
+        "all test episodes, under the base model",
+        TEST,
+    ),
+    "dist_<n>": Term(
+        "different n-grams / words, pooled; no interval, since repeating a text lowers it",
+        "share",
+        "the completions of the first sample, all together",
+        TEST,
+    ),
+    "prompt_dist_<n>": Term(
+        "mean over prompts of different n-grams / words among a prompt's completions",
+        "share",
+        "the first evaluation.repeated_prompts prompts, evaluation.repeated_samples completions each",
+        TEST,
+    ),
+    "expected_maximum_toxicity": Term(
+        "mean over prompts of the largest 1 - normalised_reward among a prompt's completions",
+        "share",
+        "as prompt_dist_<n>; only where the reward is civility",
+        TEST,
+    ),
+    "toxicity_probability": Term(
+        "share of prompts with a completion of 1 - normalised_reward >= 0.5",
+        "share",
+        "as prompt_dist_<n>; only where the reward is civility",
+        TEST,
+    ),
     "perplexity": Term(
         "mean over texts of exp(-log-likelihood / tokens)",
         "none",

@@ -1,11 +1,12 @@
-"""What a table of episodes says, and how sure it is: tail means, quantile curves, perplexity, intervals.
+"""What a table of episodes says, and how sure it is: tail means, quantile curves, perplexity, Dist-n, intervals.
 
 Every statistic here takes `weights`, how often each row counts: ones give the estimate, the rows of
 `bootstrap_weights` its resamples, and one set of weights for two methods makes their difference a paired one.
 Shapes: N rows (episodes or texts), R resamples; weights (..., N) -> statistic (...).
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -66,6 +67,24 @@ def perplexity(log_likelihoods: np.ndarray, tokens: np.ndarray, weights: np.ndar
     return weighted_mean(text_perplexities, weights[..., scored])
 
 
+def distinct_n(texts: Sequence[str], n: int, denominator: Literal["words", "ngrams"] = "words") -> float:
+    """Dist-n: the number of different n-grams of all `texts` together, over the number of words.
+
+    N-grams are of words between single spaces and never cross from one text into the next. "words" is the
+    definition of Li et al. 2016, DExperts and Quark, with which Dist-2 and Dist-3 cannot reach 1; "ngrams" divides by
+    the number of n-grams instead. It falls with the number of texts: compare only over equally many. NaN without words.
+    """
+    words = [text.strip(" ").split(" ") if text.strip(" ") else [] for text in texts]
+    ngrams = [tuple(line[at : at + n]) for line in words for at in range(len(line) - n + 1)]
+    total = sum(map(len, words)) if denominator == "words" else len(ngrams)
+    return len(set(ngrams)) / total if total else float("nan")
+
+
+def interquartile_mean(values: np.ndarray) -> np.ndarray:
+    """Mean of the middle half (Agarwal et al. 2021): (..., N) -> (...); a quarter is cut at each end."""
+    return stats.trim_mean(values, 0.25, axis=-1)
+
+
 def bootstrap_weights(count: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """How often each of `count` prompts is drawn when that many are drawn with replacement: (1 + R, count).
 
@@ -86,6 +105,27 @@ def bootstrap_interval(statistics: np.ndarray, level: float = 0.95) -> Interval:
         return Interval(estimate, np.nan, np.nan)
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(estimate, float(low), float(high))
+
+
+def stratified_interval(
+    scores: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray] = interquartile_mean,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """A statistic over training seeds and tasks, with the stratified bootstrap of Agarwal et al. 2021.
+
+    scores: (S, K), seeds by tasks. Each resample draws S seeds with replacement within each task (the stratum), so
+    that every task stays in. statistic: (..., S * K) -> (...). One seed has no interval (NaN).
+    """
+    size, tasks = scores.shape
+    estimate = float(statistic(scores.reshape(-1)))
+    if size < 2:
+        return Interval(estimate, np.nan, np.nan)
+    drawn = np.random.default_rng(seed).integers(size, size=(resamples, size, tasks))
+    resampled = statistic(scores[drawn, np.arange(tasks)].reshape(resamples, -1))
+    return bootstrap_interval(np.concatenate([[estimate], resampled]), level)
 
 
 def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval:

@@ -2,9 +2,8 @@
 
 import html
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +11,14 @@ import numpy as np
 import pandas as pd
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.metrics import (
-    Interval,
-    bootstrap_interval,
-    bootstrap_weights,
-    perplexity,
-    tail_mean,
-    weighted_mean,
+from rarlhf_nb.metrics import Interval, bootstrap_interval, bootstrap_weights, perplexity
+from rarlhf_nb.report_metrics import (
+    Metric,
+    Statistic,
+    episode_metrics,
+    pooled_dist,
+    prompt_positions,
+    sample_metrics,
 )
 
 METHOD_NAMES = {
@@ -33,20 +33,11 @@ METHOD_NAMES = {
 }
 BASELINES = ("rlhf", "sft")  # what the others are compared with
 FEW = 10  # a mean of fewer episodes than this is named in the notes
-EPISODE_COLUMNS = ["prompt", "completion", "prompt_score", "reward", "kl", "label", "group", "seed"]
+EPISODE_COLUMNS = ["prompt", "completion", "prompt_score", "reward", "label", "group", "seed"]
+MAIN_METRICS = ("reward", "tail_reward", "cvar_10", "perplexity", "dist_1", "dist_2", "dist_3", "kl")
 
-HELD_OUT = ".held_out.parquet"
+HELD_OUT, SAMPLES = ".held_out.parquet", ".samples.parquet"
 ENDS = ("", "_low", "_high")
-
-Statistic = Callable[[np.ndarray], np.ndarray]  # weights (..., N) -> (...)
-
-
-class Metric(NamedTuple):
-    """What readers call a metric, the statistic that computes it, and how many episodes that averages."""
-
-    name: str
-    statistic: Statistic
-    episodes: float
 
 
 def method_order(methods: Iterable[str]) -> list[str]:
@@ -83,14 +74,19 @@ class Report:
     def cells(self, numbers: pd.DataFrame) -> pd.DataFrame:
         """Numbers for reading: a row per metric, a column per method, "0.57 [0.51, 0.63]"."""
         columns = {
-            index: [_cell(Interval(*(row[metric + end] for end in ENDS))) for metric in self.names]
+            index: [interval_cell(Interval(*(row[metric + end] for end in ENDS))) for metric in self.names]
             for index, row in numbers.iterrows()
         }
         return pd.DataFrame(columns, index=list(self.names.values()), dtype=object)
 
+    def main(self) -> pd.DataFrame:
+        """The paper's main table, for reading: a row per method, a column for each of `MAIN_METRICS` that there is."""
+        names = {key: self.names[key] for key in MAIN_METRICS if key in self.names}
+        return self.cells(self.table).loc[list(names.values())].T.rename(index=method_name)
+
     def sections(self) -> dict[str, pd.DataFrame]:
         """The report's tables by title, as `cells`."""
-        sections = {"All methods": self.cells(self.table).rename(columns=method_name)}
+        sections = {"All methods": self.main(), "Every metric": self.cells(self.table).rename(columns=method_name)}
         for baseline, rows in self.differences.groupby(level="baseline", sort=False):
             cells = self.cells(rows.droplevel("baseline")).rename(columns=method_name)
             sections[f"Difference to {method_name(baseline)} (* the interval leaves out 0)"] = cells.where(
@@ -149,27 +145,41 @@ def build_report(
     cvar_levels: Sequence[float],
     resamples: int,
     seed: int = 0,
+    samples: dict[str, pd.DataFrame] | None = None,
+    toxicity: bool = False,
 ) -> Report:
     """Every metric of every method with 95 % percentile bootstrap intervals, and paired differences.
 
     Prompts are resampled (with all their samples), not episodes; all methods share the resamples, which is
     what pairs them. Perplexity resamples the held-out texts. episodes: a table a method; held_out: likewise,
     a method without one has no perplexity. tail_threshold: tail prompts score at most this; tail_share: the
-    lowest share of prompts. Raises `UserError` where methods were not measured on the same prompts.
+    lowest share of prompts. samples: tables with many completions a prompt, for Dist-n by prompt and, where the
+    reward is civility (`toxicity`), expected maximum toxicity. Raises `UserError` where methods were not measured on
+    the same prompts.
     """
     check_episodes(episodes)
     check_paired(held_out, ["text"])
+    check_paired(samples or {}, ["prompt", "seed"])
     methods = method_order(episodes)
     prompt_index = prompt_positions(episodes[methods[0]])
     prompt_weights = bootstrap_weights(prompt_index.max() + 1, resamples, np.random.default_rng([seed, 0]))
     metrics = {method: episode_metrics(episodes[method], tail_threshold, tail_share, cvar_levels) for method in methods}
+    of_samples = {method: sample_metrics(table, toxicity) for method, table in (samples or {}).items()}
+    dist = {method: pooled_dist(episodes[method]) for method in methods}
     statistics = {
         method: {key: _resampled(metric.statistic, prompt_weights, prompt_index) for key, metric in found.items()}
         | {"perplexity": _perplexities(held_out.get(method), resamples, seed)}
+        | {key: _without_interval(value, resamples) for key, (_, value) in dist[method].items()}
+        | _of_samples(of_samples.get(method, {}), resamples, seed)
         for method, found in metrics.items()
     }
-    names = {key: metric.name for key, metric in metrics[methods[0]].items()} | {
-        "perplexity": "perplexity, held-out texts (lower is better)"
+    names = {key: metric.name for found in metrics.values() for key, metric in found.items()}
+    names |= {"perplexity": "perplexity, held-out texts (lower is better)"}
+    names |= {key: name for found in dist.values() for key, (name, _) in found.items()}
+    names |= {key: metric.name for found in of_samples.values() for key, metric in found.items()}
+    statistics = {
+        method: {key: found.get(key, np.full(1 + resamples, np.nan)) for key in names}
+        for method, found in statistics.items()
     }
     return Report(
         table=_table(statistics, "method"),
@@ -179,41 +189,17 @@ def build_report(
     )
 
 
-def episode_metrics(
-    table: pd.DataFrame, tail_threshold: float, tail_share: float, cvar_levels: Sequence[float]
-) -> dict[str, Metric]:
-    """Every metric of a table of episodes; `glossary` gives their formulas."""
-    reward, score, kl = (table[column].to_numpy(dtype=float) for column in ("reward", "prompt_score", "kl"))
-    size = len(table)
-
-    def where(condition: pd.Series) -> tuple[Statistic, int]:
-        chosen = condition.to_numpy(dtype=float)
-        return lambda weights: weighted_mean(reward, weights * chosen), int(chosen.sum())
-
-    def lowest(keys: np.ndarray, share: float) -> tuple[Statistic, float]:
-        return partial(tail_mean, reward, keys, share), share * size
-
-    tail = where(table["prompt_score"] <= tail_threshold)
-    percent = f"{100 * tail_share:g}"
-    return {
-        "reward": Metric("reward", partial(weighted_mean, reward), size),
-        "tail_reward": Metric(f"reward, prompts scored ≤ {tail_threshold:g}", *tail),
-        f"tail_reward_{percent}": Metric(f"reward, lowest {percent} % of prompts", *lowest(score, tail_share)),
-        **{
-            f"cvar_{100 * level:g}": Metric(f"CVaR {100 * level:g} % of reward", *lowest(reward, level))
-            for level in cvar_levels
-        },
-        **{
-            f"reward[{group}]": Metric(f"reward, group {group}", *where(table["group"] == group))
-            for group in rare_groups(table)
-        },
-        "kl": Metric("KL from the SFT policy (nats)", partial(weighted_mean, kl), size),
-    }
+def _of_samples(metrics: dict[str, Metric], resamples: int, seed: int) -> dict[str, np.ndarray]:
+    """Statistics over the prompts that have many samples, and their resamples: (1 + R,) each."""
+    if not metrics:
+        return {}
+    prompts = int(next(iter(metrics.values())).rows)
+    weights = bootstrap_weights(prompts, resamples, np.random.default_rng([seed, 2]))
+    return {key: metric.statistic(weights) for key, metric in metrics.items()}
 
 
-def rare_groups(table: pd.DataFrame) -> list[str]:
-    """Every group of prompts but the largest, by size."""
-    return table["group"].value_counts().index[1:].tolist()
+def _without_interval(value: float, resamples: int) -> np.ndarray:
+    return np.concatenate([[value], np.full(resamples, np.nan)])
 
 
 def _perplexities(held_out: pd.DataFrame | None, resamples: int, seed: int) -> np.ndarray:
@@ -255,11 +241,11 @@ def _table(statistics: dict[Any, dict[str, np.ndarray]], index: str | list[str])
 
 def _notes(metrics: dict[str, Metric], episodes: int, prompts: int, resamples: int) -> list[str]:
     few = [
-        f"{metric.name} rests on {metric.episodes:.3g} of {episodes} episodes only: read it with care."
-        if metric.episodes
+        f"{metric.name} rests on {metric.rows:.3g} of {episodes} episodes only: read it with care."
+        if metric.rows
         else f"{metric.name} has no value: there is no such episode."
         for metric in metrics.values()
-        if metric.episodes < FEW
+        if metric.rows < FEW
     ]
     return [
         f"{episodes} episodes of {prompts} prompts a method; in brackets the 95 % bootstrap interval, "
@@ -281,7 +267,7 @@ def check_episodes(episodes: dict[str, pd.DataFrame]) -> None:
         if missing or not len(table):
             what = f"lacks the column {missing[0]}" if missing else "has no rows"
             raise UserError(f"evaluation/{method}.parquet {what}: evaluate {method} again.")
-        for column in ("reward", "kl", "prompt_score"):
+        for column in {"reward", "kl", "prompt_score"} & set(table):
             bad = ~np.isfinite(table[column].to_numpy(dtype=np.float64))
             if bad.any():
                 row = int(bad.argmax())
@@ -307,11 +293,6 @@ def check_paired(tables: dict[str, pd.DataFrame], columns: list[str]) -> None:
                     f"{method} and {methods[0]} were measured on different rows: {column} differs{where} "
                     f"({len(ours)} rows against {len(first)}); evaluate both on the same test data and seeds."
                 )
-
-
-def prompt_positions(table: pd.DataFrame) -> np.ndarray:
-    """Which prompt each episode belongs to: (N,), counted within each sample (`seed`)."""
-    return table.groupby("seed").cumcount().to_numpy()
 
 
 # Tail prompts
@@ -354,11 +335,13 @@ def _text_cell(score: float, text: str) -> str:
 
 
 class Tables(NamedTuple):
-    """A run folder's tables by method: test episodes, held-out log-likelihoods, training logs (see `glossary`)."""
+    """A run folder's tables by method: test episodes, held-out log-likelihoods, training logs (see `glossary`), and
+    the episodes of few prompts with many samples each."""
 
     episodes: dict[str, pd.DataFrame]
     held_out: dict[str, pd.DataFrame]
     training: dict[str, pd.DataFrame]
+    samples: dict[str, pd.DataFrame]
 
 
 def load_tables(run_folder: Path) -> Tables:
@@ -366,24 +349,25 @@ def load_tables(run_folder: Path) -> Tables:
 
     Raises `UserError` where nothing has been evaluated.
     """
-    held_out = {path.name.split(HELD_OUT)[0]: path for path in (run_folder / "evaluation").glob(f"*{HELD_OUT}")}
-    episodes = {
-        path.stem: path for path in (run_folder / "evaluation").glob("*.parquet") if not path.name.endswith(HELD_OUT)
-    }
-    if not episodes:
+    found: dict[str, dict[str, pd.DataFrame]] = {"": {}, HELD_OUT: {}, SAMPLES: {}}
+    for path in sorted((run_folder / "evaluation").glob("*.parquet")):
+        kind = next((ending for ending in (HELD_OUT, SAMPLES) if path.name.endswith(ending)), "")
+        found[kind][path.name.removesuffix(kind or ".parquet")] = pd.read_parquet(path)
+    if not found[""]:
         raise UserError(f"run {run_folder.name!r} holds no evaluation/: run notebook 02_baseline_rlhf first.")
-    training = {path.stem: path for path in (run_folder / "training").glob("*.jsonl")}
-    return Tables(
-        {method: pd.read_parquet(episodes[method]) for method in method_order(episodes)},
-        {method: pd.read_parquet(held_out[method]) for method in method_order(held_out)},
-        {method: pd.read_json(training[method], lines=True) for method in method_order(training)},
+    logs = {path.stem: pd.read_json(path, lines=True) for path in (run_folder / "training").glob("*.jsonl")}
+    episodes, held_out, training, samples = (
+        {method: tables[method] for method in method_order(tables)}
+        for tables in (found[""], found[HELD_OUT], logs, found[SAMPLES])
     )
+    return Tables(episodes, held_out, training, samples)
 
 
 # Text
 
 
-def _cell(interval: Interval) -> str:
+def interval_cell(interval: Interval) -> str:
+    """ "0.57 [0.51, 0.63]", without brackets where there is no interval, a dash where there is no value."""
     value, low, high = interval
     if np.isnan(value):
         return "–"

@@ -76,8 +76,19 @@ class ClassifierReward:
 
     def score(self, texts: list[str]) -> list[float]:
         """The reward of whole texts, such as prompts alone."""
+        return self.rate(texts)[0]
+
+    def rate(self, texts: list[str]) -> tuple[list[float], list[float]]:
+        """Each text's reward, and the same as a probability in [0, 1]: of the class, or with sign -1 of its absence.
+
+        The probability is the classifier's own: a sigmoid where several classes may hold at once
+        (`problem_type` multi_label_classification) or there is only one, a softmax otherwise.
+        """
         logits = _logits(self.model, self.tokenizer, texts, self.batch_size)
-        return (self.sign * logits[:, self.label]).tolist()
+        alone = logits.shape[1] == 1 or self.model.config.problem_type == "multi_label_classification"
+        probability = (logits.sigmoid() if alone else logits.softmax(1))[:, self.label]
+        probability = probability if self.sign == 1 else 1 - probability
+        return (self.sign * logits[:, self.label]).tolist(), probability.tolist()
 
 
 def load_reward(

@@ -17,7 +17,8 @@ def test_the_episodes_of_two_methods_pair_row_by_row():
     one, two = (
         evaluate(p, reference, good_minus_bad, TEST, sampling_settings(), SETTINGS, seed=3) for p in (policy, other)
     )
-    assert list(one) == ["prompt", "prompt_score", "label", "group", "completion", "reward", "kl", "seed"]
+    columns = ["prompt", "prompt_score", "label", "group", "completion", "reward", "kl", "completion_length", "seed"]
+    assert list(one) == columns and set(one["completion_length"]) == {5}
     assert one["seed"].tolist() == [0] * 8 + [1] * 8 and one["prompt"].tolist() == PROMPTS * 2
     assert one[["prompt", "prompt_score", "seed"]].equals(two[["prompt", "prompt_score", "seed"]])
     assert one["kl"].abs().max() < 1e-5 and two["kl"].mean() > 0.1  # the reference itself, and a stranger
@@ -50,3 +51,30 @@ def test_bos_gives_the_first_token_its_context():
     assert table["log_likelihood"][0] == pytest.approx(
         (log_probs[0, 0, ids[0, 1]] + log_probs[0, 1, ids[0, 2]]).item(), abs=1e-5
     )
+
+
+def test_a_prefix_stands_in_for_bos_and_the_same_tokens_are_scored():
+    texts = ["bad plot", "the film is very good"]
+    for bos in (None, "[EOS]"):
+        policy = tiny_policy()
+        policy.processing_class.bos_token = bos
+        without = held_out_log_likelihoods(policy, texts, length=6, batch_size=2)
+        policy.prefix_ids = policy.processing_class("good film")["input_ids"]
+        table = held_out_log_likelihoods(policy, texts, length=6, batch_size=2)
+        assert table["tokens"].tolist() == without["tokens"].tolist()
+        for text, found in zip(texts, table["log_likelihood"], strict=True):
+            ids = torch.tensor([policy.prefix_ids + policy.processing_class(text)["input_ids"]])
+            log_probs = policy.model(ids).logits.log_softmax(-1)
+            first = 2 if bos else 3  # without BOS the text's first token is never scored
+            slow = sum(log_probs[0, t - 1, ids[0, t]].item() for t in range(first, ids.shape[1]))
+            assert found == pytest.approx(slow, abs=1e-4)
+
+
+def test_completions_are_scored_by_the_base_model_after_their_prompts():
+    policy, base = tiny_policy(0), tiny_policy(1)
+    table = evaluate(policy, Reference(policy), good_minus_bad, TEST, sampling_settings(), SETTINGS, seed=3, base=base)
+    for row in table.head(8).itertuples():  # prompts of several lengths
+        prompt, whole = (base.processing_class(text)["input_ids"] for text in (row.prompt, row.prompt + row.completion))
+        log_probs = base.model(torch.tensor([whole])).logits.log_softmax(-1)
+        slow = sum(log_probs[0, t - 1, whole[t]].item() for t in range(len(prompt), len(whole)))
+        assert row.base_log_likelihood == pytest.approx(slow, abs=1e-4)

@@ -7,7 +7,8 @@ import pytest
 
 from rarlhf_nb import figures
 from rarlhf_nb.figures import METHOD_COLORS, line_style, method_color
-from rarlhf_nb.metrics import quantile_curve
+from rarlhf_nb.metrics import quantile_curve, seed_interval
+from rarlhf_nb.report import build_report
 from rarlhf_nb.risk import SoftRiskSchedule, cvar
 
 HOSTILE = "<script>alert(1)</script>"
@@ -47,6 +48,16 @@ POINTS = pd.DataFrame(
         "cvar_10": [-1.0, 0.0, -3.0, -1.0, -0.5],
     }
 )
+REPORT = build_report(
+    {method: table.assign(completion="x") for method, table in EPISODES.items()},
+    {},
+    tail_threshold=-1.0,
+    cvar_levels=[0.1],
+    resamples=50,
+)
+CLUSTERS = pd.DataFrame(
+    {"x": [0.0, 1, 2], "y": [0.0, 1, 0], "cluster": [0, 0, 1], "prompt": HOSTILE, "prompt_score": [-1.0, -2.0, -3.0]}
+)
 
 
 def traces(figure, name):
@@ -56,12 +67,15 @@ def traces(figure, name):
 def all_figures():
     return {
         "prompts": figures.prompt_score_histogram(EPISODES[HOSTILE], tail_threshold=-1.0),
-        "rewards": figures.reward_histograms(EPISODES),
+        "shift": figures.distribution_shift(EPISODES["rlhf"], EPISODES),
         "quantiles": figures.quantile_curves(EPISODES),
         "cvar": figures.cvar_curves(EPISODES, resamples=20),
         "training": figures.training_curves(TRAINING),
         "schedule": figures.schedule_figure({HOSTILE: SoftRiskSchedule(10, 0.5, 10, 2, 0.8)}),
         "frontier": figures.frontier(POINTS),
+        "metrics": figures.metric_intervals(REPORT, ["reward", "cvar_10", "no_such_metric"]),
+        "seeds": figures.seed_scores(POINTS, "reward", "mean reward (logit)"),
+        "clusters": figures.tail_clusters(CLUSTERS),
     }
 
 
@@ -77,8 +91,10 @@ def test_every_figure_has_a_title_and_names_its_axes_and_panels():
         assert figure.layout.title.text, name
         named = [axis for axis in figure.select_yaxes() if axis.title.text]
         panels = list(figure.select_yaxes())
-        assert len(named) == len(panels) or len(figure.layout.annotations) == len(panels), name
-        assert any(axis.title.text for axis in figure.select_xaxes()), name
+        titled = len(figure.layout.annotations) == len(panels)
+        methods = name in ("metrics", "seeds")  # their y axis names the methods
+        assert len(named) == len(panels) or titled or methods, name
+        assert any(axis.title.text for axis in figure.select_xaxes()) or titled, name
 
 
 def test_units_stand_on_the_axes():
@@ -88,10 +104,12 @@ def test_units_stand_on_the_axes():
 
 
 def test_quantile_curves_are_the_papers_at_whole_percents():
-    (trace,) = traces(figures.quantile_curves(EPISODES), "RA-RLHF")
+    tail, whole = traces(figures.quantile_curves(EPISODES), "RA-RLHF")
     shares, means = quantile_curve(EPISODES["ra_rlhf"]["reward"], SCORES)
-    np.testing.assert_allclose(trace.x, 100 * shares)
-    np.testing.assert_allclose(trace.y, means)
+    np.testing.assert_allclose(whole.x, 100 * shares)
+    np.testing.assert_allclose(whole.y, means)
+    assert tail.x[0] == pytest.approx(1) and tail.x[-1] == pytest.approx(20)
+    assert (tail.y[0], tail.y[-1]) == pytest.approx((means[0], means[19]))
 
 
 def test_cvar_curves_hold_cvar_and_their_band_encloses_it():
@@ -105,12 +123,12 @@ def test_cvar_curves_hold_cvar_and_their_band_encloses_it():
 
 
 def test_histograms_count_every_row_once_on_common_bins():
-    figure = figures.reward_histograms(EPISODES)
-    assert sum(trace.y.sum() for trace in figure.data) == 300
-    assert len({tuple(trace.x) for trace in figure.data}) == 1
+    figure = figures.distribution_shift(EPISODES["rlhf"].assign(reward=np.nan), EPISODES)
+    assert sum(trace.x.sum() for trace in figure.data) == 400  # prompts and three methods
+    assert len({tuple(trace.y) for trace in figure.data}) == 1
     assert [trace.name for trace in figure.data if trace.showlegend] == ["negative text", "positive text"]
-    assert f"RLHF: mean {SCORES.mean():.2f}" in [note.text for note in figure.layout.annotations]
-    assert {shape.x0 for shape in figure.layout.shapes} == {
+    assert f"RLHF<br>{SCORES.mean():.2f}" in [note.text for note in figure.layout.annotations]
+    assert {shape.y0 for shape in figure.layout.shapes} == {
         EPISODES[method]["reward"].mean() for method in ("rlhf", "ra_rlhf")
     }
     prompts = figures.prompt_score_histogram(EPISODES[HOSTILE], tail_threshold=-1.0)
@@ -151,6 +169,21 @@ def test_frontier_joins_the_means_of_the_seeds():
     assert list(dots.x) == [4.0, 6.0, 1.0, 3.0]
     assert (list(line.x), list(line.y)) == ([5.0, 2.0], [1.5, 0.5])
     assert list(figures.frontier(POINTS).data[3].y) == [-0.5, -2.0]
+
+
+def test_interval_bars_reach_from_low_to_high():
+    (dot,) = [trace for trace in figures.metric_intervals(REPORT, ["cvar_10"]).data if trace.y[0] == "RLHF"]
+    row = REPORT.table.loc["rlhf"]
+    assert (dot.x[0], dot.error_x.array[0], dot.error_x.arrayminus[0]) == pytest.approx(
+        (row["cvar_10"], row["cvar_10_high"] - row["cvar_10"], row["cvar_10"] - row["cvar_10_low"])
+    )
+
+
+def test_seed_scores_show_every_seed_and_the_t_interval():
+    figure = figures.seed_scores(POINTS.iloc[:2], "reward", "mean reward (logit)")
+    mean, seeds = figure.data
+    assert list(seeds.x) == [1.0, 2.0] and mean.x[0] == 1.5
+    assert mean.error_x.array[0] == pytest.approx(seed_interval([1.0, 2.0]).high - 1.5)
 
 
 def test_methods_look_different_everywhere():

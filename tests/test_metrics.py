@@ -8,9 +8,12 @@ from rarlhf_nb.errors import UserError
 from rarlhf_nb.metrics import (
     bootstrap_interval,
     bootstrap_weights,
+    distinct_n,
+    interquartile_mean,
     perplexity,
     quantile_curve,
     seed_interval,
+    stratified_interval,
     tail_mean,
     weighted_mean,
 )
@@ -107,3 +110,26 @@ def test_seed_interval_by_hand():
     assert seed_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
     assert seed_interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
     assert np.isnan(seed_interval([1.0])[1:]).all()
+
+
+def test_distinct_n_by_hand():
+    texts = ["the cat sat on the mat", " the cat sat down"]  # a completion brings its own leading space
+    assert [distinct_n(texts, n) for n in (1, 2, 3)] == pytest.approx([0.6, 0.6, 0.5])
+    assert [distinct_n(texts, n, "ngrams") for n in (1, 2, 3)] == pytest.approx([0.6, 0.75, 0.8333], abs=1e-4)
+    assert distinct_n(["a b", "b a"], 2) == 0.5  # "b b", across the texts, is none
+    assert np.isnan(distinct_n(["", " "], 1))
+
+
+def test_interquartile_mean_cuts_a_quarter_at_each_end():
+    assert interquartile_mean(np.array([100.0, 1, 2, 3, 4, 5, 6, -100])) == pytest.approx((2 + 3 + 4 + 5) / 4)
+
+
+def test_stratified_interval_draws_seeds_within_each_task():
+    scores = np.array([[0.0, 10.0], [0.0, 10.0], [0.0, 10.0]])  # tasks differ, seeds do not
+    mean = stratified_interval(scores, lambda values: values.mean(-1), resamples=50)
+    assert mean == (5, 5, 5)  # were tasks resampled, too, it would vary
+    one_task = np.random.default_rng(0).normal(size=(6, 1))
+    found = stratified_interval(one_task, lambda values: values.mean(-1), resamples=20_000)
+    theirs = stats.bootstrap((one_task[:, 0],), np.mean, n_resamples=20_000, method="percentile", rng=1)
+    assert found[1:] == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)
+    assert np.isnan(stratified_interval(one_task[:1]).low)

@@ -39,6 +39,18 @@ def episodes(rewards, samples=1, group=HOSTILE):
 RLHF = episodes([-2.0, 3.0, 1.0, 0.0, 2.0, 2.0])
 RISK_AVERSE = episodes([1.0, 2.0, 1.0, 1.0, 1.0, 3.0])
 TEXTS = pd.DataFrame({"text": ["x", "y"], "log_likelihood": np.log([1 / 4, 1 / 8]), "tokens": [2, 1]})
+SAMPLES = pd.DataFrame(
+    {
+        "prompt": ["a", "b"] * 2,
+        "completion": ["the cat sat on the mat", "x", "the cat sat down", "x"],
+        "prompt_score": 0.0,
+        "reward": 0.0,
+        "normalised_reward": [0.9, 0.8, 0.4, 0.7],
+        "label": 1,
+        "group": "all",
+        "seed": [0, 0, 1, 1],
+    }
+)
 
 
 def report(tables, held_out=None, **changes):
@@ -82,6 +94,27 @@ def test_same_seed_same_report_and_another_seed_other_intervals():
     assert report({"rlhf": RLHF}, seed=2).to_json() != report({"rlhf": RLHF}).to_json()
 
 
+def test_metrics_of_many_samples_by_hand():
+    found = report({"rlhf": RLHF}, samples={"rlhf": SAMPLES}, toxicity=True).table.loc["rlhf"]
+    assert found["prompt_dist_1"] == pytest.approx((0.6 + 0.5) / 2)
+    assert found["prompt_dist_3"] == pytest.approx((0.5 + 0.0) / 2)
+    assert found["expected_maximum_toxicity"] == pytest.approx((0.6 + 0.3) / 2)
+    assert found["toxicity_probability"] == pytest.approx(0.5)
+    assert found["toxicity_probability_low"] == 0 and found["toxicity_probability_high"] == 1
+    assert "toxicity_probability" not in report({"rlhf": RLHF}, samples={"rlhf": SAMPLES}).names
+
+
+def test_perplexity_of_completions_leaves_out_the_absurd():
+    table = RLHF.assign(completion_length=2, base_log_likelihood=[-2.0, -4.0, -2.0, -2.0, -2.0, -40.0])
+    found = report({"rlhf": table}).table.loc["rlhf"]
+    assert found["completion_perplexity"] == pytest.approx((4 * np.e + np.e**2) / 5)
+
+
+def test_a_table_without_kl_is_reported_without_it():
+    found = report({"rlhf": RLHF.drop(columns="kl")})
+    assert "kl" not in found.names and found.table.loc["rlhf", "reward"] == 1.0
+
+
 def test_an_empty_tail_is_nan_with_a_note():
     found = report({"rlhf": RLHF}, tail_threshold=-9.0)
     assert np.isnan(found.table.loc["rlhf", "tail_reward"])
@@ -102,9 +135,17 @@ def test_markdown_and_html_show_the_numbers_and_escape_texts():
         assert f"1.00 [{low:.2f}, {high:.2f}]" in text
         assert "RA-RLHF α 0.2" in text
         assert "<script" not in text
-    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    everything = markdown.split("**Every metric**")[1]
+    rows = [line for line in everything.splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in rows[:10]} == {4}
     assert len({len(line) for line in rows[:10]}) == 1
+
+
+def test_the_main_table_has_a_row_per_method():
+    found = report({"rlhf": RLHF, "ra_rlhf": RISK_AVERSE}, {"rlhf": TEXTS}).main()
+    assert found.index.tolist() == ["RLHF", "RA-RLHF"]
+    assert found["Dist-1, all completions"].tolist() == ["0.17", "0.17"]  # 2 different words of 12
+    assert found.loc["RA-RLHF", "perplexity, held-out texts (lower is better)"] == "–"
 
 
 def test_a_star_marks_intervals_that_leave_out_zero():
@@ -121,7 +162,7 @@ def test_a_star_marks_intervals_that_leave_out_zero():
         (RLHF.assign(prompt=["a", "b", "c", "d", "X", HOSTILE]), "prompt differs, first in row 4"),
         (RLHF.assign(prompt_score=0.0), "prompt_score differs, first in row 0"),
         (RLHF.assign(reward=[0, 0, np.nan, 0, 0, 0]), r"ra_rlhf.parquet: reward = nan in row 2"),
-        (RLHF.drop(columns="kl"), "ra_rlhf.parquet lacks the column kl"),
+        (RLHF.drop(columns="label"), "ra_rlhf.parquet lacks the column label"),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(other, message):
@@ -165,7 +206,9 @@ def test_load_tables_reads_a_run_folder(tmp_path):
         table.to_parquet(tmp_path / "evaluation" / f"{method}.parquet")
     TEXTS.to_parquet(tmp_path / "evaluation" / "ra_rlhf@0.2.held_out.parquet")
     (tmp_path / "training" / "rlhf.jsonl").write_text('{"iteration": 1, "kl": 0.5}\n{"iteration": 2, "kl": 1.0}\n')
-    found, held_out, training = load_tables(tmp_path)
+    RLHF.to_parquet(tmp_path / "evaluation" / "rlhf.samples.parquet")
+    found, held_out, training, samples = load_tables(tmp_path)
+    assert list(samples) == ["rlhf"]
     assert list(found) == ["rlhf", "ra_rlhf@0.2"]
     pd.testing.assert_frame_equal(found["ra_rlhf@0.2"], RISK_AVERSE)
     assert list(held_out) == ["ra_rlhf@0.2"]
@@ -179,6 +222,10 @@ def test_a_run_without_evaluation_names_the_notebook_to_run(tmp_path):
 
 def test_the_glossary_explains_every_metric_of_the_report():
     keys = glossary_table().query("where == 'report'")["key"]
-    explained = [re.escape(key).replace("<p>", r"\d+").replace("<group>", ".*") for key in keys]
-    for metric in report({"rlhf": RLHF}).names:
+    explained = [re.escape(key).replace("<p>", r"\d+").replace("<n>", r"\d").replace("<group>", ".*") for key in keys]
+    optional = {"normalised_reward": 0.5, "completion_length": 2, "base_log_likelihood": -3.0}
+    table = RLHF.assign(**optional)
+    names = report({"rlhf": table}, samples={"rlhf": SAMPLES}, toxicity=True).names
+    assert {"completion_perplexity", "expected_maximum_toxicity", "prompt_dist_3"} <= set(names)
+    for metric in names:
         assert any(re.fullmatch(pattern, metric, re.DOTALL) for pattern in explained), metric

@@ -1,0 +1,62 @@
+"""The ledger: published numbers beside ours, and the reason where they do not compare."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rarlhf_nb.ledger import build_ledger, ledger_table
+from rarlhf_nb.profiles import load_profile
+from rarlhf_nb.report import build_report
+
+
+def made_up_report():
+    table = pd.DataFrame(
+        {
+            "prompt": ["a", "b"],
+            "completion": ["x", "y"],
+            "prompt_score": [-3.0, 1.0],
+            "reward": [0.0, 3.0],
+            "label": 1,
+            "group": "all",
+            "seed": 0,
+        }
+    )
+    return build_report({"rlhf": table}, {}, tail_threshold=-2.5, cvar_levels=[0.1], resamples=20)
+
+
+def test_a_run_of_the_papers_profile_compares():
+    ledger = build_ledger(made_up_report(), load_profile("imdb-gpt2"))
+    row = ledger.query("published_for == 'imdb-gpt2' and method == 'rlhf' and metric == 'tail_reward'").squeeze()
+    assert (row["published"], row["published_std"], row["ours"]) == (-1.96, 0.07, 0.0)
+    assert row["difference"] == pytest.approx(1.96) and row["comparable"] and row["reason"] == ""
+    missing = ledger.query("published_for == 'imdb-gpt2' and method == 'sft' and metric == 'reward'").squeeze()
+    assert not missing["comparable"] and missing["reason"] == "not measured in this run"
+    other = ledger.query("published_for == 'imdb-gptj' and method == 'rlhf' and metric == 'reward'").squeeze()
+    assert not other["comparable"] and "another policy" in other["reason"] and "GPT-2" in other["reason"]
+
+
+def test_a_run_of_other_models_and_data_does_not():
+    ledger = build_ledger(made_up_report(), load_profile("pocket-imdb"))
+    assert not ledger["comparable"].any() and len(ledger) == 24  # 3 metrics, 4 methods, GPT-2 and GPT-J
+    reason = ledger["reason"].iloc[0]
+    for what in ("another policy", "another reward model", "another data set", "another prompt length"):
+        assert what in reason
+    shown = ledger_table(ledger)
+    assert shown["comparable"].str.startswith("not comparable: another policy").all()
+    assert shown["published"].iloc[2] == "1.26 ± 0.02" and shown["ours"].iloc[2].startswith("1.50 [")
+    assert (shown.loc[ledger["ours"].isna(), "ours"] == "–").all()
+
+
+@pytest.mark.parametrize(
+    "change", [{"ppo.iterations": 100}, {"task.tail_threshold": -1.0}, {"sampling.completion_length": 60}]
+)
+def test_a_changed_profile_does_not(change):
+    reasons = build_ledger(made_up_report(), load_profile("imdb-gpt2", change))["reason"]
+    assert (reasons != "").all()
+
+
+def test_each_published_number_stands_once():
+    for profile, count in {"imdb-gpt2": 24, "jigsaw-gpt2": 16, "rtp-gpt2": 12}.items():
+        ledger = build_ledger(made_up_report(), load_profile(profile))
+        assert len(ledger) == count and not ledger.duplicated(["published_for", "method", "metric"]).any()
+        assert np.isfinite(ledger["published"]).all()

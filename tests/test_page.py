@@ -1,0 +1,47 @@
+"""report.html: one file, every text of it escaped, nothing fetched."""
+
+import re
+
+import numpy as np
+import pandas as pd
+
+from rarlhf_nb.figures import TRAINING_PANELS
+from rarlhf_nb.page import build_page
+from rarlhf_nb.profiles import load_profile
+from rarlhf_nb.report import Tables, build_report
+
+HOSTILE = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'></div>"
+
+
+def page():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "prompt": [f"{HOSTILE} {i}" for i in range(30)],
+            "completion": HOSTILE,
+            "prompt_score": rng.normal(size=30),
+            "label": 1,
+            "group": ["all"] * 25 + [HOSTILE] * 5,
+            "seed": 0,
+        }
+    )
+    episodes = {method: table.assign(reward=rng.normal(size=30), kl=1.0) for method in ("sft", "rlhf")}
+    report = build_report(episodes, {}, tail_threshold=-1.0, cvar_levels=[0.1], resamples=50)
+    log = pd.DataFrame({"iteration": range(1, 6)} | {key: np.arange(5.0) for key in TRAINING_PANELS})
+    tables = Tables(episodes, {}, {"rlhf": log, "quark": log[["iteration"]]}, {})
+    scores = report.table.reset_index().assign(seed=1, kl_coef=0.2)
+    return build_page(f"run {HOSTILE}", load_profile("pocket-imdb"), tables, report, scores), report
+
+
+def test_the_page_holds_the_report_and_escapes_what_is_data():
+    text, report = page()
+    assert report.main().loc["RLHF", "reward"] in text and "not comparable: another policy" in text
+    assert text.count("Plotly.newPlot(") >= 5
+    assert HOSTILE not in text and "<script>window" not in text and "<img src=x" not in text
+    assert "&lt;script&gt;window.hit" in text
+
+
+def test_the_page_asks_for_nothing():
+    text, _ = page()
+    assert "default-src 'none'" in text
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=[\"']?(https?:)?//", text)

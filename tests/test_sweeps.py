@@ -1,0 +1,57 @@
+"""Runs that belong together are found by their settings, and compared over seeds."""
+
+import json
+
+import numpy as np
+
+from rarlhf_nb.metrics import seed_interval
+from rarlhf_nb.runs import Run
+from rarlhf_nb.sweeps import related_scores, seed_table
+
+
+def leave_report(root, name, seed, kl_coef, rewards, alpha=0.4):
+    settings = {"name": "x", "risk": {"alpha": alpha}, "ppo": {"kl_coef": kl_coef, "epochs": 4}}
+    run = Run.open(name, settings, seed, root)
+    methods = {
+        method: {"reward": {"value": value, "low": 0, "high": 1}, "cvar_10": {"value": None}}
+        for method, value in rewards.items()
+    }
+    run.write_text("report.json", json.dumps({"methods": methods}))
+    return run
+
+
+def test_runs_are_related_when_only_the_seed_or_what_is_free_differs(tmp_path):
+    run = leave_report(tmp_path, "a", 1, 0.2, {"rlhf": 1.0, "ra_rlhf": 2.0})
+    leave_report(tmp_path, "b", 2, 0.2, {"rlhf": 3.0, "ra_rlhf": 3.5})
+    leave_report(tmp_path, "c", 1, 0.4, {"rlhf": 9.0})
+    leave_report(tmp_path, "d", 3, 0.2, {"rlhf": 9.0}, alpha=0.2)
+    Run.open("unfinished", {"name": "x"}, 4, tmp_path)
+    scores = related_scores(run)
+    assert scores[["run", "seed", "method", "reward"]].to_numpy().tolist() == [
+        ["a", 1, "rlhf", 1.0],
+        ["a", 1, "ra_rlhf", 2.0],
+        ["b", 2, "rlhf", 3.0],
+        ["b", 2, "ra_rlhf", 3.5],
+    ]
+    assert np.isnan(scores["cvar_10"]).all()
+    over_beta = related_scores(run, free=["ppo.kl_coef"])
+    assert over_beta["run"].unique().tolist() == ["a", "b", "c"] and set(over_beta["kl_coef"]) == {0.2, 0.4}
+
+
+def test_seed_table_pairs_by_seed(tmp_path):
+    for seed, (rlhf, risk_averse) in enumerate([(0.0, 1.0), (10.0, 11.5), (20.0, 20.5)]):
+        run = leave_report(tmp_path, f"r{seed}", seed, 0.2, {"rlhf": rlhf, "ra_rlhf": risk_averse})
+    table = seed_table(related_scores(run), {"reward": "reward"})
+    low, high = seed_interval([1.0, 1.5, 0.5])[1:]
+    assert table.loc["RA-RLHF", "reward: − RLHF"] == f"1.00 [{low:.2f}, {high:.2f}]"  # narrow: seeds differ by 10
+    assert table.loc["RLHF", "reward: mean"].startswith("10.00 [-") and table.loc["RLHF", "seeds"] == "3"
+    assert table.loc["RLHF", "reward: − RLHF"] == "–"
+
+
+def test_no_report_no_scores(tmp_path):
+    assert related_scores(Run.open("a", {"ppo": {"kl_coef": 1}}, 1, tmp_path)).empty
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    run = leave_report(tmp_path, "a", 1, 0.2, {"rlhf": 1.0})
+    assert seed_table(related_scores(run), {"reward": "reward"}).loc["RLHF", "reward: mean"] == "1.00"
