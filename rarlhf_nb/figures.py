@@ -247,8 +247,9 @@ def cvar_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int
 def training_curves(training: dict[str, pd.DataFrame]) -> go.Figure:
     """How training went, a panel per quantity, a line per method: smoothed, with the iterations faint behind.
 
-    training: the logs of training/<method>.jsonl (keys in `glossary`).
+    training: the logs of training/<method>.jsonl (keys in `glossary`). Quark's, which has no iterations, is left out.
     """
+    training = {method: log for method, log in training.items() if set(TRAINING_PANELS) <= set(log)}
     figure = make_subplots(
         rows=4,
         cols=2,

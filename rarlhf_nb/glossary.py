@@ -65,6 +65,38 @@ TRAINING_GLOSSARY = {
     "seconds": Term("wall time of the iteration", "seconds", "sampling, scoring and update", ONCE),
 }
 
+EXPLORED = "the completions of the last exploration, the first by p_0, later ones by the policy under the best token"
+BATCH_TOKENS = "completion tokens, EOS included, padding not, of the mini-batch"
+UPDATE = "at the gradient step, before it"
+QUARK_GLOSSARY = {
+    "step": Term("gradient steps, counted from 1", "count", "-", ONCE),
+    "loss": Term("mean of -log_likelihood + kl_coef kl_per_token - entropy_coef entropy", "nats", BATCH_TOKENS, UPDATE),
+    "log_likelihood": Term("mean of log p_theta(y_t|x, y_<t, r_k)", "nats per token", BATCH_TOKENS, UPDATE),
+    "kl_per_token": Term(
+        "mean of KL(p_0 || p_theta(.|r_k)), with kl_direction = policy_ref of KL(p_theta || p_0), exact",
+        "nats per token",
+        BATCH_TOKENS,
+        UPDATE,
+    ),
+    "entropy": Term(
+        "mean of -sum_a p_theta(a|x, y_<t, r_k) log p_theta, as sampled (tempered, forbidden tokens out)",
+        "nats per token",
+        BATCH_TOKENS,
+        UPDATE,
+    ),
+    "learning_rate": Term("linear warm-up, then linear decay to 0", "none", "-", UPDATE),
+    "gradient_examples": Term(
+        "step * batch_size, to be compared with PPO's M * B * epochs", "episodes", "-", "summed since the start"
+    ),
+    "gradient_tokens": Term(
+        "prompt and completion tokens that went through a backward pass", "tokens", "the mini-batch", UPDATE
+    ),
+    "pool_size": Term("N, scored completions", "episodes", "the pool", "after the last exploration"),
+    "env_reward_mean": Term("mean of r; missing scores are left out", "logit", EXPLORED, "at the exploration"),
+    "completion_length": Term("mean number of tokens, EOS included", "tokens", EXPLORED, "at the exploration"),
+    "seconds": Term("wall time of the step", "seconds", "update, and exploration where the step begins with one", ONCE),
+}
+
 REPORT_GLOSSARY = {
     "reward": Term("mean of r", "logit", "all test episodes", TEST),
     "tail_reward": Term("mean of r", "logit", "episodes of prompts with prompt_score <= tail_threshold", TEST),
@@ -135,11 +167,15 @@ REPORT_GLOSSARY = {
 
 
 def glossary_table() -> pd.DataFrame:
-    """Both dictionaries as one table: columns where, key, formula, unit, over, taken."""
+    """All of them as one table: columns where, key, formula, unit, over, taken."""
     return pd.DataFrame(
         [
             {"where": where, "key": key} | asdict(term)
-            for where, terms in {"training log": TRAINING_GLOSSARY, "report": REPORT_GLOSSARY}.items()
+            for where, terms in {
+                "training log": TRAINING_GLOSSARY,
+                "Quark's log": QUARK_GLOSSARY,
+                "report": REPORT_GLOSSARY,
+            }.items()
             for key, term in terms.items()
         ]
     )

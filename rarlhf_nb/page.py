@@ -50,7 +50,7 @@ def build_page(title: str, profile: Profile, tables: Tables, report: Report, sco
         "<h2>What did it cost?</h2>" + figure(figures.metric_intervals(report, ["perplexity", "kl", "dist_2"])),
     ]
     if tables.training:
-        parts.append("<h2>How did training go?</h2>" + figure(figures.training_curves(_trained_by_ppo(tables))))
+        parts.append("<h2>How did training go?</h2>" + figure(figures.training_curves(tables.training)))
     parts += [
         "<h2>Which prompts stay hard?</h2>" + _wide(tail_prompts_html(tail_prompts_table(episodes))),
         "<h2>Does it agree with the paper?</h2>" + _table(ledger_table(build_ledger(report, profile))),
@@ -60,10 +60,6 @@ def build_page(title: str, profile: Profile, tables: Tables, report: Report, sco
     )
     head += f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><style>{STYLE}</style>'
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>"
-
-
-def _trained_by_ppo(tables: Tables) -> dict[str, pd.DataFrame]:
-    return {method: log for method, log in tables.training.items() if set(figures.TRAINING_PANELS) <= set(log)}
 
 
 def _figures() -> Callable[[go.Figure], str]:

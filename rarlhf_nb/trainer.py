@@ -276,9 +276,8 @@ class CVaRPPOTrainer:
         """The batch of the coming iteration: seeded shuffles of the data set, one after the other, cut into Bs."""
         if self.train_dataset is None:
             raise UserError("train_dataset is missing: give the trainer a data set, or call step(prompts) yourself.")
-        size, batch = len(self.train_dataset), self.args.batch_size
-        positions = np.arange(self.iteration * batch, (self.iteration + 1) * batch)
-        indices = [shuffled(size, self.seed, epoch)[at] for epoch, at in zip(*divmod(positions, size), strict=True)]
+        batch = self.args.batch_size
+        indices = shuffled_stream(len(self.train_dataset), self.seed, self.iteration * batch, batch)
         rows = self.train_dataset[indices]
         return {"prompts": rows.pop("prompt")} | rows
 
@@ -295,6 +294,12 @@ class CVaRPPOTrainer:
 def shuffled(size: int, seed: int, epoch: int) -> np.ndarray:
     """The order of the data set in one epoch over it."""
     return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+def shuffled_stream(size: int, seed: int, start: int, count: int) -> np.ndarray:
+    """Items start .. start + count - 1 of seeded shuffles of range(size), one after the other: (count,)."""
+    epochs, places = np.divmod(np.arange(start, start + count), size)
+    return np.array([shuffled(size, seed, int(epoch))[at] for epoch, at in zip(epochs, places, strict=True)])
 
 
 def hash_seed(*numbers: int) -> int:
