@@ -22,6 +22,7 @@ PACKAGE = Path(__file__).parent
 KERNEL_ENVIRONMENT = {
     "TQDM_DISABLE": "1",  # a progress bar in an executed notebook reads "0%" for ever
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RARLHF_STATIC": "1",  # nobody is there to move a widget: pictures and tables in their place
 }
 
 

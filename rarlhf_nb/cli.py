@@ -47,6 +47,23 @@ def run(
         raise typer.Exit(2) from None
 
 
+@app.command()
+def report(run: Annotated[str, typer.Argument(help="Name of a run folder in papermill_runs/.")]) -> None:
+    """Write RUN's tables and figures into one HTML file that opens offline."""
+    try:
+        typer.echo(f"written: {_reopened(run).write_page()}")
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _reopened(run: str) -> Any:
+    """The experiment of a run that is there."""
+    from rarlhf_nb.experiment import Experiment
+
+    return Experiment.reopen(run)
+
+
 def execute(profile: str, run_name: str | None, seed: int, overrides: dict[str, Any], force: bool) -> None:
     """`rarlhf run`, with its arguments parsed."""
     from rarlhf_nb.profiles import load_profile
@@ -67,9 +84,11 @@ def execute(profile: str, run_name: str | None, seed: int, overrides: dict[str, 
     except NotebookFailed as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    if run.path("report.md").exists():
-        typer.echo(run.path("report.md").read_text())
-    typer.echo(f"{time.perf_counter() - started:.0f} s in all; notebooks, policies and tables lie in {run.folder}")
+    if run.path("summary.md").exists():
+        typer.echo(run.path("summary.md").read_text())
+    typer.echo(
+        f"{time.perf_counter() - started:.0f} s in all; report.md, notebooks, policies and tables lie in {run.folder}"
+    )
 
 
 def parse_parameters(pairs: list[str]) -> dict[str, Any]:

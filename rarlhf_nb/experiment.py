@@ -10,22 +10,52 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from datasets import Dataset
+from pydantic import ValidationError
 
+from rarlhf_nb.baselines.dexperts import DExperts
+from rarlhf_nb.baselines.prompted import choose_prefix, prompted_policy
+from rarlhf_nb.baselines.quark import QuarkTrainer
 from rarlhf_nb.baselines.sft import train_sft
+from rarlhf_nb.clusters import cluster_prompts, embed_prompts
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.evaluation import evaluate, held_out_log_likelihoods
+from rarlhf_nb.ledger import build_ledger
+from rarlhf_nb.page import build_page
 from rarlhf_nb.pocket import pocket_world
-from rarlhf_nb.policy import ActorCritic, Reference, check_context, load_policy
-from rarlhf_nb.profiles import Profile, load_profile
-from rarlhf_nb.report import Report, Tables, build_report, load_tables
+from rarlhf_nb.policy import ActorCritic, Policy, Reference, check_context, load_policy
+from rarlhf_nb.profiles import EvaluationSettings, Profile, load_profile
+from rarlhf_nb.report import (
+    HELD_OUT,
+    SAMPLES,
+    Report,
+    Tables,
+    build_report,
+    load_tables,
+    markdown_table,
+)
 from rarlhf_nb.rewards import ClassifierReward, load_reward
-from rarlhf_nb.runs import Run
+from rarlhf_nb.runs import MANIFEST, Run, default_root
 from rarlhf_nb.smollm2 import smollm2_folder, train_review_reward
-from rarlhf_nb.tasks import Task, load_task
+from rarlhf_nb.sweeps import related_scores
+from rarlhf_nb.tasks import UNKNOWN_LABEL, Task, load_task
 from rarlhf_nb.trainer import CVaRPPOTrainer
 
-DATA_NOTEBOOK, SFT_NOTEBOOK = "01_data_prep", "02_baseline_rlhf"
+DATA_NOTEBOOK, SFT_NOTEBOOK, RISK_NOTEBOOK, BASELINES_NOTEBOOK = (
+    "01_data_prep",
+    "02_baseline_rlhf",
+    "03_ra_rlhf",
+    "04_other_baselines",
+)
+MADE_BY = {
+    "sft": SFT_NOTEBOOK,
+    "rlhf": SFT_NOTEBOOK,
+    "prompted": BASELINES_NOTEBOOK,
+    "dexperts": BASELINES_NOTEBOOK,
+    "quark": BASELINES_NOTEBOOK,
+}  # and every other method by RISK_NOTEBOOK
+EXPERTS = ("expert", "anti_expert")
 
 
 @dataclass(frozen=True)
@@ -48,15 +78,35 @@ class Experiment:
         folder = Run.open(run or settings.name, settings.model_dump(mode="json"), seed)
         return cls(settings, folder, seed)
 
+    @classmethod
+    def reopen(cls, run: str) -> "Experiment":
+        """The experiment of a run folder that is there, with the settings that it has.
+
+        Raises `UserError` where there is none of that name, or its settings are of another version of the package.
+        """
+        found = Run(default_root() / run)
+        if not found.path(MANIFEST).is_file():
+            there = sorted(path.parent.name for path in default_root().glob(f"*/{MANIFEST}"))
+            raise UserError(f"run = {run!r}: there is no such run; there are: {', '.join(there) or 'none'}.")
+        manifest = found.manifest
+        try:
+            return cls(Profile(**manifest["settings"]), found, manifest["seed"])
+        except ValidationError as error:
+            raise UserError(
+                f"run = {run!r} has settings that this version does not know ({error.error_count()} of them): "
+                "run it again under another name."
+            ) from None
+
     # 01: the data
 
     def prepare_data(self) -> Task:
         """Cut the prompts, score those of the test split, and write data/."""
-        base, settings = self.policy("base"), self.profile
+        base, settings = self._base(), self.profile
         check_context(base, settings.task.prompt_length, settings.sampling.completion_length)
         task = load_task(settings.task, base.processing_class)
         label = settings.task.positive_label
         sft_texts = task.positive_texts("train", label)
+        others = task.train_texts[~task.train_texts["label"].isin([label, UNKNOWN_LABEL])]
         held_out = task.positive_texts("test", label)[: settings.evaluation.held_out_texts]
         self.train_reward(task)
         test = task.test.assign(prompt_score=self.reward().score(task.test["prompt"].tolist()))
@@ -64,6 +114,7 @@ class Experiment:
             "train": task.train,
             "test": test,
             "sft": pd.DataFrame({"text": sft_texts}),
+            "anti_expert": others[["text"]],
             "held_out": pd.DataFrame({"text": held_out}),
         }.items():
             self.run.write_table(f"data/{name}.parquet", table)
@@ -71,7 +122,7 @@ class Experiment:
         return task
 
     def data(self, name: str) -> pd.DataFrame:
-        """The table data/<name>.parquet: train, test, sft or held_out."""
+        """The table data/<name>.parquet: train, test, sft, anti_expert or held_out."""
         return pd.read_parquet(self.run.require(f"data/{name}.parquet", made_by=DATA_NOTEBOOK))
 
     def settings_table(self) -> pd.DataFrame:
@@ -86,12 +137,25 @@ class Experiment:
 
     # Models
 
-    def policy(self, method: str) -> ActorCritic:
+    def policy(self, method: str) -> Policy:
         """The policy of a method as it was saved; `base` is the profile's model."""
-        if method != "base":
-            made_by = SFT_NOTEBOOK if method in ("sft", "rlhf") else "03_ra_rlhf"
-            return load_policy(self.run.require(f"policies/{method}/config.json", made_by=made_by).parent)
-        return load_policy(self._base_folder())
+        if method == "base":
+            return self._base()
+        if method == "dexperts":
+            expert, anti_expert = (self._saved(f"dexperts/{name}", BASELINES_NOTEBOOK) for name in EXPERTS)
+            settings = self.profile.dexperts
+            return DExperts(self._base(), expert, anti_expert, settings.alpha, settings.top_p)
+        return self._saved(method, MADE_BY.get(method, RISK_NOTEBOOK))
+
+    def _base(self) -> ActorCritic:
+        return load_policy(self._base_folder(), dtype=self._dtype)
+
+    def _saved(self, name: str, made_by: str) -> ActorCritic:
+        return load_policy(self.run.require(f"policies/{name}/config.json", made_by=made_by).parent, dtype=self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return getattr(torch, self.profile.policy.dtype)
 
     def _base_folder(self) -> Path | str:
         model = self.profile.policy.model
@@ -102,11 +166,11 @@ class Experiment:
     def start(self) -> ActorCritic:
         """The SFT policy, from which every RL method starts, with the profile's adapter on it if it has one."""
         folder = self.run.require("policies/sft/config.json", made_by=SFT_NOTEBOOK).parent
-        return load_policy(folder, lora=self.profile.policy.lora, seed=self.seed)
+        return load_policy(folder, self.profile.policy.lora, self._dtype, self.seed)
 
     def reference(self) -> Reference:
         """pi_ref of every method: the SFT policy, frozen."""
-        return Reference(self.policy("sft"))
+        return Reference(self._saved("sft", SFT_NOTEBOOK))
 
     def train_reward(self, task: Task) -> None:
         """Where the profile says `reward.model: train`, train a classifier on the labelled training texts."""
@@ -151,11 +215,11 @@ class Experiment:
         accuracy = json.loads(metrics.read_text())["accuracy"]
         return pd.DataFrame({"accuracy": accuracy}).rename_axis("tokens of the text")
 
-    # 02 and 03: training
+    # 02, 03 and 04: training
 
     def train_sft(self) -> pd.DataFrame:
         """Fine-tune the base policy on positive texts, save it as `sft`; returns TRL's training log."""
-        policy = load_policy(self._base_folder(), lora=self.profile.policy.lora, seed=self.seed)
+        policy = load_policy(self._base_folder(), self.profile.policy.lora, self._dtype, self.seed)
         texts = self.data("sft")["text"].tolist()
         log = train_sft(policy, texts, self.profile.sft, self.seed, self.profile.policy.mixed_precision)
         policy.save(self.run.path("policies", "sft"))
@@ -190,34 +254,101 @@ class Experiment:
         trainer.policy.save(self.run.path("policies", method))
         return log
 
+    def choose_prefix(self) -> pd.DataFrame:
+        """Try the profile's prefixes on validation prompts (of the training split), save the best as `prompted`.
+
+        Returns each prefix with its mean reward, best first.
+        """
+        settings, base = self.profile.prompted, self._base()
+        prompts = self.data("train")["prompt"].tolist()[-settings.validation_prompts :]
+        found = choose_prefix(
+            base, self.reward(), prompts, settings.prefixes, self.profile.sampling, self.seed, self._batch_size
+        )
+        prompted_policy(base, found["prefix"].iloc[0]).save(self.run.path("policies", "prompted"))
+        return found
+
+    def train_experts(self) -> dict[str, pd.DataFrame]:
+        """Fine-tune an expert on the texts that SFT uses and an anti-expert on the others; save both.
+
+        Returns their training logs. Raises `UserError` where no text has another label.
+        """
+        profile, logs = self.profile, {}
+        for name, data in zip(EXPERTS, ("sft", "anti_expert"), strict=True):
+            texts = self.data(data)["text"].tolist()
+            if not texts:
+                raise UserError(
+                    f"dexperts: every training text has label {profile.task.positive_label} or none, but the "
+                    "anti-expert learns from the others; add texts with another label."
+                )
+            policy = self._base()
+            log = train_sft(policy, texts, profile.dexperts.experts, self.seed, profile.policy.mixed_precision)
+            policy.save(self.run.path("policies", "dexperts", name))
+            logs[name] = pd.DataFrame(log)
+        return logs
+
+    def quark_trainer(self, **changes: Any) -> QuarkTrainer:
+        """Quark set up from the SFT policy, as the methods of `trainer` are."""
+        profile = self.profile
+        return QuarkTrainer(
+            **{
+                "model": self.start(),
+                "reward_funcs": self.reward(),
+                "args": profile.quark,
+                "sampling": profile.sampling,
+                "train_dataset": Dataset.from_pandas(self.data("train"), preserve_index=False),
+                "seed": self.seed,
+                "mixed_precision": profile.policy.mixed_precision,
+                "log_file": self.run.path("training", "quark.jsonl"),
+            }
+            | changes
+        )
+
+    def train_quark(self) -> pd.DataFrame:
+        """Train Quark, save its policy with the best reward token as prefix; returns the training log."""
+        trainer = self.quark_trainer()
+        log = trainer.train()
+        trainer.policy.save(self.run.path("policies", "quark"))
+        return log
+
     # Evaluation
+
+    @property
+    def _batch_size(self) -> int:
+        return self.profile.evaluation.batch_size
 
     def evaluate(self, method: str) -> pd.DataFrame:
         """Measure a method on the test prompts and the held-out texts; writes evaluation/, returns the episodes."""
-        profile, settings = self.profile, self.profile.evaluation
-        policy, reference = self.policy(method), self.reference()
-        episodes = evaluate(
-            policy,
-            reference,
-            self.reward(),
-            self.data("test"),
-            profile.sampling,
-            settings,
-            self.seed,
-            profile.policy.mixed_precision,
-        )
+        settings, policy, test = self.profile.evaluation, self.policy(method), self.data("test")
+        episodes = self._episodes(policy, test, settings)
+        self.run.write_table(f"evaluation/{method}.parquet", episodes)
+        if settings.repeated_prompts:
+            repeated = settings.model_copy(update={"samples_per_prompt": settings.repeated_samples})
+            samples = self._episodes(policy, test.head(settings.repeated_prompts), repeated)
+            self.run.write_table(f"evaluation/{method}{SAMPLES}", samples)
         texts = self.data("held_out")["text"].tolist()
         held_out = held_out_log_likelihoods(policy, texts, settings.held_out_length, settings.batch_size)
-        self.run.write_table(f"evaluation/{method}.parquet", episodes)
-        self.run.write_table(f"evaluation/{method}.held_out.parquet", held_out)
+        self.run.write_table(f"evaluation/{method}{HELD_OUT}", held_out)
         return episodes
+
+    def _episodes(self, policy: Policy, prompts: pd.DataFrame, settings: EvaluationSettings) -> pd.DataFrame:
+        return evaluate(
+            policy,
+            self.reference(),
+            self.reward(),
+            prompts,
+            self.profile.sampling,
+            settings,
+            self.seed,
+            self.profile.policy.mixed_precision,
+            base=self._base(),
+        )
 
     def tables(self) -> Tables:
         """What the run holds so far: episodes, held-out texts and training logs by method."""
         return load_tables(self.run.folder)
 
     def report(self) -> Report:
-        """Compare all methods that were evaluated; writes report.json and report.md."""
+        """Compare all methods that were evaluated; writes report.json, report.md and summary.md (the main table)."""
         self.run.require("evaluation", made_by=SFT_NOTEBOOK)
         tables, settings = self.tables(), self.profile.evaluation
         report = build_report(
@@ -227,7 +358,28 @@ class Experiment:
             cvar_levels=settings.cvar_levels,
             resamples=settings.resamples,
             seed=0,
+            samples=tables.samples,
+            toxicity=self.profile.task.name != "imdb-gen",
         )
         self.run.write_text("report.json", report.to_json())
         self.run.write_text("report.md", report.to_markdown())
+        self.run.write_text("summary.md", markdown_table(report.main()) + "\n")
         return report
+
+    def write_page(self) -> Path:
+        """Write report.html, the run as one file."""
+        title = f"{self.run.folder.name} ({self.profile.name}, seed {self.seed})"
+        page = build_page(title, self.profile, self.tables(), self.report(), related_scores(self.run))
+        return self.run.write_text("report.html", page)
+
+    def ledger(self, report: Report) -> pd.DataFrame:
+        """Every published number of this task beside ours; writes ledger.json."""
+        ledger = build_ledger(report, self.profile)
+        self.run.write_text("ledger.json", ledger.to_json(orient="records", indent=1) + "\n")
+        return ledger
+
+    def tail_clusters(self, method: str = "sft", share: float = 0.1) -> pd.DataFrame:
+        """The hardest `share` of the test prompts with cluster, x and y, as a method's policy sees them."""
+        test = self.data("test").nsmallest(max(1, round(share * len(self.data("test")))), "prompt_score")
+        embeddings = embed_prompts(self._saved(method, MADE_BY.get(method, RISK_NOTEBOOK)), test["prompt"].tolist())
+        return cluster_prompts(test, embeddings)
