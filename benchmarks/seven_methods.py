@@ -1,0 +1,61 @@
+"""Every method on the pocket worlds over five seeds: the tables of docs/methods.md.
+
+    python -m benchmarks.seven_methods run [PROFILE …]     (some four minutes a profile and seed on one core)
+    python -m benchmarks.seven_methods report [PROFILE …]
+
+Runs lie in papermill_runs/seeds-<profile>-<seed>; a finished one stays. They call what the notebooks call.
+"""
+
+import sys
+
+import torch
+
+from rarlhf_nb.experiment import Experiment
+from rarlhf_nb.report import markdown_table
+from rarlhf_nb.sweeps import related_scores, seed_table
+
+SEEDS = [1, 2, 3, 4, 5]
+PROFILES = ["pocket-imdb", "pocket-jigsaw"]
+METRICS = {
+    "reward": "reward",
+    "tail_reward": "tail reward",
+    "cvar_10": "CVaR 10 %",
+    "perplexity": "perplexity",
+    "dist_2": "Dist-2",
+    "kl": "KL",
+}
+
+
+def run(profiles: list[str]) -> None:
+    """Train and evaluate every method for every profile and seed."""
+    torch.set_num_threads(1)
+    for seed in SEEDS:
+        for profile in profiles:
+            experiment = Experiment.open(profile, f"seeds-{profile}-{seed}", seed)
+            if experiment.run.path("report.json").exists():
+                continue
+            experiment.prepare_data()
+            experiment.train_sft()
+            experiment.choose_prefix()
+            experiment.train_experts()
+            experiment.train_quark()
+            for method in ("rlhf", "ra_rlhf", "ra_rlhf_ru"):
+                experiment.train(method)
+            for method in ("base", "prompted", "sft", "dexperts", "quark", "rlhf", "ra_rlhf", "ra_rlhf_ru"):
+                experiment.evaluate(method)
+            experiment.report()
+            print(experiment.run.folder.name, flush=True)
+
+
+def report(profiles: list[str]) -> None:
+    """For each profile and metric a table: mean and interquartile mean over seeds, and the difference to RLHF."""
+    for profile in profiles:
+        scores = related_scores(Experiment.open(profile, f"seeds-{profile}-{SEEDS[0]}", SEEDS[0]).run)
+        print(f"## {profile}\n")
+        for key, name in METRICS.items():
+            print(markdown_table(seed_table(scores, {key: name})), end="\n\n")
+
+
+if __name__ == "__main__":
+    command, *names = sys.argv[1:]
+    {"run": run, "report": report}[command](names or PROFILES)

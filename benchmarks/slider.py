@@ -1,0 +1,71 @@
+"""From a move of the explorer's slider to the message for the browser: 8 methods, 10,000 episodes each.
+
+    python -m benchmarks.slider
+
+Median and slowest of the moves, in ms; the goal is 100 ms. What the browser takes to draw comes on top.
+"""
+
+import json
+import statistics
+import time
+
+import numpy as np
+import pandas as pd
+
+from rarlhf_nb.figures import METHOD_COLORS
+from rarlhf_nb.widgets import RiskExplorer, risk_explorer
+
+EPISODES, MOVES = 10_000, 40
+SWEEP = ["sft", "rlhf", *(f"{name}@{alpha}" for name in ("ra_rlhf", "ra_rlhf_ru") for alpha in (0.4, 0.2, 0.1))]
+
+
+def made_up(methods: list[str]) -> dict[str, pd.DataFrame]:
+    """Tables of normal rewards; texts of about 200 characters."""
+    scores = np.random.default_rng(0).normal(size=EPISODES)
+    return {
+        method: pd.DataFrame(
+            {
+                "prompt": [f"prompt {row} " + "and so on " * 10 for row in range(EPISODES)],
+                "completion": [f"completion {row} " + "and so forth " * 15 for row in range(EPISODES)],
+                "prompt_score": scores,
+                "reward": scores + 0.1 * seed + np.random.default_rng(seed).normal(size=EPISODES),
+                "kl": np.random.default_rng(seed).random(EPISODES),
+                "label": 0,
+                "group": "all",
+                "seed": 0,
+            }
+        )
+        for seed, method in enumerate(methods)
+    }
+
+
+def moves(explorer: RiskExplorer, values: np.ndarray) -> list[float]:
+    """Milliseconds of each move, the state's serialisation included."""
+    times = []
+    for value in values:
+        started = time.perf_counter()
+        explorer.alpha.value = value
+        json.dumps([explorer.table.value, explorer.texts.value])
+        times.append(1000 * (time.perf_counter() - started))
+    return times
+
+
+def main() -> None:
+    values = np.random.default_rng(1).integers(1, 101, MOVES) / 100
+    for name, methods in (("8 methods", list(METHOD_COLORS)), ("a sweep", SWEEP)):
+        tables = made_up(methods)
+        started = time.perf_counter()
+        explorer = risk_explorer(tables)
+        built = time.perf_counter() - started
+        for ranking in ("reward", "prompt_score"):
+            explorer.ranking.value = ranking
+            times = moves(explorer, values)
+            slowest = max(times)
+            print(
+                f"{name}, tail by {ranking}: median {statistics.median(times):.0f} ms, slowest {slowest:.0f} ms "
+                f"(built in {built:.1f} s)"
+            )
+
+
+if __name__ == "__main__":
+    main()

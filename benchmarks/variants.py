@@ -1,0 +1,148 @@
+"""What each departure of the authors' code from the paper does, and what the schedule's n, alpha and rho do.
+
+Five seeds on the pocket world; differences are paired by seed, to the paper's way with the same seed.
+
+    python -m benchmarks.variants run OUTPUT [SHARD SHARDS]   (about 40 minutes on one core; a finished run stays)
+    python -m benchmarks.variants report OUTPUT               (both tables, as they stand in docs/paper_and_code.md)
+
+The profile is `pocket-imdb` with the paper's adaptive beta: target 6 nats, and a horizon of 2,000 episodes, which lets
+beta move as far in 40 iterations as the paper's 10,000 do in 194.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from datasets import Dataset
+
+from benchmarks.risk_comparison import SEEDS, TEST_SEED, sft_folder
+from rarlhf_nb.evaluation import evaluate, held_out_log_likelihoods
+from rarlhf_nb.metrics import perplexity, seed_interval
+from rarlhf_nb.pocket import pocket_world
+from rarlhf_nb.policy import Reference, load_policy
+from rarlhf_nb.profiles import Profile, load_profile
+from rarlhf_nb.report import interval_cell, markdown_table
+from rarlhf_nb.rewards import load_reward
+from rarlhf_nb.risk import cvar
+from rarlhf_nb.tasks import load_task
+from rarlhf_nb.trainer import CVaRPPOTrainer
+
+CONTROLLER = {"ppo.kl_target": 6.0, "ppo.kl_horizon": 2_000}
+MEASURES = ["reward", "tail reward", "CVaR 10 %", "KL", "kl_coef at the end", "perplexity"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train; `than` names the variant that it is compared with."""
+
+    title: str
+    method: str = "ra_rlhf"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    start: str = "sft"
+    than: str | None = "paper"
+
+
+CODE = {
+    "paper": Variant("RA-RLHF as in the paper", than=None),
+    "rlhf": Variant("RLHF as in the paper", "rlhf", than=None),
+    "kl_batch": Variant("controller: KL of kept episodes / B", overrides={"risk.kl_average": "batch"}),
+    "rank_reward": Variant("ranked by environment reward", overrides={"risk.rank_by": "env_reward"}),
+    "late": Variant("schedule counted from 0: n + 1 whole iterations", overrides={"risk.warm_start": 7}),
+    "released": Variant("the released script's α 0.2, ρ 0.9", overrides={"risk.alpha": 0.2, "risk.rho": 0.9}),
+    "rlhf_base": Variant("RLHF that starts from the base model", "rlhf", start="base", than="rlhf"),
+}
+SCHEDULES = {
+    f"n{n}_alpha{alpha}_rho{rho}": Variant(
+        f"n {n}, α {alpha}, ρ {rho}",
+        overrides={"risk.warm_start": n, "risk.alpha": alpha, "risk.rho": rho},
+        than="rlhf",
+    )
+    for n, alpha, rho in [(1, 0.4, 0.95), (6, 0.4, 0.95), (6, 0.3, 0.95), (6, 0.2, 0.95), (6, 0.4, 0.5)]
+}
+VARIANTS = CODE | SCHEDULES
+
+
+def run_one(variant: Variant, seed: int, output: Path) -> dict[str, float]:
+    """Train a variant from one seed and measure it on the test prompts."""
+    profile = load_profile("pocket-imdb", CONTROLLER | variant.overrides)
+    world = pocket_world(profile.task.source)
+    reward = load_reward(world.reward, profile.reward.label, profile.reward.accepted_label_names, batch_size=128)
+    sft = load_policy(sft_folder(output, profile))
+    policy = sft if variant.start == "sft" else load_policy(world.policy)
+    task = load_task(profile.task, policy.processing_class)
+    sft_reference = Reference(sft)
+    trainer = CVaRPPOTrainer(
+        policy,
+        reward,
+        profile.ppo,
+        profile.risk.for_method(variant.method),
+        profile.sampling,
+        Dataset.from_pandas(task.train, preserve_index=False),
+        reference=Reference(policy),
+        seed=seed,
+    )
+    log = trainer.train()
+    test = task.test.assign(prompt_score=reward.score(task.test["prompt"].tolist()))
+    episodes = evaluate(policy, sft_reference, reward, test, profile.sampling, profile.evaluation, TEST_SEED)
+    return measures(episodes, profile) | {
+        "kl_coef at the end": float(log["kl_coef"].iloc[-1]),
+        "perplexity": held_out_perplexity(policy, task.positive_texts("test", profile.task.positive_label), profile),
+    }
+
+
+def measures(episodes: pd.DataFrame, profile: Profile) -> dict[str, float]:
+    rewards = episodes["reward"]
+    return {
+        "reward": float(rewards.mean()),
+        "tail reward": float(rewards[episodes["prompt_score"] <= profile.task.tail_threshold].mean()),
+        "CVaR 10 %": float(cvar(rewards, 0.1)),
+        "KL": float(episodes["kl"].mean()),
+    }
+
+
+def held_out_perplexity(policy: Any, texts: list[str], profile: Profile) -> float:
+    settings = profile.evaluation
+    table = held_out_log_likelihoods(
+        policy, texts[: settings.held_out_texts], settings.held_out_length, settings.batch_size
+    )
+    weights = pd.Series(1.0, index=table.index).to_numpy()
+    return float(perplexity(table["log_likelihood"].to_numpy(), table["tokens"].to_numpy(), weights))
+
+
+def run(output: Path, shard: int = 0, shards: int = 1) -> None:
+    """All variants and seeds that have no result yet."""
+    torch.set_num_threads(1)
+    output.mkdir(parents=True, exist_ok=True)
+    sft_folder(output, load_profile("pocket-imdb"))
+    for seed, name in [(seed, name) for seed in SEEDS for name in VARIANTS][shard::shards]:
+        path = output / f"{name}_seed{seed}.json"
+        if not path.exists():
+            path.write_text(json.dumps(run_one(VARIANTS[name], seed, output)))
+            print(path.stem, flush=True)
+
+
+def report(output: Path) -> None:
+    """Both tables as Markdown."""
+    results = {
+        name: pd.DataFrame({seed: json.loads((output / f"{name}_seed{seed}.json").read_text()) for seed in SEEDS}).T
+        for name in VARIANTS
+    }
+    for variants in (CODE, SCHEDULES):
+        rows = {}
+        for name, variant in variants.items():
+            rows[variant.title] = {key: f"{results[name][key].mean():.2f}" for key in MEASURES}
+            if variant.than:
+                differences = results[name] - results[variant.than]
+                rows[f"{variant.title}: minus {variant.than}"] = {
+                    key: interval_cell(seed_interval(differences[key])) for key in MEASURES
+                }
+        print(markdown_table(pd.DataFrame(rows).T[MEASURES]), end="\n\n")
+
+
+if __name__ == "__main__":
+    command, folder, *rest = sys.argv[1:]
+    {"run": run, "report": report}[command](Path(folder), *map(int, rest))
