@@ -118,7 +118,7 @@ class Experiment:
             "held_out": pd.DataFrame({"text": held_out}),
         }.items():
             self.run.write_table(f"data/{name}.parquet", table)
-        self.run.note(data_fingerprint=task.fingerprint())
+        self.run.note(data_fingerprint=task.fingerprint(), data_notes=task.notes)
         return task
 
     def data(self, name: str) -> pd.DataFrame:

@@ -32,10 +32,10 @@ def resolve_model(name: str) -> str:
         raise UserError(f"model = {name!r} is neither an existing folder nor a hub id like `gpt2`") from error
     except LocalEntryNotFoundError:
         pass
-    if is_offline_mode() or not _hub_answers():
+    if is_offline_mode() or not hub_answers():
         raise UserError(
             f"model = {name!r} is not in the local cache, and there is no network to fetch it with: give a "
-            "local folder, or take a profile that needs no network (`pocket-imdb`, `pocket-jigsaw`)"
+            "local folder, or take a profile that needs no network (`pocket-imdb`, `pocket-jigsaw`, `pocket-rtp`)"
         )
     return _download(name)
 
@@ -64,7 +64,7 @@ def _download(name: str) -> str:
     return str(folder)
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Whether the hub answers within `CONNECT_SECONDS`, through the user's proxy if there is one."""
     answered = threading.Event()
 

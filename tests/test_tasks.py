@@ -254,7 +254,7 @@ def test_a_data_set_of_the_hub_is_not_waited_for_without_a_network(paper, monkey
     with pytest.raises(UserError, match="task.dataset = 'stanfordnlp/imdb'.*no network.*pocket-imdb"):
         load_paper_texts(paper("imdb", "stanfordnlp/imdb"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(paper_data, "_hub_answers", lambda: False)
+    monkeypatch.setattr(paper_data, "hub_answers", lambda: False)
     with pytest.raises(UserError, match="no network"):
         load_paper_texts(paper("imdb", "stanfordnlp/imdb"))
     with pytest.raises(UserError, match="neither an existing folder or file nor a hub id"):
