@@ -1,0 +1,86 @@
+"""Text from data, shown as text: escaped, long ones folded, control characters made visible. And where widgets live."""
+
+import html
+import os
+import unicodedata
+
+SHORT = 240  # characters of a text that are shown at once
+SYMBOLS = {"\n": "↵ ", "\t": "⇥ "}
+HIDDEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")  # controls, marks of direction, private, halves of a pair, separators
+STYLE = """<style>
+.rarlhf table {border-collapse: collapse; margin: 0.3em 0}
+.rarlhf th, .rarlhf td {padding: 0.25em 0.7em; text-align: left; vertical-align: top; line-height: 1.35;
+  border-bottom: 1px solid #8888}
+.rarlhf td.number {text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums}
+.rarlhf td.text {min-width: 11em; max-width: 30em; white-space: normal; overflow-wrap: anywhere}
+.rarlhf td.tail {border-left: 5px solid #D55E00}
+.rarlhf details summary {cursor: pointer}
+.rarlhf .scroll {overflow-x: auto}
+.widget-html-content:has(> .rarlhf) {min-width: 0}
+.rarlhf .error {border-left: 5px solid #D55E00; padding: 0.3em 0.8em; white-space: pre-wrap; overflow-wrap: anywhere}
+</style>"""
+
+
+def is_static(interactive: bool = True) -> bool:
+    """Whether to show a picture in a widget's place: asked for, or `RARLHF_STATIC=1`, as nobody is there to move it."""
+    return not interactive or os.environ.get("RARLHF_STATIC") == "1"
+
+
+def visible(text: str) -> str:
+    """`text` on one line with nothing invisible in it: a newline is ↵, a tab ⇥, U+202E ⟨U+202E⟩."""
+    return "".join(map(_visible_character, str(text)))
+
+
+def _visible_character(character: str) -> str:
+    if character in SYMBOLS:
+        return SYMBOLS[character]
+    return f"⟨U+{ord(character):04X}⟩" if unicodedata.category(character) in HIDDEN else character
+
+
+def text_html(text: str) -> str:
+    """`text` as HTML that shows it: escaped, isolated from the direction around it, a long one folded."""
+    shown = visible(text)
+    whole = f"<bdi>{html.escape(shown)}</bdi>"
+    if len(shown) <= SHORT:
+        return whole
+    start = html.escape(shown[:SHORT])
+    return f"<details><summary><bdi>{start}</bdi>… ({len(text)} characters)</summary>{whole}</details>"
+
+
+def hover_text(text: str, most: int = 120) -> str:
+    """The start of `text` for a hover label, where plotly reads a kind of HTML; lines of 40 characters."""
+    shown = visible(text)
+    shown = shown if len(shown) <= most else shown[: most - 1] + "…"
+    return "<br>".join(html.escape(shown[at : at + 40]) for at in range(0, len(shown), 40))
+
+
+def framed(*parts: str) -> str:
+    """The HTML of a widget: with its style, and closed to the notebook's TeX, which would eat what is between two $."""
+    return f'{STYLE}<div class="rarlhf tex2jax_ignore mathjax_ignore">{"".join(parts)}</div>'
+
+
+def error_html(error: BaseException) -> str:
+    """What went wrong, as text."""
+    return framed(f'<div class="error"><b>{html.escape(type(error).__name__)}</b>: {text_html(str(error))}</div>')
+
+
+def table_html(head: list[str], rows: list[list[str]]) -> str:
+    """A table of cells that are HTML already; `head` is text."""
+    names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def number_cell(text: str) -> str:
+    """A cell with a number or an interval."""
+    return f'<td class="number">{html.escape(text)}</td>'
+
+
+def name_cell(name: str) -> str:
+    """A cell with a name."""
+    return f"<td><b>{html.escape(visible(name))}</b></td>"
+
+
+def text_cell(lead: str, text: str, in_tail: bool = False) -> str:
+    """A cell with a text from data after something short in bold."""
+    return f'<td class="text{" tail" if in_tail else ""}"><b>{html.escape(lead)}</b> {text_html(text)}</td>'
