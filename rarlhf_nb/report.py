@@ -371,7 +371,9 @@ def interval_cell(interval: Interval) -> str:
     value, low, high = interval
     if np.isnan(value):
         return "–"
-    return f"{value:.2f}" if np.isnan(low) else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    if np.isnan(low):
+        return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"  # Dist-1 of many texts is tiny
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def markdown_table(cells: pd.DataFrame) -> str:
