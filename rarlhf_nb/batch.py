@@ -31,9 +31,16 @@ class NotebookFailed(RuntimeError):
 
 
 class IPCKernelManager(AsyncKernelManager):
-    """Kernels that talk over sockets of the file system: no port to race for, no warning about plain TCP."""
+    """Kernels that talk over sockets of the file system: no port to race for, no warning about plain TCP.
+
+    They get `KERNEL_ENVIRONMENT`, but for what the user has set.
+    """
 
     transport = "ipc"
+
+    async def _async_pre_start_kernel(self, **launch: Any) -> Any:
+        environment = KERNEL_ENVIRONMENT | dict(launch.pop("env", os.environ))
+        return await super()._async_pre_start_kernel(env=environment, **launch)
 
 
 def run_notebooks(
@@ -97,8 +104,6 @@ def _execute(run: Run, notebook: Path, parameters: dict[str, Any], past: str) ->
 
 
 def _papermill(notebook: Path, target: Path, parameters: dict[str, Any]) -> None:
-    for name, value in KERNEL_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     papermill.execute_notebook(
         notebook,
         target,

@@ -50,18 +50,19 @@ def run(
 @app.command()
 def report(run: Annotated[str, typer.Argument(help="Name of a run folder in papermill_runs/.")]) -> None:
     """Write RUN's tables and figures into one HTML file that opens offline."""
+    from rarlhf_nb.experiment import Experiment
+    from rarlhf_nb.page import build_page
+    from rarlhf_nb.sweeps import related_scores
+
     try:
-        typer.echo(f"written: {_reopened(run).write_page()}")
+        experiment = Experiment.reopen(run)
+        title = f"{run} ({experiment.profile.name}, seed {experiment.seed})"
+        scores = related_scores(experiment.run)
+        page = build_page(title, experiment.profile, experiment.tables(), experiment.report(), scores)
+        typer.echo(f"written: {experiment.run.write_text('report.html', page)}")
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-
-
-def _reopened(run: str) -> Any:
-    """The experiment of a run that is there."""
-    from rarlhf_nb.experiment import Experiment
-
-    return Experiment.reopen(run)
 
 
 def execute(profile: str, run_name: str | None, seed: int, overrides: dict[str, Any], force: bool) -> None:

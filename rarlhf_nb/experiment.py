@@ -22,7 +22,6 @@ from rarlhf_nb.clusters import cluster_prompts, embed_prompts
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.evaluation import evaluate, held_out_log_likelihoods
 from rarlhf_nb.ledger import build_ledger
-from rarlhf_nb.page import build_page
 from rarlhf_nb.pocket import pocket_world
 from rarlhf_nb.policy import ActorCritic, Policy, Reference, check_context, load_policy
 from rarlhf_nb.profiles import EvaluationSettings, Profile, load_profile
@@ -38,7 +37,6 @@ from rarlhf_nb.report import (
 from rarlhf_nb.rewards import ClassifierReward, load_reward
 from rarlhf_nb.runs import MANIFEST, Run, default_root
 from rarlhf_nb.smollm2 import smollm2_folder, train_review_reward
-from rarlhf_nb.sweeps import related_scores
 from rarlhf_nb.tasks import UNKNOWN_LABEL, Task, load_task
 from rarlhf_nb.trainer import CVaRPPOTrainer
 
@@ -365,12 +363,6 @@ class Experiment:
         self.run.write_text("report.md", report.to_markdown())
         self.run.write_text("summary.md", markdown_table(report.main()) + "\n")
         return report
-
-    def write_page(self) -> Path:
-        """Write report.html, the run as one file."""
-        title = f"{self.run.folder.name} ({self.profile.name}, seed {self.seed})"
-        page = build_page(title, self.profile, self.tables(), self.report(), related_scores(self.run))
-        return self.run.write_text("report.html", page)
 
     def ledger(self, report: Report) -> pd.DataFrame:
         """Every published number of this task beside ours; writes ledger.json."""

@@ -1,3 +1,5 @@
+import os
+
 import nbformat
 import pytest
 
@@ -115,3 +117,11 @@ def test_only_a_module_that_the_notebook_imports_changes_its_fingerprint(tmp_pat
         return fingerprint(path, PARAMETERS, [], "") != before
 
     assert {name for name in sources if changes(name)} == set(sources) - {"unused.py"}
+
+
+def test_the_kernel_has_no_bars_and_no_widgets_and_the_runner_keeps_its_environment(run, tmp_path, monkeypatch):
+    monkeypatch.delenv("RARLHF_STATIC", raising=False)
+    monkeypatch.setenv("TQDM_DISABLE", "0")  # what the user sets stays
+    code = "import os; assert (os.environ['RARLHF_STATIC'], os.environ['TQDM_DISABLE']) == ('1', '0')"
+    execute(run, [notebook(tmp_path, "01_first", code)])
+    assert "RARLHF_STATIC" not in os.environ
