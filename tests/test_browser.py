@@ -228,8 +228,24 @@ def slider(page, name: str):
     return page.locator(".widget-slider", has=page.locator(f".widget-label:text-is('{name}')")).first
 
 
+def eventually(check, seconds: float = 20) -> None:
+    """The last of a move's messages may still be on its way: check again until then."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return check()
+        except AssertionError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
 def check_explorer(page, alpha: float, swept: str) -> None:
-    """Figures, table and texts hold the library's numbers at alpha."""
+    """Figures, table and texts come to hold the library's numbers at alpha."""
+    eventually(lambda: explorer_holds(page, alpha, swept))
+
+
+def explorer_holds(page, alpha: float, swept: str) -> None:
     shown = ("sft", "rlhf", swept)
     tables = {method: episodes(method) for method in shown}
     expected = [var(tables[method]["reward"], alpha) for method in shown]
@@ -249,7 +265,13 @@ def check_explorer(page, alpha: float, swept: str) -> None:
 
 
 def measured_alpha(page) -> float:
-    return float(slider(page, "measured α").locator(".widget-readout").inner_text())
+    """What the slider says once it has come to rest."""
+    readout = slider(page, "measured α").locator(".widget-readout")
+    before, now = None, readout.inner_text()
+    while before != now:
+        page.wait_for_timeout(300)
+        before, now = now, readout.inner_text()
+    return float(now)
 
 
 def test_alpha_moves_by_keyboard_and_by_mouse(page):
@@ -279,8 +301,7 @@ def test_the_trained_alpha_changes(page):
     handle.focus()
     page.keyboard.press("ArrowRight")
     check_explorer(page, measured_alpha(page), "ra_rlhf@0.4")
-    sizes = page.evaluate(f"Array.from({plot('explorer', 2)}.data[0].marker.size)")
-    assert sizes == [7, 15]
+    until(lambda: page.evaluate(f"Array.from({plot('explorer', 2)}.data[0].marker.size)") == [7, 15], 20)
 
 
 def test_live_training_grows_pauses_resumes_and_stops(page):
@@ -298,13 +319,12 @@ def test_live_training_grows_pauses_resumes_and_stops(page):
     paused = points()
     page.wait_for_timeout(500)
     assert points() == paused
-    dots = page.evaluate(f"{plot('training', 1)}.data.map(t => t.x.length)")
-    assert dots == [5, 3]
+    until(lambda: page.evaluate(f"{plot('training', 1)}.data.map(t => t.x.length)") == [5, 3], 20)
     training.get_by_role("button", name="Resume").click()
     until(lambda: points() > paused + 2, 20)
     training.get_by_role("button", name="Stop").click()
     training.get_by_text(re.compile("^Stopped")).wait_for()
-    assert training.get_by_role("button", name="Start").is_enabled()
+    until(training.get_by_role("button", name="Start").is_enabled, 20)  # the text may come before the button
     before = page.evaluate(f"{plot('training', 0)}.data.length")
     training.get_by_role("button", name="Start").click()
     page.wait_for_function(f"() => {plot('training', 0)}.data.length == {before + 2}")
