@@ -169,7 +169,8 @@ def quantile_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed:
             _add_curve(figure, method, shares, table["prompt_score"].to_numpy(), table, resamples, seed, col)
         figure.update_xaxes(title_text="share of prompts, lowest score first (%)", rangemode="tozero", row=1, col=col)
     figure.update_yaxes(title_text="mean reward (logit)", row=1, col=1)
-    return _laid_out(figure, "Reward on the hardest prompts", 520)
+    figure = _laid_out(figure, "Reward on the hardest prompts", 540)
+    return figure.update_layout(margin_t=125)  # on a narrow page the legend takes two rows above the panels' titles
 
 
 def metric_intervals(report: Report, metrics: Sequence[str]) -> go.Figure:
