@@ -1,4 +1,4 @@
-"""The command line: `rarlhf run` and `rarlhf profiles`."""
+"""The command line: `rarlhf run`, `rarlhf report` and `rarlhf profiles`."""
 
 # Only what is light is imported here; the rest, torch with it, by the command that needs it.
 import sys

@@ -6,6 +6,7 @@ own part, so that every notebook can be run on its own once those before it have
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from rarlhf_nb.evaluation import evaluate, held_out_log_likelihoods
 from rarlhf_nb.ledger import build_ledger
 from rarlhf_nb.pocket import pocket_world
 from rarlhf_nb.policy import ActorCritic, Policy, Reference, check_context, load_policy
-from rarlhf_nb.profiles import EvaluationSettings, Profile, load_profile
+from rarlhf_nb.profiles import Profile, load_profile
 from rarlhf_nb.report import (
     HELD_OUT,
     SAMPLES,
@@ -316,30 +317,27 @@ class Experiment:
 
     def evaluate(self, method: str) -> pd.DataFrame:
         """Measure a method on the test prompts and the held-out texts; writes evaluation/, returns the episodes."""
-        settings, policy, test = self.profile.evaluation, self.policy(method), self.data("test")
-        episodes = self._episodes(policy, test, settings)
+        profile, settings, policy, test = self.profile, self.profile.evaluation, self.policy(method), self.data("test")
+        measure = partial(
+            evaluate,
+            policy,
+            self.reference(),
+            self.reward(),
+            sampling=profile.sampling,
+            seed=self.seed,
+            mixed_precision=profile.policy.mixed_precision,
+            base=self._base(),
+        )
+        episodes = measure(prompts=test, settings=settings)
         self.run.write_table(f"evaluation/{method}.parquet", episodes)
         if settings.repeated_prompts:
             repeated = settings.model_copy(update={"samples_per_prompt": settings.repeated_samples})
-            samples = self._episodes(policy, test.head(settings.repeated_prompts), repeated)
+            samples = measure(prompts=test.head(settings.repeated_prompts), settings=repeated)
             self.run.write_table(f"evaluation/{method}{SAMPLES}", samples)
         texts = self.data("held_out")["text"].tolist()
         held_out = held_out_log_likelihoods(policy, texts, settings.held_out_length, settings.batch_size)
         self.run.write_table(f"evaluation/{method}{HELD_OUT}", held_out)
         return episodes
-
-    def _episodes(self, policy: Policy, prompts: pd.DataFrame, settings: EvaluationSettings) -> pd.DataFrame:
-        return evaluate(
-            policy,
-            self.reference(),
-            self.reward(),
-            prompts,
-            self.profile.sampling,
-            settings,
-            self.seed,
-            self.profile.policy.mixed_precision,
-            base=self._base(),
-        )
 
     def tables(self) -> Tables:
         """What the run holds so far: episodes, held-out texts and training logs by method."""

@@ -32,11 +32,7 @@ def resolve_model(name: str) -> str:
         raise UserError(f"model = {name!r} is neither an existing folder nor a hub id like `gpt2`") from error
     except LocalEntryNotFoundError:
         pass
-    if is_offline_mode() or not hub_answers():
-        raise UserError(
-            f"model = {name!r} is not in the local cache, and there is no network to fetch it with: give a "
-            "local folder, or take a profile that needs no network (`pocket-imdb`, `pocket-jigsaw`, `pocket-rtp`)"
-        )
+    require_network(f"model = {name!r}", instead="a local folder")
     return _download(name)
 
 
@@ -62,6 +58,15 @@ def _download(name: str) -> str:
             "or convert it and give the local folder"
         )
     return str(folder)
+
+
+def require_network(what: str, instead: str) -> None:
+    """Raise `UserError`, at once, where the hub cannot be asked for `what`; `instead` is what to give in its place."""
+    if is_offline_mode() or not hub_answers():
+        raise UserError(
+            f"{what} is not in the local cache, and there is no network to fetch it with: give {instead}, or take a "
+            "profile that needs no network (`pocket-imdb`, `pocket-jigsaw`, `pocket-rtp`)"
+        )
 
 
 def hub_answers() -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from rarlhf_nb.profiles import Profile, load_profile, profile_files
+from rarlhf_nb.profiles import Profile, load_profile
 from rarlhf_nb.report import Report, method_name
 
 PUBLISHED = Path(__file__).parent / "published.yaml"
@@ -31,24 +31,20 @@ def build_ledger(report: Report, profile: Profile) -> pd.DataFrame:
     Columns: published_for (profile), method, metric, published, published_std, ours, ours_low, ours_high (95 %
     bootstrap interval), difference (ours - published), comparable, reason (why not; empty where it is).
     """
+    entries = [(entry, load_profile(entry["profile"])) for entry in yaml.safe_load(PUBLISHED.read_text())]
     rows = [
-        _row(entry["profile"], method, metric, number, report, _why_not(entry, profile))
-        for entry in yaml.safe_load(PUBLISHED.read_text())
-        if published_profile(entry["profile"])["task"]["name"] == profile.task.name
+        _row(entry["profile"], method, metric, number, report, _why_not(entry, published, profile))
+        for entry, published in entries
+        if published.task.name == profile.task.name
         for metric in METRICS
         for method, number in entry.get(metric, {}).items()
     ]
     return pd.DataFrame(rows)
 
 
-def published_profile(name: str) -> dict[str, Any]:
-    """The settings of a profile as its file has them."""
-    return yaml.safe_load(profile_files()[name].read_text())
-
-
-def _why_not(entry: dict[str, Any], profile: Profile) -> str:
+def _why_not(entry: dict[str, Any], published: Profile, profile: Profile) -> str:
     """Why our number does not compare with the published one; empty where it does."""
-    stored, used = load_profile(entry["profile"]).model_dump(), profile.model_dump()
+    stored, used = published.model_dump(), profile.model_dump()
     different = [name for key, name in IDENTITIES.items() if _at(stored, key) != _at(used, key)]
     reasons = [f"another {' and another '.join(different)}"] if different else []
     return "; ".join(reasons + [entry[key] for key in ("departs",) if key in entry])

@@ -12,11 +12,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
-from huggingface_hub import is_offline_mode, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.hub import hub_answers
+from rarlhf_nb.hub import require_network
 from rarlhf_nb.profiles import TaskSettings
 
 PATTERNS = ["*.parquet", "*.csv", "*.json", "*.jsonl", "README.md"]  # the README says which file is which split
@@ -125,11 +125,7 @@ def _from_hub(name: str, revision: str | None, where: str) -> Path:
         raise UserError(f"{where} is neither an existing folder or file nor a hub id like `stanfordnlp/imdb`") from None
     except LocalEntryNotFoundError:
         pass
-    if is_offline_mode() or not hub_answers():
-        raise UserError(
-            f"{where} is not in the local cache, and there is no network to fetch it with: give a local folder or "
-            "file in its format, or take a profile that needs no network (`pocket-imdb`, `pocket-jigsaw`, `pocket-rtp`)"
-        )
+    require_network(where, instead="a local folder or file in its format")
     try:
         folder = Path(snapshot_download(**request))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:

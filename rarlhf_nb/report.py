@@ -267,7 +267,7 @@ def check_episodes(episodes: dict[str, pd.DataFrame]) -> None:
         if missing or not len(table):
             what = f"lacks the column {missing[0]}" if missing else "has no rows"
             raise UserError(f"evaluation/{method}.parquet {what}: evaluate {method} again.")
-        for column in {"reward", "kl", "prompt_score"} & set(table):
+        for column in (name for name in ("reward", "kl", "prompt_score") if name in table):
             bad = ~np.isfinite(table[column].to_numpy(dtype=np.float64))
             if bad.any():
                 row = int(bad.argmax())

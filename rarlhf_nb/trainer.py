@@ -283,10 +283,7 @@ class CVaRPPOTrainer:
 
     def log(self, stats: dict[str, float]) -> None:
         """Append the row to `log_file` (begun anew by the first iteration) and to the trackers."""
-        if self.log_file is not None:
-            self.log_file.parent.mkdir(parents=True, exist_ok=True)
-            with self.log_file.open("w" if self.iteration == 1 else "a") as file:
-                file.write(json.dumps(stats) + "\n")
+        append_row(self.log_file, stats, anew=self.iteration == 1)
         self.accelerator.log(stats, step=self.iteration)
 
 
@@ -300,6 +297,14 @@ def shuffled_stream(size: int, seed: int, start: int, count: int) -> np.ndarray:
     """Items start .. start + count - 1 of seeded shuffles of range(size), one after the other: (count,)."""
     epochs, places = np.divmod(np.arange(start, start + count), size)
     return np.array([shuffled(size, seed, int(epoch))[at] for epoch, at in zip(epochs, places, strict=True)])
+
+
+def append_row(log_file: Path | None, row: dict[str, float], anew: bool) -> None:
+    """Write a row to the JSON lines of `log_file`, if there is one; `anew`: in place of what it held."""
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        with log_file.open("w" if anew else "a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def hash_seed(*numbers: int) -> int:

@@ -7,7 +7,7 @@ from huggingface_hub import constants
 from paper_world import byte_level_tokenizer, kaggle_table, prompts_rows, write_imdb, write_jigsaw, write_prompts
 from tiny import tiny_tokenizer
 
-from rarlhf_nb import paper_data
+from rarlhf_nb import hub
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.paper_data import load_paper_texts, split_by_class
 from rarlhf_nb.pocket import build
@@ -254,7 +254,7 @@ def test_a_data_set_of_the_hub_is_not_waited_for_without_a_network(paper, monkey
     with pytest.raises(UserError, match="task.dataset = 'stanfordnlp/imdb'.*no network.*pocket-imdb"):
         load_paper_texts(paper("imdb", "stanfordnlp/imdb"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(paper_data, "hub_answers", lambda: False)
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
     with pytest.raises(UserError, match="no network"):
         load_paper_texts(paper("imdb", "stanfordnlp/imdb"))
     with pytest.raises(UserError, match="neither an existing folder or file nor a hub id"):

@@ -14,7 +14,6 @@ Departures, from the paper unless it says otherwise:
 """
 
 import copy
-import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ from rarlhf_nb.policy import ActorCritic, Episodes, check_context, sampler_logit
 from rarlhf_nb.ppo import masked_mean
 from rarlhf_nb.profiles import QuarkSettings, SamplingSettings
 from rarlhf_nb.rewards import check_rewards
-from rarlhf_nb.trainer import Reward, hash_seed, shuffled_stream
+from rarlhf_nb.trainer import Reward, append_row, hash_seed, shuffled_stream
 
 
 def add_reward_tokens(policy: ActorCritic, quantiles: int, seed: int) -> list[int]:
@@ -128,7 +127,7 @@ class QuarkTrainer:
         with tqdm(total=self.args.steps, initial=self.steps, desc="Quark", unit="step") as bar:
             while self.steps < self.args.steps:
                 stats = self.step()
-                self.log(stats)
+                append_row(self.log_file, stats, anew=self.steps == 1)
                 bar.set_postfix(reward=f"{stats['env_reward_mean']:.2f}", kl=f"{stats['kl_per_token']:.3f}")
                 bar.update()
                 yield stats
@@ -229,13 +228,6 @@ class QuarkTrainer:
         """The sampler's logits, reward tokens cut off: (B, T, V + K) or (B, T, V) -> (B, T, V)."""
         eos_id = self.policy.processing_class.eos_token_id
         return sampler_logits(logits[..., : self.vocabulary], self.sampling, self.forbidden_ids, eos_id)
-
-    def log(self, stats: dict[str, float]) -> None:
-        """Append the row to `log_file`, begun anew by the first step."""
-        if self.log_file is not None:
-            self.log_file.parent.mkdir(parents=True, exist_ok=True)
-            with self.log_file.open("w" if self.steps == 1 else "a") as file:
-                file.write(json.dumps(stats) + "\n")
 
 
 @contextmanager

@@ -9,14 +9,14 @@ from ipywidgets import BoundedIntText, FloatSlider, IntSlider, ToggleButtons, VB
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.explorer_figures import ALONG_TITLES, saved_share, shares_changes, shares_figure
+from rarlhf_nb.profiles import load_profile
 from rarlhf_nb.risk import SoftRiskSchedule
 from rarlhf_nb.widgets.binding import Drawing, controls, page
 from rarlhf_nb.widgets.text import error_html, framed, is_static, number_cell, table_html
 
 PAPER_SCHEDULES = {
-    "IMDB-Gen (paper)": SoftRiskSchedule(128, 0.4, 194, warm_start=30, rho=0.95),
-    "Jigsaw-Gen (paper)": SoftRiskSchedule(128, 0.2, 288, warm_start=30, rho=0.95),
-    "RTP-Gen (paper)": SoftRiskSchedule(128, 0.2, 452, warm_start=30, rho=0.95),
+    f"{task} (paper)": load_profile(profile).schedule()
+    for task, profile in {"IMDB-Gen": "imdb-gpt2", "Jigsaw-Gen": "jigsaw-gpt2", "RTP-Gen": "rtp-gpt2"}.items()
 }
 YOURS = "yours"
 WIDE, NARROW = {"width": "22em"}, {"width": "12em"}
