@@ -253,6 +253,12 @@ class Experiment:
         trainer.policy.save(self.run.path("policies", method))
         return log
 
+    def risk_methods(self) -> list[str]:
+        """The methods that train on the tail: both estimators at `risk.alpha` and at each alpha of the sweep."""
+        estimators = ("ra_rlhf", "ra_rlhf_ru")
+        others = [alpha for alpha in self.profile.sweep.alphas if alpha != self.profile.risk.alpha]
+        return [*estimators, *(f"{name}@{alpha:g}" for alpha in others for name in estimators)]
+
     def choose_prefix(self) -> pd.DataFrame:
         """Try the profile's prefixes on validation prompts (of the training split), save the best as `prompted`.
 

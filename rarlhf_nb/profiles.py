@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.risk import SoftRiskSchedule
@@ -210,6 +210,22 @@ class RiskSettings(Section):
         return RiskSettings(**self.model_dump() | changes[name] | ({"alpha": float(alpha)} if alpha else {}))
 
 
+class SweepSettings(Section):
+    """More tail shares to train on, with both estimators, besides `risk.alpha`."""
+
+    alphas: list[float] = []
+
+    @field_validator("alphas")
+    @classmethod
+    def shares(cls, alphas: list[float]) -> list[float]:
+        wrong = [alpha for alpha in alphas if not 0 < alpha < 1]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is no tail share between 0 and 1")
+        if len(set(alphas)) < len(alphas):
+            raise ValueError("an alpha is there twice")
+        return alphas
+
+
 class EvaluationSettings(Section):
     """One way to measure every method: the same prompts, seeds and sampling."""
 
@@ -235,6 +251,7 @@ class Profile(Section):
     sft: SFTSettings
     ppo: PPOSettings
     risk: RiskSettings
+    sweep: SweepSettings = SweepSettings()
     prompted: PromptedSettings
     dexperts: DExpertsSettings
     quark: QuarkSettings

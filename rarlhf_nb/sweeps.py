@@ -29,11 +29,11 @@ def related_scores(run: Run, free: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def _comparable(settings: dict, free: Sequence[str]) -> dict:
-    """The settings without those that may differ."""
+    """The settings without those that may differ; what else a run swept changes none of its methods."""
     return {
         section: {key: value for key, value in values.items() if f"{section}.{key}" not in free}
         for section, values in settings.items()
-        if isinstance(values, dict)
+        if isinstance(values, dict) and section != "sweep"
     }
 
 

@@ -4,13 +4,16 @@ import json
 
 import numpy as np
 
+from rarlhf_nb.experiment import Experiment
 from rarlhf_nb.metrics import seed_interval
 from rarlhf_nb.runs import Run
 from rarlhf_nb.sweeps import related_scores, seed_table
 
 
 def leave_report(root, name, seed, kl_coef, rewards, alpha=0.4):
-    settings = {"name": "x", "risk": {"alpha": alpha}, "ppo": {"kl_coef": kl_coef, "epochs": 4}}
+    # what else a run swept (here other alphas in each) does not part it from the others
+    sweep = {"alphas": [seed / 10]}
+    settings = {"name": "x", "risk": {"alpha": alpha}, "ppo": {"kl_coef": kl_coef, "epochs": 4}, "sweep": sweep}
     run = Run.open(name, settings, seed, root)
     methods = {
         method: {"reward": {"value": value, "low": 0, "high": 1}, "cvar_10": {"value": None}}
@@ -46,6 +49,17 @@ def test_seed_table_pairs_by_seed(tmp_path):
     assert table.loc["RA-RLHF", "reward: − RLHF"] == f"1.00 [{low:.2f}, {high:.2f}]"  # narrow: seeds differ by 10
     assert table.loc["RLHF", "reward: mean"].startswith("10.00 [-") and table.loc["RLHF", "seeds"] == "3"
     assert table.loc["RLHF", "reward: − RLHF"] == "–"
+
+
+def test_a_sweep_trains_both_estimators_at_every_alpha_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("rarlhf_nb.runs.default_root", lambda: tmp_path)
+    experiment = Experiment.open("pocket", "swept", 1, {"sweep.alphas": [0.4, 0.25]})  # 0.4 is the profile's own
+    assert experiment.risk_methods() == ["ra_rlhf", "ra_rlhf_ru", "ra_rlhf@0.25", "ra_rlhf_ru@0.25"]
+    settings = [experiment.profile.risk.for_method(method) for method in experiment.risk_methods()]
+    assert [risk.alpha for risk in settings] == [0.4, 0.4, 0.25, 0.25]
+    assert [risk.estimator for risk in settings[2:]] == ["tail_selection", "rockafellar_uryasev"]
+    alone = Experiment.open("pocket", "alone", 1, {"sweep.alphas": []})
+    assert alone.risk_methods() == ["ra_rlhf", "ra_rlhf_ru"]
 
 
 def test_no_report_no_scores(tmp_path):
