@@ -2,16 +2,21 @@
 
     python -m benchmarks.seven_methods run [PROFILE …]     (some four minutes a profile and seed on one core)
     python -m benchmarks.seven_methods report [PROFILE …]
+    python -m benchmarks.seven_methods nucleus [PROFILE …]  (DExperts once more, without the base model's nucleus)
 
 Runs lie in papermill_runs/seeds-<profile>-<seed>; a finished one stays. They call what the notebooks call.
 """
 
 import sys
 
+import pandas as pd
 import torch
 
+from benchmarks.variants import measures
+from rarlhf_nb.evaluation import evaluate
 from rarlhf_nb.experiment import Experiment
-from rarlhf_nb.report import markdown_table
+from rarlhf_nb.metrics import seed_interval
+from rarlhf_nb.report import interval_cell, markdown_table
 from rarlhf_nb.sweeps import related_scores, seed_table
 
 SEEDS = [1, 2, 3, 4, 5]
@@ -56,6 +61,33 @@ def report(profiles: list[str]) -> None:
             print(markdown_table(seed_table(scores, {key: name})), end="\n\n")
 
 
+def nucleus(profiles: list[str]) -> None:
+    """For each profile DExperts with the base's nucleus, as published, and without: means over seeds, intervals."""
+    torch.set_num_threads(1)
+    for profile in profiles:
+        rows: dict[str, list[dict[str, float]]] = {"top-p 0.9": [], "top-p 1": []}
+        for seed in SEEDS:
+            experiment = Experiment.open(profile, f"seeds-{profile}-{seed}", seed)
+            rows["top-p 0.9"].append(measures(experiment.tables().episodes["dexperts"], experiment.profile))
+            policy = experiment.policy("dexperts")
+            policy.top_p = 1.0
+            episodes = evaluate(
+                policy,
+                experiment.reference(),
+                experiment.reward(),
+                experiment.data("test"),
+                experiment.profile.sampling,
+                experiment.profile.evaluation,
+                seed,
+            )
+            rows["top-p 1"].append(measures(episodes, experiment.profile))
+        table = {
+            name: {key: interval_cell(seed_interval(values)) for key, values in pd.DataFrame(found).items()}
+            for name, found in rows.items()
+        }
+        print(f"## {profile}\n\n{markdown_table(pd.DataFrame(table).T)}\n")
+
+
 if __name__ == "__main__":
     command, *names = sys.argv[1:]
-    {"run": run, "report": report}[command](names or PROFILES)
+    {"run": run, "report": report, "nucleus": nucleus}[command](names or PROFILES)

@@ -1,5 +1,6 @@
 """Widgets show the library's numbers, whatever their controls say, and texts from data as text."""
 
+import gc
 import sys
 import threading
 from html.parser import HTMLParser
@@ -117,6 +118,13 @@ def test_moving_the_slider_moves_every_number_to_the_librarys(alpha):
         assert f"VaR {var(rewards, alpha):.2f}, CVaR {cvar(rewards, alpha):.2f}" in title
         assert widget.curve.widget.data[3 * place + 3].y[0] == pytest.approx(cvar(rewards, alpha))
     assert list(widget.curve.widget.data[0].x) == [100 * alpha] * 2
+
+
+def test_no_garbage_is_collected_in_a_move():
+    widget, collecting = explorer(), []
+    widget.table.observe(lambda _: collecting.append(gc.isenabled()), "value")
+    widget.alpha.value = 0.5
+    assert collecting == [False] and gc.isenabled()
 
 
 @pytest.mark.parametrize("ranking", ["reward", "prompt_score"])

@@ -1,6 +1,8 @@
 """How a figure becomes a widget and is redrawn."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import plotly.graph_objects as go
@@ -39,6 +41,18 @@ def _same(value: object, last: object) -> bool:
     if isinstance(value, np.ndarray) or isinstance(last, np.ndarray):
         return np.array_equal(value, last)
     return value == last
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Python collects its garbage before or after, not inside: a full one takes 0.2 s of a kernel that holds torch."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def controls(*children: Widget) -> HBox:

@@ -26,7 +26,7 @@ from rarlhf_nb.explorer_figures import (
 )
 from rarlhf_nb.metrics import Interval, perplexity
 from rarlhf_nb.report import BASELINES, interval_cell, method_name
-from rarlhf_nb.widgets.binding import Drawing, controls, page
+from rarlhf_nb.widgets.binding import Drawing, controls, no_collection, page
 from rarlhf_nb.widgets.text import framed, is_static, name_cell, number_cell, table_html, text_cell
 
 BY = {"reward": "reward", "prompt_score": "prompt score"}
@@ -181,6 +181,7 @@ class RiskExplorer(VBox):
     def _present(self) -> tuple[float, Ranking, float | None]:
         return self.alpha.value, self.ranking.value, self.trained.value if self.exploration.families else None
 
+    @no_collection()
     def _moved(self, change: dict) -> None:
         alpha, ranking, trained = self._present()
         if change["owner"] is self.trained:
