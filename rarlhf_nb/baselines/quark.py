@@ -29,7 +29,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from rarlhf_nb.baselines.quark_math import Pool, QuarkTerms, quark_terms
+from rarlhf_nb.baselines.quark_math import Pool, QuarkTerms, check_pool, quark_terms
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import ActorCritic, Episodes, check_context, sampler_logits, seeded
 from rarlhf_nb.ppo import masked_mean
@@ -87,6 +87,8 @@ class QuarkTrainer:
 
     `train()` runs all steps; iterating over the trainer runs them one by one and yields each one's statistics (keys in
     `glossary.QUARK_GLOSSARY`). `pool` holds what was explored.
+
+    Raises `UserError` where an exploration has fewer prompts than there are quantiles.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class QuarkTrainer:
         mixed_precision: str = "no",
         log_file: Path | None = None,
     ) -> None:
+        check_pool(args.exploration_prompts or len(train_dataset), args.quantiles)
         self.args, self.sampling, self.seed, self.log_file = args, sampling, seed, log_file
         self.reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         self.train_dataset = train_dataset

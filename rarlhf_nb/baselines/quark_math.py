@@ -22,16 +22,21 @@ def quantile_bins(rewards: torch.Tensor, quantiles: int) -> torch.Tensor:
 
     Raises `UserError` where there are fewer completions than quantiles.
     """
-    if len(rewards) < quantiles:
-        raise UserError(
-            f"quark.quantiles = {quantiles}, but the pool holds {len(rewards)} scored completions, too few for a bin "
-            "each; lower quark.quantiles or raise quark.exploration_prompts."
-        )
+    check_pool(len(rewards), quantiles)
     order = rewards.argsort(descending=True, stable=True)
     bins = torch.empty_like(order)
     rank = torch.arange(len(rewards), device=rewards.device)
     bins[order] = (rank // (len(rewards) // quantiles)).clamp(max=quantiles - 1)
     return bins
+
+
+def check_pool(completions: int, quantiles: int) -> None:
+    """Raise `UserError` where a pool has fewer scored completions than quantiles."""
+    if completions < quantiles:
+        raise UserError(
+            f"quark.quantiles = {quantiles}, but the pool holds {completions} scored completions, too few for a bin "
+            "each; lower quark.quantiles or raise quark.exploration_prompts."
+        )
 
 
 def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
