@@ -38,6 +38,7 @@ MAIN_METRICS = ("reward", "tail_reward", "cvar_10", "perplexity", "dist_1", "dis
 
 HELD_OUT, SAMPLES = ".held_out.parquet", ".samples.parquet"
 ENDS = ("", "_low", "_high")
+Named = dict[str, tuple[str, np.ndarray]]  # metric -> what it is called, and (1 + R,) the estimate and its resamples
 
 
 def method_order(methods: Iterable[str]) -> list[str]:
@@ -164,23 +165,22 @@ def build_report(
     prompt_index = prompt_positions(episodes[methods[0]])
     prompt_weights = bootstrap_weights(prompt_index.max() + 1, resamples, np.random.default_rng([seed, 0]))
     metrics = {method: episode_metrics(episodes[method], tail_threshold, tail_share, cvar_levels) for method in methods}
-    of_samples = {method: sample_metrics(table, toxicity) for method, table in (samples or {}).items()}
-    dist = {method: pooled_dist(episodes[method]) for method in methods}
-    statistics = {
-        method: {key: _resampled(metric.statistic, prompt_weights, prompt_index) for key, metric in found.items()}
-        | {"perplexity": _perplexities(held_out.get(method), resamples, seed)}
-        | {key: _without_interval(value, resamples) for key, (_, value) in dist[method].items()}
-        | _of_samples(of_samples.get(method, {}), resamples, seed)
-        for method, found in metrics.items()
+    found: dict[str, Named] = {
+        method: {
+            key: (metric.name, _resampled(metric.statistic, prompt_weights, prompt_index))
+            for key, metric in own.items()
+        }
+        | _perplexity(held_out.get(method), resamples, seed)
+        | {
+            key: (name, _without_interval(value, resamples))
+            for key, (name, value) in pooled_dist(episodes[method]).items()
+        }
+        | _of_samples((samples or {}).get(method), toxicity, resamples, seed)
+        for method, own in metrics.items()
     }
-    names = {key: metric.name for found in metrics.values() for key, metric in found.items()}
-    names |= {"perplexity": "perplexity, held-out texts (lower is better)"}
-    names |= {key: name for found in dist.values() for key, (name, _) in found.items()}
-    names |= {key: metric.name for found in of_samples.values() for key, metric in found.items()}
-    statistics = {
-        method: {key: found.get(key, np.full(1 + resamples, np.nan)) for key in names}
-        for method, found in statistics.items()
-    }
+    names = {key: name for own in found.values() for key, (name, _) in own.items()}
+    absent = "", np.full(1 + resamples, np.nan)
+    statistics = {method: {key: own.get(key, absent)[1] for key in names} for method, own in found.items()}
     return Report(
         table=_table(statistics, "method"),
         differences=_table(_paired_differences(statistics), ["method", "baseline"]),
@@ -189,25 +189,27 @@ def build_report(
     )
 
 
-def _of_samples(metrics: dict[str, Metric], resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """Statistics over the prompts that have many samples, and their resamples: (1 + R,) each."""
-    if not metrics:
+def _of_samples(table: pd.DataFrame | None, toxicity: bool, resamples: int, seed: int) -> Named:
+    """What varies within a prompt, resampled over the prompts that have many samples."""
+    if table is None:
         return {}
+    metrics = sample_metrics(table, toxicity)
     prompts = int(next(iter(metrics.values())).rows)
     weights = bootstrap_weights(prompts, resamples, np.random.default_rng([seed, 2]))
-    return {key: metric.statistic(weights) for key, metric in metrics.items()}
+    return {key: (metric.name, metric.statistic(weights)) for key, metric in metrics.items()}
 
 
 def _without_interval(value: float, resamples: int) -> np.ndarray:
     return np.concatenate([[value], np.full(resamples, np.nan)])
 
 
-def _perplexities(held_out: pd.DataFrame | None, resamples: int, seed: int) -> np.ndarray:
-    """Perplexity and its resamples over texts: (1 + R,); NaN for a method without held-out texts."""
+def _perplexity(held_out: pd.DataFrame | None, resamples: int, seed: int) -> Named:
+    """Perplexity, resampled over the held-out texts."""
     if held_out is None:
-        return np.full(1 + resamples, np.nan)
+        return {}
     weights = bootstrap_weights(len(held_out), resamples, np.random.default_rng([seed, 1]))
-    return perplexity(held_out["log_likelihood"].to_numpy(), held_out["tokens"].to_numpy(), weights)
+    values = perplexity(held_out["log_likelihood"].to_numpy(), held_out["tokens"].to_numpy(), weights)
+    return {"perplexity": ("perplexity, held-out texts (lower is better)", values)}
 
 
 def _resampled(statistic: Statistic, prompt_weights: np.ndarray, prompt_index: np.ndarray) -> np.ndarray:
