@@ -1,4 +1,4 @@
-"""The command line: `rarlhf run`, `rarlhf report` and `rarlhf profiles`."""
+"""The command line: `rarlhf run`, `rarlhf report`, `rarlhf explore` and `rarlhf profiles`."""
 
 # Only what is light is imported here; the rest, torch with it, by the command that needs it.
 import sys
@@ -57,9 +57,25 @@ def report(run: Annotated[str, typer.Argument(help="Name of a run folder in pape
     try:
         experiment = Experiment.reopen(run)
         title = f"{run} ({experiment.profile.name}, seed {experiment.seed})"
-        scores = related_scores(experiment.run)
-        page = build_page(title, experiment.profile, experiment.tables(), experiment.report(), scores)
+        found = experiment.report()  # before the scores, which are read from the report that it writes
+        page = build_page(title, experiment.profile, experiment.tables(), found, related_scores(experiment.run))
         typer.echo(f"written: {experiment.run.write_text('report.html', page)}")
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def explore(
+    run: Annotated[str, typer.Argument(help="Name of a run folder in papermill_runs/.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where on 127.0.0.1 it is served.")] = 8866,
+) -> None:
+    """Serve RUN's explorer and schedule designer to a browser on this machine, read-only; Ctrl-C ends it."""
+    from rarlhf_nb.experiment import Experiment
+    from rarlhf_nb.explore import serve
+
+    try:
+        serve(Experiment.reopen(run).run, port, say=typer.echo)
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

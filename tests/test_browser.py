@@ -1,47 +1,34 @@
 """The explorer in a real browser: JupyterLab, notebook 06, the keyboard and the mouse.
 
 The run folder is made up, so that nothing is trained first; live training has a trainer of this file's own beside the
-notebook's. Without Chromium the tests skip, but not in CI.
+notebook's.
 """
 
 import json
 import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
-import nbformat
-import numpy as np
-import pandas as pd
 import pytest
+from browser import (
+    HOSTILE,
+    REPOSITORY,
+    check_measured_alpha,
+    check_trained_alpha,
+    chromium,
+    free_port,
+    made_up_run,
+    plot,
+    until,
+    watched_page,
+)
 
-from rarlhf_nb.profiles import load_profile
-from rarlhf_nb.report import method_name
-from rarlhf_nb.risk import cvar, tail_count, var
-from rarlhf_nb.runs import Run
-
-REPOSITORY = Path(__file__).parent.parent
 TOKEN = "only-for-this-test"
-LOCAL = re.compile(r"(https?|wss?)://127\.0\.0\.1[:/]|data:|blob:|about:")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-SIZE = 80
-METHODS = ("sft", "rlhf", "ra_rlhf@0.4", "ra_rlhf@0.1")
-HOSTILE = "<script>hacked=1</script><img src=x onerror='window.hacked=1'></div></td> $x^2$ \x07 \u202e **b** <i>i</i>"
 FAKE_TRAINING = """
 import time
 from types import SimpleNamespace
@@ -65,55 +52,6 @@ class Trainer:
 
 live_training(Trainer)
 """
-
-
-def chromium() -> str:
-    """The browser's path; without one the tests skip, in CI they fail."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    try:
-        import playwright.sync_api  # noqa: F401
-    except ImportError:
-        found = None
-    if found is None:
-        reason = "needs Chromium (apt-get install chromium) and playwright (pip install playwright)"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    return found
-
-
-def episodes(method: str) -> pd.DataFrame:
-    scores = np.random.default_rng(0).normal(size=SIZE)
-    rng = np.random.default_rng(METHODS.index(method) + 1)
-    completions = [f"completion {i} by {method}" if i % 4 else f"{HOSTILE} {i} by {method}" for i in range(SIZE)]
-    return pd.DataFrame(
-        {
-            "prompt": [f"prompt {i} {HOSTILE if i % 4 == 1 else ''}" for i in range(SIZE)],
-            "completion": completions,
-            "prompt_score": scores,
-            "reward": scores + 0.4 * METHODS.index(method) + rng.normal(size=SIZE),
-            "kl": rng.random(SIZE),
-            "label": 0,
-            "group": "all",
-            "seed": 0,
-        }
-    )
-
-
-def made_up_run(folder: Path) -> None:
-    """A run folder with evaluated methods, and notebook 06 with one more cell."""
-    (folder / "notebooks").mkdir()
-    notebook = nbformat.read(REPOSITORY / "notebooks" / "06_alpha_explorer.ipynb", 4)
-    notebook.cells.append(nbformat.v4.new_code_cell(f"HOSTILE = {HOSTILE!r}\n{FAKE_TRAINING}"))
-    nbformat.write(notebook, folder / "notebooks" / "06_alpha_explorer.ipynb")
-    settings = load_profile("pocket", {}).model_dump(mode="json")
-    run = Run.open("pocket-imdb", settings, 1, folder / "papermill_runs")
-    for method in METHODS:
-        run.write_table(f"evaluation/{method}.parquet", episodes(method))
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 class Lab:
@@ -178,32 +116,16 @@ class Lab:
         self.log.close()
 
 
-def until(condition, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{condition} did not come true in {seconds} s"
-        time.sleep(0.2)
-
-
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """Notebook 06, run from top to bottom; on the page `errors` and `strangers`, requests that left the machine."""
     browser_path = chromium()
-    from playwright.sync_api import sync_playwright
-
     folder = tmp_path_factory.mktemp("browser")
-    made_up_run(folder)
+    made_up_run(folder, f"HOSTILE = {HOSTILE!r}\n{FAKE_TRAINING}")
     lab = Lab(folder)
     try:
         lab.wait()
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=browser_path, args=FLAGS)
-            page = browser.new_page(viewport={"width": 1280, "height": 1000})
-            page.set_default_timeout(30_000)
-            page.errors, page.strangers = [], []
-            page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
-            page.on("pageerror", lambda error: page.errors.append(str(error)))
-            page.on("request", lambda request: None if LOCAL.match(request.url) else page.strangers.append(request.url))
+        with watched_page(browser_path) as page:
             page.goto(lab.address("/lab/tree/notebooks/06_alpha_explorer.ipynb?reset"))
             page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
             until(lab.kernel_idle, 60)
@@ -211,97 +133,16 @@ def page(tmp_path_factory):
             page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
             until(lambda: "Start" in "".join(page.locator(".jp-OutputArea button").all_text_contents()), 60)
             yield page
-            browser.close()
     finally:
         lab.close()
 
 
-def plot(widget: str, place: int) -> str:
-    """JavaScript for a figure of the last such widget on the page."""
-    return (
-        f"[...[...document.querySelectorAll('.rarlhf-{widget}')].at(-1).querySelectorAll('.js-plotly-plot')][{place}]"
-    )
-
-
-def slider(page, name: str):
-    """The box of a slider by its description."""
-    return page.locator(".widget-slider", has=page.locator(f".widget-label:text-is('{name}')")).first
-
-
-def eventually(check, seconds: float = 20) -> None:
-    """The last of a move's messages may still be on its way: check again until then."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return check()
-        except AssertionError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
-
-
-def check_explorer(page, alpha: float, swept: str) -> None:
-    """Figures, table and texts come to hold the library's numbers at alpha."""
-    eventually(lambda: explorer_holds(page, alpha, swept))
-
-
-def explorer_holds(page, alpha: float, swept: str) -> None:
-    shown = ("sft", "rlhf", swept)
-    tables = {method: episodes(method) for method in shown}
-    expected = [var(tables[method]["reward"], alpha) for method in shown]
-    script = f"(wanted) => wanted.every((v, i) => Math.abs({plot('explorer', 0)}.data[7 * i + 2].x[0] - v) < 1e-9)"
-    page.wait_for_function(script, arg=expected)
-    panels = page.locator(".rarlhf-explorer .js-plotly-plot").first.locator(".annotation-text").all_text_contents()
-    cells = page.locator(".rarlhf-explorer .rarlhf table").first.locator("tr").all_text_contents()
-    for place, method in enumerate(shown):
-        mean = cvar(tables[method]["reward"], alpha)
-        assert method_name(method) in panels[place] and f"CVaR {mean:.2f}" in panels[place]
-        assert f"{method_name(method)}{mean:.2f} [" in cells[place + 1]
-    lowest = tables["rlhf"].sort_values("reward", kind="stable").head(tail_count(alpha, SIZE))
-    texts = page.locator(".rarlhf-explorer .rarlhf table").nth(1).inner_text()
-    for row in (0, -1):
-        assert f"{lowest.index[row]} by rlhf" in texts
-    assert f"of the {len(lowest)} episodes" in page.locator(".rarlhf-explorer .rarlhf").nth(1).inner_text()
-
-
-def measured_alpha(page) -> float:
-    """What the slider says once it has come to rest."""
-    readout = slider(page, "measured α").locator(".widget-readout")
-    before, now = None, readout.inner_text()
-    while before != now:
-        page.wait_for_timeout(300)
-        before, now = now, readout.inner_text()
-    return float(now)
-
-
 def test_alpha_moves_by_keyboard_and_by_mouse(page):
-    page.locator(".rarlhf-explorer").scroll_into_view_if_needed()
-    page.wait_for_function(f"() => document.querySelector('.rarlhf-explorer') && {plot('explorer', 2)}?.data")
-    page.wait_for_selector(".widget-slider .noUi-handle")
-    check_explorer(page, 0.1, "ra_rlhf@0.1")
-    handle = slider(page, "measured α").locator(".noUi-handle")
-    handle.scroll_into_view_if_needed()
-    handle.focus()
-    for _ in range(10):
-        page.keyboard.press("ArrowRight")
-    page.wait_for_function("() => document.querySelector('.widget-slider .widget-readout').textContent == '0.20'")
-    check_explorer(page, 0.2, "ra_rlhf@0.1")
-    at, rail = handle.bounding_box(), slider(page, "measured α").locator(".noUi-target").bounding_box()
-    page.mouse.move(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(rail["x"] + 0.6 * rail["width"], rail["y"] + rail["height"] / 2, steps=6)
-    page.mouse.up()
-    alpha = measured_alpha(page)
-    assert 0.5 < alpha < 0.7
-    check_explorer(page, alpha, "ra_rlhf@0.1")
+    check_measured_alpha(page)
 
 
 def test_the_trained_alpha_changes(page):
-    handle = slider(page, "trained α").locator(".noUi-handle")
-    handle.focus()
-    page.keyboard.press("ArrowRight")
-    check_explorer(page, measured_alpha(page), "ra_rlhf@0.4")
-    until(lambda: page.evaluate(f"Array.from({plot('explorer', 2)}.data[0].marker.size)") == [7, 15], 20)
+    check_trained_alpha(page)
 
 
 def test_live_training_grows_pauses_resumes_and_stops(page):

@@ -38,13 +38,13 @@ def saved_html(schedules: dict[str, SoftRiskSchedule]) -> str:
 class ScheduleDesigner(VBox):
     """Controls for n, alpha, rho, M and B over the curves; settings that do not fit together are named, not drawn."""
 
-    def __init__(self, start: SoftRiskSchedule) -> None:
+    def __init__(self, start: SoftRiskSchedule, along: Literal["iteration", "share"] = "iteration") -> None:
         self.warm_start = IntSlider(start.warm_start, 0, max(100, start.warm_start), description="n", layout=WIDE)
         self.alpha = FloatSlider(start.alpha, min=0.01, max=1, step=0.01, description="α", layout=WIDE)
         self.rho = FloatSlider(start.rho, min=0.01, max=1, step=0.01, description="ρ", layout=WIDE)
         self.iterations = BoundedIntText(start.iterations, 1, 100_000, description="M", layout=NARROW)
         self.batch_size = BoundedIntText(start.batch_size, 1, 100_000, description="B", layout=NARROW)
-        self.along = ToggleButtons(options=ALONG, style={"button_width": "13em"})
+        self.along = ToggleButtons(options=ALONG, value=along, style={"button_width": "13em"})
         self.figure = Drawing(shares_figure(PAPER_SCHEDULES | {YOURS: start}, self.along.value))
         self.saved = page(saved_html(PAPER_SCHEDULES | {YOURS: start}))
         chosen = (self.warm_start, self.alpha, self.rho, self.iterations, self.batch_size)
@@ -81,9 +81,7 @@ def schedule_designer(
     """
     start = start or PAPER_SCHEDULES["IMDB-Gen (paper)"]
     if not is_static(interactive):
-        designer = ScheduleDesigner(start)
-        designer.along.value = along
-        return designer
+        return ScheduleDesigner(start, along)
     schedules = PAPER_SCHEDULES | {YOURS: start}
     figure: go.Figure = shares_figure(schedules, along)
     figure.update_layout(title_text="Soft-risk schedule", margin_t=110, legend_y=0.9).show()

@@ -1,0 +1,202 @@
+"""What the browser tests share: a made-up run with hostile texts, a watched page, and the explorer on it.
+
+Without Chromium the tests skip, but not in CI.
+"""
+
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from rarlhf_nb.profiles import load_profile
+from rarlhf_nb.report import method_name
+from rarlhf_nb.risk import cvar, tail_count, var
+from rarlhf_nb.runs import Run
+
+REPOSITORY = Path(__file__).parent.parent
+LOCAL = re.compile(r"(https?|wss?)://127\.0\.0\.1[:/]|data:|blob:|about:")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SIZE = 80
+METHODS = ("sft", "rlhf", "ra_rlhf@0.4", "ra_rlhf@0.1")
+HOSTILE = "<script>hacked=1</script><img src=x onerror='window.hacked=1'></div></td> $x^2$ \x07 \u202e **b** <i>i</i>"
+
+
+def chromium() -> str:
+    """The browser's path; without one the tests skip, in CI they fail."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        found = None
+    if found is None:
+        reason = "needs Chromium (apt-get install chromium) and playwright (pip install playwright)"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    return found
+
+
+@contextmanager
+def watched_page(path: str, **options) -> Iterator:
+    """A page of the browser at `path`, with its `errors` and `strangers`, requests that left the machine."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 1000}, **options)
+        page.set_default_timeout(60_000)
+        page.errors, page.strangers = [], []
+        page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.on("request", lambda request: None if LOCAL.match(request.url) else page.strangers.append(request.url))
+        yield page
+        browser.close()
+
+
+def made_up_run(folder: Path, *cells: str) -> Run:
+    """A run with evaluated methods in papermill_runs/, beside it notebook 06 with more cells."""
+    (folder / "notebooks").mkdir()
+    notebook = nbformat.read(REPOSITORY / "notebooks" / "06_alpha_explorer.ipynb", 4)
+    notebook.cells += map(nbformat.v4.new_code_cell, cells)
+    nbformat.write(notebook, folder / "notebooks" / "06_alpha_explorer.ipynb")
+    settings = load_profile("pocket", {}).model_dump(mode="json")
+    run = Run.open("pocket-imdb", settings, 1, folder / "papermill_runs")
+    for method in METHODS:
+        run.write_table(f"evaluation/{method}.parquet", episodes(method))
+    return run
+
+
+def episodes(method: str) -> pd.DataFrame:
+    scores = np.random.default_rng(0).normal(size=SIZE)
+    rng = np.random.default_rng(METHODS.index(method) + 1)
+    completions = [f"completion {i} by {method}" if i % 4 else f"{HOSTILE} {i} by {method}" for i in range(SIZE)]
+    return pd.DataFrame(
+        {
+            "prompt": [f"prompt {i} {HOSTILE if i % 4 == 1 else ''}" for i in range(SIZE)],
+            "completion": completions,
+            "prompt_score": scores,
+            "reward": scores + 0.4 * METHODS.index(method) + rng.normal(size=SIZE),
+            "kl": rng.random(SIZE),
+            "label": 0,
+            "group": "all",
+            "seed": 0,
+        }
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def until(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{condition} did not come true in {seconds} s"
+        time.sleep(0.2)
+
+
+def eventually(check, seconds: float = 20) -> None:
+    """The last of a move's messages may still be on its way: check again until then."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return check()
+        except AssertionError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def plot(widget: str, place: int) -> str:
+    """JavaScript for a figure of the last such widget on the page."""
+    return (
+        f"[...[...document.querySelectorAll('.rarlhf-{widget}')].at(-1).querySelectorAll('.js-plotly-plot')][{place}]"
+    )
+
+
+def slider(page, name: str):
+    """The box of a slider by its description."""
+    return page.locator(".widget-slider", has=page.locator(f".widget-label:text-is('{name}')")).first
+
+
+def check_explorer(page, alpha: float, swept: str) -> None:
+    """Figures, table and texts come to hold the library's numbers at alpha."""
+    eventually(lambda: explorer_holds(page, alpha, swept))
+
+
+def explorer_holds(page, alpha: float, swept: str) -> None:
+    shown = ("sft", "rlhf", swept)
+    tables = {method: episodes(method) for method in shown}
+    expected = [var(tables[method]["reward"], alpha) for method in shown]
+    script = f"(wanted) => wanted.every((v, i) => Math.abs({plot('explorer', 0)}.data[7 * i + 2].x[0] - v) < 1e-9)"
+    page.wait_for_function(script, arg=expected)
+    panels = page.locator(".rarlhf-explorer .js-plotly-plot").first.locator(".annotation-text").all_text_contents()
+    cells = page.locator(".rarlhf-explorer .rarlhf table").first.locator("tr").all_text_contents()
+    for place, method in enumerate(shown):
+        mean = cvar(tables[method]["reward"], alpha)
+        assert method_name(method) in panels[place] and f"CVaR {mean:.2f}" in panels[place]
+        assert f"{method_name(method)}{mean:.2f} [" in cells[place + 1]
+    lowest = tables["rlhf"].sort_values("reward", kind="stable").head(tail_count(alpha, SIZE))
+    texts = page.locator(".rarlhf-explorer .rarlhf table").nth(1).inner_text()
+    for row in (0, -1):
+        assert f"{lowest.index[row]} by rlhf" in texts
+    assert f"of the {len(lowest)} episodes" in page.locator(".rarlhf-explorer .rarlhf").nth(1).inner_text()
+
+
+def measured_alpha(page) -> float:
+    """What the slider says once it has come to rest."""
+    readout = slider(page, "measured α").locator(".widget-readout")
+    before, now = None, readout.inner_text()
+    while before != now:
+        page.wait_for_timeout(300)
+        before, now = now, readout.inner_text()
+    return float(now)
+
+
+def check_measured_alpha(page) -> None:
+    """From 0.1 to 0.2 by keyboard and on by mouse: the explorer follows."""
+    page.locator(".rarlhf-explorer").scroll_into_view_if_needed()
+    page.wait_for_function(f"() => document.querySelector('.rarlhf-explorer') && {plot('explorer', 2)}?.data")
+    page.wait_for_selector(".widget-slider .noUi-handle")
+    check_explorer(page, 0.1, "ra_rlhf@0.1")
+    handle = slider(page, "measured α").locator(".noUi-handle")
+    handle.scroll_into_view_if_needed()
+    handle.focus()
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function("() => document.querySelector('.widget-slider .widget-readout').textContent == '0.20'")
+    check_explorer(page, 0.2, "ra_rlhf@0.1")
+    at, rail = handle.bounding_box(), slider(page, "measured α").locator(".noUi-target").bounding_box()
+    page.mouse.move(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(rail["x"] + 0.6 * rail["width"], rail["y"] + rail["height"] / 2, steps=6)
+    page.mouse.up()
+    alpha = measured_alpha(page)
+    assert 0.5 < alpha < 0.7
+    check_explorer(page, alpha, "ra_rlhf@0.1")
+
+
+def check_trained_alpha(page) -> None:
+    """From 0.1 to 0.4 by keyboard: the sweep's other member is shown and marked."""
+    handle = slider(page, "trained α").locator(".noUi-handle")
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    check_explorer(page, measured_alpha(page), "ra_rlhf@0.4")
+    until(lambda: page.evaluate(f"Array.from({plot('explorer', 2)}.data[0].marker.size)") == [7, 15], 20)

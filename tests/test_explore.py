@@ -1,0 +1,59 @@
+"""`rarlhf explore`: what it refuses before anything is served."""
+
+import socket
+import sys
+
+import pandas as pd
+import pytest
+
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.explore import dashboard, serve
+from rarlhf_nb.profiles import load_profile
+from rarlhf_nb.runs import Run
+
+
+def a_run(root, methods=("sft", "rlhf"), name="pocket-imdb"):
+    run = Run.open(name, load_profile("pocket", {}).model_dump(mode="json"), 1, root)
+    for place, method in enumerate(methods):
+        table = pd.DataFrame({"prompt": [f"<b>{i}</b>" for i in range(12)], "completion": "$x$", "prompt_score": 0.0})
+        table = table.assign(reward=[float(i + place) for i in range(12)], kl=1.0, label=1, group="all", seed=0)
+        run.write_table(f"evaluation/{method}.parquet", table)
+    return run
+
+
+def test_a_run_without_evaluated_methods_names_the_notebook(tmp_path):
+    with pytest.raises(UserError, match="run notebook 02_baseline_rlhf first"):
+        serve(a_run(tmp_path, methods=()), 8866)
+
+
+def test_methods_of_different_prompts_are_refused_before_anything_is_served(tmp_path):
+    run = a_run(tmp_path)
+    table = pd.read_parquet(run.path("evaluation", "rlhf.parquet"))
+    run.write_table("evaluation/rlhf.parquet", table.head(5))
+    with pytest.raises(UserError, match="different rows"):
+        serve(run, 8866)
+
+
+def test_without_voila_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "voila.app", None)
+    with pytest.raises(UserError, match=r"pip install 'rarlhf_nb\[dashboard\]'"):
+        serve(a_run(tmp_path), 8866)
+
+
+def test_a_taken_port_is_named(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"port = {port} .*in use.*: choose another, --port N\."):
+            serve(a_run(tmp_path), port)
+
+
+def test_the_page_holds_the_explorer_and_the_schedule_and_escapes_the_name(tmp_path):
+    run = a_run(tmp_path)
+    folder = run.folder.rename(tmp_path / "a<b>$c")
+    heading, explorer, _, schedule = dashboard(folder).children
+    assert "a&lt;b&gt;$c: risk explorer" in heading.value and "mathjax_ignore" in heading.value
+    assert explorer.exploration.episodes.keys() == {"sft", "rlhf"}
+    assert schedule.along.value == "share" and schedule.schedule() == load_profile("pocket", {}).schedule()
+    assert schedule.figure.widget.layout.xaxis.title.text == "share of the iterations (%)"
