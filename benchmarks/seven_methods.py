@@ -26,7 +26,7 @@ METRICS = {
     "tail_reward": "tail reward",
     "cvar_10": "CVaR 10 %",
     "perplexity": "perplexity",
-    "dist_2": "Dist-2",
+    "prompt_dist_2": "Dist-2 a prompt",
     "kl": "KL",
 }
 
@@ -53,12 +53,14 @@ def run(profiles: list[str]) -> None:
 
 
 def report(profiles: list[str]) -> None:
-    """For each profile and metric a table: mean and interquartile mean over seeds, and the difference to RLHF."""
+    """For each profile three tables: means over seeds, interquartile means over seeds, differences to RLHF."""
     for profile in profiles:
         scores = related_scores(Experiment.open(profile, f"seeds-{profile}-{SEEDS[0]}", SEEDS[0]).run)
+        table = seed_table(scores, METRICS)
         print(f"## {profile}\n")
-        for key, name in METRICS.items():
-            print(markdown_table(seed_table(scores, {key: name})), end="\n\n")
+        for kind in ("mean", "interquartile mean", "− RLHF"):
+            columns = {f"{name}: {kind}": name for name in METRICS.values()}
+            print(f"{kind}:\n\n{markdown_table(table[list(columns)].rename(columns=columns))}\n")
 
 
 def nucleus(profiles: list[str]) -> None:
