@@ -4,6 +4,7 @@ Five seeds on the pocket world; differences are paired by seed, to the paper's w
 
     python -m benchmarks.variants run OUTPUT [SHARD SHARDS]   (about 40 minutes on one core; a finished run stays)
     python -m benchmarks.variants report OUTPUT               (both tables, as they stand in docs/paper_and_code.md)
+    python -m benchmarks.variants ties OUTPUT                 (how often the B'-th return is there twice; three minutes)
 
 The profile is `pocket-imdb` with the paper's adaptive beta: target 6 nats, and a horizon of 2,000 episodes, which lets
 beta move as far in 40 iterations as the paper's 10,000 do in 194.
@@ -26,9 +27,9 @@ from rarlhf_nb.pocket import pocket_world
 from rarlhf_nb.policy import Reference, load_policy
 from rarlhf_nb.profiles import Profile, load_profile
 from rarlhf_nb.report import interval_cell, markdown_table
-from rarlhf_nb.rewards import load_reward
+from rarlhf_nb.rewards import ClassifierReward, load_reward
 from rarlhf_nb.risk import cvar
-from rarlhf_nb.tasks import load_task
+from rarlhf_nb.tasks import Task, load_task
 from rarlhf_nb.trainer import CVaRPPOTrainer
 
 CONTROLLER = {"ppo.kl_target": 6.0, "ppo.kl_horizon": 2_000}
@@ -68,13 +69,24 @@ VARIANTS = CODE | SCHEDULES
 
 def run_one(variant: Variant, seed: int, output: Path) -> dict[str, float]:
     """Train a variant from one seed and measure it on the test prompts."""
+    trainer, task, reward, profile = prepare(variant, seed, output)
+    log, policy = trainer.train(), trainer.policy
+    test = task.test.assign(prompt_score=reward.score(task.test["prompt"].tolist()))
+    sft_reference = Reference(load_policy(sft_folder(output, profile)))
+    episodes = evaluate(policy, sft_reference, reward, test, profile.sampling, profile.evaluation, TEST_SEED)
+    return measures(episodes, profile) | {
+        "kl_coef at the end": float(log["kl_coef"].iloc[-1]),
+        "perplexity": held_out_perplexity(policy, task.positive_texts("test", profile.task.positive_label), profile),
+    }
+
+
+def prepare(variant: Variant, seed: int, output: Path) -> tuple[CVaRPPOTrainer, Task, ClassifierReward, Profile]:
+    """The trainer of a variant, its task, its reward model, and the profile with the variant's settings."""
     profile = load_profile("pocket-imdb", CONTROLLER | variant.overrides)
     world = pocket_world(profile.task.source)
     reward = load_reward(world.reward, profile.reward.label, profile.reward.accepted_label_names, batch_size=128)
-    sft = load_policy(sft_folder(output, profile))
-    policy = sft if variant.start == "sft" else load_policy(world.policy)
+    policy = load_policy(sft_folder(output, profile) if variant.start == "sft" else world.policy)
     task = load_task(profile.task, policy.processing_class)
-    sft_reference = Reference(sft)
     trainer = CVaRPPOTrainer(
         policy,
         reward,
@@ -85,13 +97,7 @@ def run_one(variant: Variant, seed: int, output: Path) -> dict[str, float]:
         reference=Reference(policy),
         seed=seed,
     )
-    log = trainer.train()
-    test = task.test.assign(prompt_score=reward.score(task.test["prompt"].tolist()))
-    episodes = evaluate(policy, sft_reference, reward, test, profile.sampling, profile.evaluation, TEST_SEED)
-    return measures(episodes, profile) | {
-        "kl_coef at the end": float(log["kl_coef"].iloc[-1]),
-        "perplexity": held_out_perplexity(policy, task.positive_texts("test", profile.task.positive_label), profile),
-    }
+    return trainer, task, reward, profile
 
 
 def measures(episodes: pd.DataFrame, profile: Profile) -> dict[str, float]:
@@ -126,23 +132,36 @@ def run(output: Path, shard: int = 0, shards: int = 1) -> None:
 
 
 def report(output: Path) -> None:
-    """Both tables as Markdown."""
+    """Both tables as Markdown: what it is compared with / the variant / the difference with its interval."""
     results = {
         name: pd.DataFrame({seed: json.loads((output / f"{name}_seed{seed}.json").read_text()) for seed in SEEDS}).T
         for name in VARIANTS
     }
     for variants in (CODE, SCHEDULES):
-        rows = {}
-        for name, variant in variants.items():
-            rows[variant.title] = {key: f"{results[name][key].mean():.2f}" for key in MEASURES}
-            if variant.than:
-                differences = results[name] - results[variant.than]
-                rows[f"{variant.title}: minus {variant.than}"] = {
-                    key: interval_cell(seed_interval(differences[key])) for key in MEASURES
-                }
+        rows = {
+            variant.title: {key: _compared(results[variant.than][key], results[name][key]) for key in MEASURES}
+            for name, variant in variants.items()
+            if variant.than
+        }
         print(markdown_table(pd.DataFrame(rows).T[MEASURES]), end="\n\n")
+
+
+def _compared(first: pd.Series, second: pd.Series) -> str:
+    return f"{first.mean():.2f} / {second.mean():.2f} / {interval_cell(seed_interval(second - first))}"
+
+
+def ties(output: Path) -> None:
+    """In how many iterations of RA-RLHF the last kept episode ties with the first dropped one."""
+    torch.set_num_threads(1)
+    for seed in SEEDS:
+        trainer, *_ = prepare(VARIANTS["paper"], seed, output)
+        found = 0
+        for _ in trainer:
+            returns, kept = trainer.rollout.returns.sort().values, len(trainer.rollout.tail)
+            found += int(kept < len(returns) and bool(returns[kept - 1] == returns[kept]))
+        print(f"seed {seed}: {found} of {trainer.iteration} iterations")
 
 
 if __name__ == "__main__":
     command, folder, *rest = sys.argv[1:]
-    {"run": run, "report": report}[command](Path(folder), *map(int, rest))
+    {"run": run, "report": report, "ties": ties}[command](Path(folder), *map(int, rest))
