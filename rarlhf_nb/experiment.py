@@ -37,7 +37,7 @@ from rarlhf_nb.report import (
 )
 from rarlhf_nb.rewards import ClassifierReward, load_reward
 from rarlhf_nb.runs import MANIFEST, Run, default_root
-from rarlhf_nb.smollm2 import smollm2_folder, train_review_reward
+from rarlhf_nb.smollm2 import smollm2_folder, train_text_reward
 from rarlhf_nb.tasks import UNKNOWN_LABEL, Task, load_task
 from rarlhf_nb.trainer import CVaRPPOTrainer
 
@@ -184,7 +184,8 @@ class Experiment:
                     f"{sorted(set(texts['label']))}; add labels or name a classifier as reward.model."
                 )
             pairs[split] = list(zip(labelled["text"], labelled["label"], strict=True))
-        train_review_reward(
+        train_text_reward(
+            self.profile.task.name,
             pairs["train"],
             pairs["test"],
             self.run.path("reward"),
@@ -218,8 +219,8 @@ class Experiment:
 
     def train_sft(self) -> pd.DataFrame:
         """Fine-tune the base policy on positive texts, save it as `sft`; returns TRL's training log."""
-        policy = load_policy(self._base_folder(), self.profile.policy.lora, self._dtype, self.seed)
         texts = self.data("sft")["text"].tolist()
+        policy = load_policy(self._base_folder(), self.profile.policy.lora, self._dtype, self.seed)
         log = train_sft(policy, texts, self.profile.sft, self.seed, self.profile.policy.mixed_precision)
         policy.save(self.run.path("policies", "sft"))
         return pd.DataFrame(log)
@@ -264,8 +265,9 @@ class Experiment:
 
         Returns each prefix with its mean reward, best first.
         """
-        settings, base = self.profile.prompted, self._base()
+        settings = self.profile.prompted
         prompts = self.data("train")["prompt"].tolist()[-settings.validation_prompts :]
+        base = self._base()
         found = choose_prefix(
             base, self.reward(), prompts, settings.prefixes, self.profile.sampling, self.seed, self._batch_size
         )

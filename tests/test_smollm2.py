@@ -19,7 +19,7 @@ from rarlhf_nb import smollm2
 from rarlhf_nb.cache import cache_folder
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.rewards import load_reward
-from rarlhf_nb.smollm2 import CUE, smollm2_folder, train_review_reward
+from rarlhf_nb.smollm2 import QUESTIONS, smollm2_folder, train_text_reward
 
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
@@ -47,7 +47,7 @@ def test_the_converted_model_continues_english():
 @pytest.fixture
 def tiny_base(monkeypatch, tmp_path):
     """A narrow random model with SmolLM2's layers, in its place."""
-    words = [*CUE.split(), "great", "awful"]
+    words = [word for cue, _ in QUESTIONS.values() for word in cue.split()] + ["great", "awful"]
     ids = {word: i for i, word in enumerate(dict.fromkeys(["[PAD]", "[UNK]", *words]))}
     words = Tokenizer(WordLevel(ids, unk_token="[UNK]"))
     words.pre_tokenizer = WhitespaceSplit()
@@ -67,12 +67,14 @@ def tiny_base(monkeypatch, tmp_path):
     return tmp_path / "base"
 
 
-def test_a_review_reward_reads_its_score_behind_the_cue(tiny_base, tmp_path):
+@pytest.mark.parametrize("task, label_name", [("imdb-gen", "positive"), ("jigsaw-gen", "toxic")])
+def test_a_reward_reads_its_score_behind_the_tasks_cue(tiny_base, tmp_path, task, label_name):
     pairs = [("this movie was great", 1), ("this movie was awful", 0)] * 16
-    metrics = train_review_reward(pairs, pairs, tmp_path / "reward", mixed_precision="no")
+    metrics = train_text_reward(task, pairs, pairs, tmp_path / "reward", mixed_precision="no")
     assert list(metrics["accuracy"]) == ["24", "32", "48", "64", "96"]
-    reward = load_reward(tmp_path / "reward", 1, ["positive"])
-    ids = AutoTokenizer.from_pretrained(tiny_base)(f"this movie was great{CUE}", return_tensors="pt")["input_ids"]
+    reward = load_reward(tmp_path / "reward", 1, [label_name])
+    text = f"this movie was great{QUESTIONS[task][0]}"
+    ids = AutoTokenizer.from_pretrained(tiny_base)(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         expected = reward.model(input_ids=ids).logits[0, 1].item()
     assert reward(["this movie", "awful"], [" was great", ""])[0] == pytest.approx(expected, abs=1e-5)
