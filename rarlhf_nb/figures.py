@@ -3,13 +3,11 @@
 import colorsys
 import html
 import textwrap
-import warnings
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import plotly.io as pio
 from plotly.subplots import make_subplots
 
 from rarlhf_nb.metrics import bootstrap_weights, seed_interval, tail_mean
@@ -71,26 +69,6 @@ TEMPLATE = go.layout.Template(
         "bargap": 0,
     }
 )
-
-
-def use_renderer() -> str:
-    """Show figures live, with a picture beside them where kaleido finds a browser; returns the choice.
-
-    The picture is what GitHub and nbconvert show. One browser, started here, makes them all.
-    """
-    pio.renderers.default = "plotly_mimetype"
-    warnings.filterwarnings("ignore", message="The kopts argument is ignored")  # plotly always passes it
-    try:
-        go.Figure().to_image("png")
-    except Exception:  # kaleido is optional, and a missing or broken browser has no error of its own
-        return pio.renderers.default
-    import kaleido
-
-    # Only now: without a browser the server's thread dies, and whoever asks it for a picture waits for ever.
-    kaleido.start_sync_server(silence_warnings=True)
-    pio.renderers["png"].width = 1000
-    pio.renderers.default = "plotly_mimetype+png"
-    return pio.renderers.default
 
 
 def method_color(method: str) -> str:

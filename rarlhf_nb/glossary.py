@@ -1,5 +1,7 @@
-"""What every logged key and every metric of the report means: formula, unit, over what, and when it is taken."""
+"""What the course's words mean, and every logged key and metric: formula, unit, over what, and when it is taken."""
 
+import html
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import pandas as pd
@@ -14,6 +16,69 @@ class Term:
     over: str
     taken: str
 
+
+@dataclass(frozen=True)
+class Word:
+    """A word of the course. equation: its number in the paper's draft, where it has one."""
+
+    meaning: str
+    equation: str = ""
+
+
+COURSE_GLOSSARY = {
+    "prompt": Word("The first tokens of a human text; the policy goes on from there."),
+    "completion": Word("What the policy writes after a prompt, token by token, up to a set length."),
+    "episode": Word("One prompt with one completion."),
+    "policy": Word("The language model that is trained: it gives every next token a probability."),
+    "logit": Word("A model's raw score before it becomes a probability; 0 is undecided between two classes."),
+    "reward": Word("The classifier's logit for prompt and completion together; higher is better.", "3"),
+    "prompt score": Word("The reward model's logit for a prompt alone, before anyone has completed it."),
+    "tail prompt": Word("A prompt whose score is at or below the task's threshold: a hard one."),
+    "SFT": Word("Supervised fine-tuning: next-token prediction on wanted texts; it gives the start of all RL methods."),
+    "reference policy": Word("The SFT policy, frozen; the distance from it is measured and paid for.", "3"),
+    "KL": Word(
+        "How far a policy is from the reference: the mean over its completions of the summed log-ratio of the two, "
+        "in nats per completion.",
+        "3",
+    ),
+    "kl_coef, β": Word(
+        "The price of one nat of KL in units of reward; fixed, or moved towards a target KL by a controller.",
+        "3; controller 4, 12",
+    ),
+    "dense reward": Word(
+        "A reward for each token: minus β times its log-ratio, and at the last token the reward on top.", "5"
+    ),
+    "return": Word("The sum of an episode's dense rewards: its reward minus β times its KL."),
+    "RLHF": Word("Training for the highest mean reward minus β KL; here with PPO, every episode kept.", "3"),
+    "PPO": Word(
+        "Proximal policy optimisation: makes tokens with a positive advantage more likely and others less, in several "
+        "passes over one batch, each token only as far as the clip allows."
+    ),
+    "ratio": Word("A token's probability now over its probability when it was sampled; PPO clips it to 1 ± 0.2."),
+    "critic, value": Word("A second head on the policy's network that guesses the return still to come.", "13"),
+    "advantage": Word("How much better things went from a token on than the critic guessed."),
+    "GAE": Word(
+        "Generalised advantage estimation: advantages from rewards and values, between one step ahead (λ = 0) and "
+        "the whole rest of the episode (λ = 1)."
+    ),
+    "tail": Word("The lowest share α of some returns or rewards.", "6"),
+    "VaR": Word("Value at risk: the best value of the tail, its boundary.", "6"),
+    "CVaR": Word("Conditional value at risk: the mean of the tail; at α = 1 the mean of all.", "6"),
+    "α, trained": Word("The tail share that a policy was trained on; 1 is plain RLHF.", "6, 8-10"),
+    "α, measured": Word("The tail share at which any policy is looked at afterwards.", "6"),
+    "soft-risk schedule": Word(
+        "How many episodes each iteration keeps: all for n iterations, then fewer, the share α from ρM on.", "8-10"
+    ),
+    "kept": Word("The number of episodes with the lowest return that an iteration trains on: a count.", "8-10"),
+    "RA-RLHF": Word("Risk-averse RLHF, the paper's method: PPO on the kept episodes only (tail selection).", "11-13"),
+    "RU": Word("Rockafellar-Uryasev: the second estimator of CVaR; every episode stays in, with another reward."),
+    "perplexity": Word(
+        "How surprised a model is by a text: 1 over the geometric mean of its tokens' probabilities; lower is better."
+    ),
+    "Dist-n": Word("Different n-grams over words in a set of completions; low means that it repeats itself."),
+    "bootstrap interval": Word("The middle 95 % of a statistic over redrawn prompts: how sure a number is."),
+    "paired difference": Word("Two methods compared on the same prompts or seeds, so that what they share cancels."),
+}
 
 ALL = "all B episodes of the iteration"
 KEPT = "the kept(m) episodes with the lowest return (or environment reward, with rank_by = env_reward)"
@@ -179,3 +244,19 @@ def glossary_table() -> pd.DataFrame:
             for key, term in terms.items()
         ]
     )
+
+
+def terms_table() -> pd.DataFrame:
+    """The words of the course in the order in which it meets them: columns term, meaning, equation."""
+    return pd.DataFrame([{"term": term} | asdict(word) for term, word in COURSE_GLOSSARY.items()])
+
+
+def folded_html(table: pd.DataFrame, title: str) -> str:
+    """A table for notebooks, behind its title until that is clicked: whole texts, every one escaped."""
+    rows = [_row("th", table.columns), *(_row("td", cells) for cells in table.to_numpy())]
+    return f"<details><summary><b>{html.escape(title)}</b></summary><table>{''.join(rows)}</table></details>"
+
+
+def _row(tag: str, cells: Iterable) -> str:
+    texts = (html.escape(str(cell)) for cell in cells)
+    return "<tr>" + "".join(f'<{tag} style="text-align: left">{text}</{tag}>' for text in texts) + "</tr>"

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-import plotly.io as pio
 import pytest
 
 from rarlhf_nb import figures
@@ -192,12 +191,3 @@ def test_methods_look_different_everywhere():
     assert len(set(colors)) == len(colors)
     assert len({line_style(sweep)["dash"] for sweep in sweeps}) == 3
     assert not set(figures.SCHEDULE_COLORS) & set(colors)
-
-
-def test_renderer_falls_back_to_live_plots_where_no_picture_can_be_made(monkeypatch):
-    def no_browser(*args, **kwargs):
-        raise RuntimeError("no browser")
-
-    monkeypatch.setattr(pio.renderers, "default", pio.renderers.default)
-    monkeypatch.setattr(figures.go.Figure, "to_image", no_browser)
-    assert figures.use_renderer() == pio.renderers.default == "plotly_mimetype"

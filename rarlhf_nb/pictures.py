@@ -1,0 +1,67 @@
+"""Pictures beside the figures, by kaleido, without ever waiting for them too long."""
+
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import plotly.graph_objects as go
+import plotly.io as pio
+
+Answer = TypeVar("Answer")
+PATIENCE = 60.0  # seconds for one picture; it takes 0.2, and 3 where a browser starts
+ImageRenderer = type(pio.renderers["png"]).__base__  # plotly has no public name for it
+LIVE, PICTURE = "plotly_mimetype", "png_in_time"
+
+
+def use_renderer() -> str:
+    """Show figures live, with a picture beside them where kaleido finds a browser; returns the choice.
+
+    The picture is what GitHub and nbconvert show. One browser, started here, makes them all.
+    """
+    pio.renderers.default = LIVE
+    warnings.filterwarnings("ignore", message="The kopts argument is ignored")  # plotly always passes it
+    try:
+        in_time(lambda: go.Figure().to_image("png"))
+    except Exception:  # kaleido is optional, and a missing or broken browser has no error of its own
+        return pio.renderers.default
+    import kaleido
+
+    # Only now: without a browser the server's thread dies, and whoever asks it for a picture waits for ever.
+    kaleido.start_sync_server(silence_warnings=True)
+    pio.renderers[PICTURE] = PictureInTime(mime_type="image/png", b64_encode=True, format="png", width=1000)
+    pio.renderers.default = f"{LIVE}+{PICTURE}"
+    return pio.renderers.default
+
+
+class PictureInTime(ImageRenderer):
+    """Plotly's renderer of pictures; after the first that does not come in time there are none."""
+
+    def to_mimebundle(self, fig_dict: dict[str, Any]) -> dict[str, str]:
+        try:
+            return in_time(lambda: super(PictureInTime, self).to_mimebundle(fig_dict))
+        except TimeoutError:
+            pio.renderers.default = LIVE
+            warnings.warn(f"no picture within {PATIENCE:g} s: figures are shown without from here on", stacklevel=2)
+            return {}
+
+
+def in_time(make: Callable[[], Answer]) -> Answer:
+    """What `make` returns or raises; `TimeoutError` after `PATIENCE`, for kaleido may wait for its browser for ever."""
+    answers: list[Answer] = []
+    errors: list[Exception] = []
+
+    def call() -> None:
+        try:
+            answers.append(make())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)  # a daemon: nobody waits for it at the end either
+    thread.start()
+    thread.join(PATIENCE)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise TimeoutError
+    return answers[0]
