@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+import transformers
 from datasets import Dataset
 from pydantic import ValidationError
 
@@ -73,6 +74,7 @@ class Experiment:
 
         Raises `UserError` for an unknown profile or setting, and for a folder that belongs to other parameters.
         """
+        transformers.logging.disable_progress_bar()  # one for each loaded model would bury a notebook's own output
         settings = load_profile(profile, overrides)
         folder = Run.open(run or settings.name, settings.model_dump(mode="json"), seed)
         return cls(settings, folder, seed)
