@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
 import torch
 import transformers
@@ -74,7 +75,8 @@ class Experiment:
 
         Raises `UserError` for an unknown profile or setting, and for a folder that belongs to other parameters.
         """
-        transformers.logging.disable_progress_bar()  # one for each loaded model would bury a notebook's own output
+        transformers.logging.disable_progress_bar()  # bars of loading would bury a notebook's own output
+        datasets.disable_progress_bars()
         settings = load_profile(profile, overrides)
         folder = Run.open(run or settings.name, settings.model_dump(mode="json"), seed)
         return cls(settings, folder, seed)
