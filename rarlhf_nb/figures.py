@@ -50,7 +50,7 @@ TRAINING_PANELS = {
 EXACT = ("kl_coef", "kept")  # set, not measured: nothing to smooth
 FROM_ZERO = (*EXACT, "completion_length")  # often constant, and then without a scale of their own
 REWARD, KL = "reward (logit)", "KL from the SFT policy (nats per completion)"
-NAMED = {"showlegend": False, "margin_l": 125, "margin_t": 80}  # where the y axis names the methods
+NAMED = {"showlegend": False, "margin_l": 160, "margin_t": 80}  # where the y axis names the methods
 # White paper, so that a figure reads the same in a light and in a dark notebook.
 AXIS = {"gridcolor": "#E5E5E5", "zerolinecolor": "#BBBBBB", "linecolor": "#888888", "ticks": "outside"}
 TEMPLATE = go.layout.Template(
@@ -119,7 +119,10 @@ def distribution_shift(test: pd.DataFrame, episodes: dict[str, pd.DataFrame]) ->
     columns = [("Prompts", OTHER_COLOR, test.assign(reward=test["prompt_score"]))]
     columns += [(_name(method), method_color(method), episodes[method]) for method in methods]
     edges = _bin_edges(pd.concat([table["reward"] for _, _, table in columns]))
-    titles = [f"{name}<br>{table['reward'].mean():.2f}" for name, _, table in columns]
+    titles = [
+        f"{name.replace(' (', '<br>(').replace(' α', '<br>α')}<br>{table['reward'].mean():.2f}"
+        for name, _, table in columns
+    ]
     figure = make_subplots(cols=len(columns), shared_yaxes=True, horizontal_spacing=0.008, subplot_titles=titles)
     for col, (_, color, table) in enumerate(columns, start=1):
         _add_histogram(figure, table, "reward", edges, col)
@@ -132,7 +135,7 @@ def distribution_shift(test: pd.DataFrame, episodes: dict[str, pd.DataFrame]) ->
     figure.update_xaxes(title_text="episodes (count)", row=1, col=(len(columns) + 1) // 2)
     figure.update_yaxes(title_text=f"prompt score, {REWARD}", row=1, col=1)
     figure = _laid_out(figure, "Distribution shift; number and line: mean", 560, barmode="stack")
-    return figure.update_layout(margin_t=130)
+    return figure.update_layout(margin_t=145)  # a name takes up to three rows beneath the legend
 
 
 def quantile_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int = 0) -> go.Figure:

@@ -20,7 +20,6 @@ def use_renderer() -> str:
     The picture is what GitHub and nbconvert show. One browser, started here, makes them all.
     """
     pio.renderers.default = LIVE
-    pio.renderers[LIVE].config = {"responsive": True}  # a figure becomes narrower with its page
     warnings.filterwarnings("ignore", message="The kopts argument is ignored")  # plotly always passes it
     try:
         in_time(lambda: go.Figure().to_image("png"))

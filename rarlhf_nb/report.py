@@ -86,8 +86,8 @@ class Report:
         return self.cells(self.table).loc[list(names.values())].T.rename(index=method_name)
 
     def sections(self) -> dict[str, pd.DataFrame]:
-        """The report's tables by title, as `cells`."""
-        sections = {"All methods": self.main(), "Every metric": self.cells(self.table).rename(columns=method_name)}
+        """The tables behind the main one by title, as `cells`."""
+        sections = {"Every metric": self.cells(self.table).rename(columns=method_name)}
         for baseline, rows in self.differences.groupby(level="baseline", sort=False):
             cells = self.cells(rows.droplevel("baseline")).rename(columns=method_name)
             sections[f"Difference to {method_name(baseline)} (* the interval leaves out 0)"] = cells.where(
@@ -124,7 +124,7 @@ class Report:
         }
 
     def to_markdown(self) -> str:
-        """The tables and notes, aligned so that they also read well in a terminal."""
+        """The tables behind the main one, and the notes, aligned so that they also read well in a terminal."""
         tables = [f"**{title}**\n\n{markdown_table(cells)}" for title, cells in self.sections().items()]
         return "\n\n".join([*tables, "\n".join(f"- {_one_line(note)}" for note in self.notes)]) + "\n"
 
