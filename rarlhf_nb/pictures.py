@@ -1,5 +1,6 @@
-"""Pictures beside the figures, by kaleido, without ever waiting for them too long."""
+"""How figures are shown: live, and in a notebook that nobody watches as pictures, too."""
 
+import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -14,12 +15,20 @@ ImageRenderer = type(pio.renderers["png"]).__base__  # plotly has no public name
 LIVE, PICTURE = "plotly_mimetype", "png_in_time"
 
 
-def use_renderer() -> str:
-    """Show figures live, with a picture beside them where kaleido finds a browser; returns the choice.
+def is_static(interactive: bool = True) -> bool:
+    """Whether to show a picture in a widget's place: asked for, or `RARLHF_STATIC=1`, as nobody is there to move it."""
+    return not interactive or os.environ.get("RARLHF_STATIC") == "1"
 
-    The picture is what GitHub and nbconvert show. One browser, started here, makes them all.
+
+def use_renderer() -> str:
+    """Show figures live, in a batch run with a picture beside them if kaleido finds a browser; returns the choice.
+
+    The picture is what GitHub and nbconvert show; JupyterLab shows it, in one size, until the mouse is over it. One
+    browser, started here, makes them all.
     """
     pio.renderers.default = LIVE
+    if not is_static():
+        return pio.renderers.default
     warnings.filterwarnings("ignore", message="The kopts argument is ignored")  # plotly always passes it
     try:
         in_time(lambda: go.Figure().to_image("png"))

@@ -12,6 +12,13 @@ from rarlhf_nb import pictures
 @pytest.fixture(autouse=True)
 def renderers(monkeypatch):
     monkeypatch.setattr(pio.renderers, "default", pio.renderers.default)
+    monkeypatch.setenv("RARLHF_STATIC", "1")
+
+
+def test_figures_are_live_alone_where_somebody_watches(monkeypatch):
+    monkeypatch.delenv("RARLHF_STATIC")
+    monkeypatch.setattr(go.Figure, "to_image", lambda *args, **kwargs: pytest.fail("a picture was made"))
+    assert pictures.use_renderer() == pio.renderers.default == "plotly_mimetype"
 
 
 def test_figures_are_live_where_no_picture_can_be_made(monkeypatch):

@@ -15,11 +15,12 @@ from rarlhf_nb.errors import UserError
 from rarlhf_nb.explorer_figures import saved_share, tail_means
 from rarlhf_nb.figures import TRAINING_PANELS
 from rarlhf_nb.metrics import bootstrap_interval, bootstrap_weights, perplexity, tail_mean
+from rarlhf_nb.pictures import is_static
 from rarlhf_nb.report import interval_cell
 from rarlhf_nb.risk import SoftRiskSchedule, cvar, tail_count, var
 from rarlhf_nb.widgets import live_training, risk_explorer, schedule_designer
 from rarlhf_nb.widgets.risk_explorer import sweep_families
-from rarlhf_nb.widgets.text import SHORT, hover_text, is_static, text_html, visible
+from rarlhf_nb.widgets.text import SHORT, hover_text, text_html, visible
 
 RNG = np.random.default_rng(0)
 SIZE = 120

@@ -1,9 +1,9 @@
 """Widgets for notebooks: move a control, see the numbers change. Each stands alone, and has a picture in its place."""
 
+from rarlhf_nb.pictures import is_static
 from rarlhf_nb.widgets.live_training import LiveTraining, live_training
 from rarlhf_nb.widgets.risk_explorer import RiskExplorer, risk_explorer
 from rarlhf_nb.widgets.schedule_designer import ScheduleDesigner, schedule_designer
-from rarlhf_nb.widgets.text import is_static
 
 __all__ = [
     "LiveTraining",

@@ -16,9 +16,10 @@ from ipywidgets import BoundedIntText, Button, Dropdown, FloatSlider, IntSlider,
 
 from rarlhf_nb.explorer_figures import Batch, batch_changes, batch_figure, training_figure, training_traces
 from rarlhf_nb.figures import METHOD_COLORS, training_curves
+from rarlhf_nb.pictures import is_static
 from rarlhf_nb.risk import cvar
 from rarlhf_nb.widgets.binding import Drawing, controls, page
-from rarlhf_nb.widgets.text import error_html, framed, hover_text, is_static, table_html, text_cell
+from rarlhf_nb.widgets.text import error_html, framed, hover_text, table_html, text_cell
 
 ESTIMATORS = {"tail selection": "tail_selection", "Rockafellar–Uryasev": "rockafellar_uryasev"}
 RUN_COLORS = [METHOD_COLORS[name] for name in ("ra_rlhf", "rlhf", "ra_rlhf_ru", "prompted", "dexperts", "quark", "sft")]

@@ -25,9 +25,10 @@ from rarlhf_nb.explorer_figures import (
     tail_table,
 )
 from rarlhf_nb.metrics import Interval, perplexity
+from rarlhf_nb.pictures import is_static
 from rarlhf_nb.report import BASELINES, interval_cell, method_name
 from rarlhf_nb.widgets.binding import Drawing, controls, no_collection, page
-from rarlhf_nb.widgets.text import framed, is_static, name_cell, number_cell, table_html, text_cell
+from rarlhf_nb.widgets.text import framed, name_cell, number_cell, table_html, text_cell
 
 BY = {"reward": "reward", "prompt_score": "prompt score"}
 SLIDER = {"width": "24em"}

@@ -9,10 +9,11 @@ from ipywidgets import BoundedIntText, FloatSlider, IntSlider, ToggleButtons, VB
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.explorer_figures import ALONG_TITLES, saved_share, shares_changes, shares_figure
+from rarlhf_nb.pictures import is_static
 from rarlhf_nb.profiles import load_profile
 from rarlhf_nb.risk import SoftRiskSchedule
 from rarlhf_nb.widgets.binding import Drawing, controls, page
-from rarlhf_nb.widgets.text import error_html, framed, is_static, number_cell, table_html
+from rarlhf_nb.widgets.text import error_html, framed, number_cell, table_html
 
 PAPER_SCHEDULES = {
     f"{task} (paper)": load_profile(profile).schedule()

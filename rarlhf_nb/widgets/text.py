@@ -1,7 +1,6 @@
 """Text from data, shown as text: escaped, long ones folded, control characters made visible. And where widgets live."""
 
 import html
-import os
 import unicodedata
 
 SHORT = 240  # characters of a text that are shown at once
@@ -19,11 +18,6 @@ STYLE = """<style>
 .widget-html-content:has(> .rarlhf) {min-width: 0}
 .rarlhf .error {border-left: 5px solid #D55E00; padding: 0.3em 0.8em; white-space: pre-wrap; overflow-wrap: anywhere}
 </style>"""
-
-
-def is_static(interactive: bool = True) -> bool:
-    """Whether to show a picture in a widget's place: asked for, or `RARLHF_STATIC=1`, as nobody is there to move it."""
-    return not interactive or os.environ.get("RARLHF_STATIC") == "1"
 
 
 def visible(text: str) -> str:
