@@ -50,7 +50,7 @@ TRAINING_PANELS = {
 EXACT = ("kl_coef", "kept")  # set, not measured: nothing to smooth
 FROM_ZERO = (*EXACT, "completion_length")  # often constant, and then without a scale of their own
 REWARD, KL = "reward (logit)", "KL from the SFT policy (nats per completion)"
-NAMED = {"showlegend": False, "margin_l": 160, "margin_t": 80}  # where the y axis names the methods
+NAMED = {"showlegend": False, "margin_l": 160, "margin_t": 90}  # where the y axis names the methods
 # White paper, so that a figure reads the same in a light and in a dark notebook.
 AXIS = {"gridcolor": "#E5E5E5", "zerolinecolor": "#BBBBBB", "linecolor": "#888888", "ticks": "outside"}
 TEMPLATE = go.layout.Template(
@@ -130,7 +130,7 @@ def distribution_shift(test: pd.DataFrame, episodes: dict[str, pd.DataFrame]) ->
         most = np.histogram(table["reward"], edges)[0].max()
         figure.update_xaxes(tickvals=[float(f"{0.75 * most:.0e}")], row=1, col=col)
         figure.add_hline(y=table["reward"].mean(), line={"color": color, "width": 3}, row=1, col=col)
-    figure.update_annotations(font_size=12)
+    figure.update_annotations(font_size=12 if len(columns) < 10 else 10)
     figure.update_xaxes(tickfont_size=11, rangemode="tozero")
     figure.update_xaxes(title_text="episodes (count)", row=1, col=(len(columns) + 1) // 2)
     figure.update_yaxes(title_text=f"prompt score, {REWARD}", row=1, col=1)
@@ -148,10 +148,10 @@ def quantile_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed:
         for method in method_order(episodes):
             table = episodes[method]
             _add_curve(figure, method, shares, table["prompt_score"].to_numpy(), table, resamples, seed, col)
-        figure.update_xaxes(title_text="share of prompts, lowest score first (%)", rangemode="tozero", row=1, col=col)
+        figure.update_xaxes(title_text="hardest share of prompts (%)", rangemode="tozero", row=1, col=col)
     figure.update_yaxes(title_text="mean reward (logit)", row=1, col=1)
-    figure = _laid_out(figure, "Reward on the hardest prompts", 540)
-    return figure.update_layout(margin_t=125)  # on a narrow page the legend takes two rows above the panels' titles
+    figure = _laid_out(figure, "Reward on the hardest prompts", 560)
+    return figure.update_layout(margin_t=150)  # on a narrow page the legend takes three rows above the panels' titles
 
 
 def metric_intervals(report: Report, metrics: Sequence[str]) -> go.Figure:
@@ -161,7 +161,9 @@ def metric_intervals(report: Report, metrics: Sequence[str]) -> go.Figure:
     """
     metrics = [metric for metric in metrics if metric in report.names]
     figure = make_subplots(
-        cols=len(metrics), shared_yaxes=True, subplot_titles=[html.escape(report.names[metric]) for metric in metrics]
+        cols=len(metrics),
+        shared_yaxes=True,
+        subplot_titles=[html.escape(report.names[metric]).replace(", ", ",<br>") for metric in metrics],
     )
     methods = method_order(report.table.index)[::-1]
     for col, metric in enumerate(metrics, start=1):
@@ -169,7 +171,7 @@ def metric_intervals(report: Report, metrics: Sequence[str]) -> go.Figure:
             _add_interval(figure, method, *(report.table.loc[method, metric + end] for end in ENDS), col)
     figure.update_annotations(font_size=13)
     figure.update_yaxes(range=[-0.7, len(methods) - 0.3])
-    return _laid_out(figure, "Dot: estimate; bar: 95 % interval", 170 + 36 * len(methods), **NAMED)
+    return _laid_out(figure, "Dot: estimate; bar: 95 % interval", 180 + 36 * len(methods), **NAMED)
 
 
 def seed_scores(scores: pd.DataFrame, metric: str, title: str) -> go.Figure:
@@ -247,7 +249,7 @@ def training_curves(training: dict[str, pd.DataFrame]) -> go.Figure:
             _add_training_lines(figure, method, training[method], key)
     figure.update_annotations(font_size=14)
     figure.update_xaxes(title_text="iteration", row=4)
-    return _laid_out(figure, "Training", 1000)
+    return _laid_out(figure, "Training", 1020).update_layout(margin_t=125)
 
 
 def schedule_figure(schedules: dict[str, SoftRiskSchedule]) -> go.Figure:
@@ -268,7 +270,7 @@ def frontier(points: pd.DataFrame) -> go.Figure:
     reward, cvar_10. Faint dots are seeds, the line joins their means.
     """
     panels = {"reward": "mean reward (logit)", "cvar_10": "CVaR 10 % of reward (logit)"}
-    figure = make_subplots(cols=2, horizontal_spacing=0.1)
+    figure = make_subplots(cols=2, horizontal_spacing=0.14)
     for method in method_order(points["method"].unique()):
         rows = points[points["method"] == method]
         means = rows.groupby("kl_coef", as_index=False)[["kl", *panels]].mean().sort_values("kl_coef")
