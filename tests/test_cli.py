@@ -53,7 +53,7 @@ def test_a_notebook_that_fails_exits_with_1_and_says_where(tmp_path):
     nb = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell("{}['absent']")])
     nbformat.write(nb, tmp_path / "notebooks" / "01_broken.ipynb")
     answer = rarlhf("run", cwd=tmp_path)
-    assert answer.returncode == 1 and answer.stderr.startswith("error: 01_broken failed with KeyError: 'absent'")
+    assert answer.returncode == 1 and "\nerror: 01_broken failed with KeyError: 'absent'" in f"\n{answer.stderr}"
     failed = tmp_path / "papermill_runs" / "pocket-imdb" / "01_broken.failed.ipynb"
     assert answer.stderr.endswith(f"{failed}\n") and failed.exists() and "papermill/execute.py" not in answer.stderr
 
