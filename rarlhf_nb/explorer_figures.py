@@ -387,7 +387,8 @@ def training_figure(earlier: dict[str, pd.DataFrame], tail_share: float) -> go.F
     titles = ["mean reward of the batch (logit)", f"CVaR {100 * tail_share:g} % of the batch (logit)"]
     figure = make_subplots(cols=2, subplot_titles=titles, horizontal_spacing=0.1)
     trained = {method: log for method, log in earlier.items() if {"iteration", "env_reward_mean"} <= set(log)}
-    for (method, log), dash in zip(trained.items(), cycle(["dot", "dash", "dashdot", "longdash"]), strict=False):
+    dashes = cycle(["dot", "dash", "dashdot", "longdash", "longdashdot"])
+    for (method, log), dash in zip(trained.items(), dashes, strict=False):
         style = {"color": EARLIER_COLOR, "width": 1.5, "dash": dash}
         name = f"{label_text(method)} (the run)"
         figure.add_scatter(
