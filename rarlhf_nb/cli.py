@@ -3,6 +3,8 @@
 # Only what is light is imported here; the rest, torch with it, by the command that needs it.
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,16 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 @app.callback()
 def main() -> None:
     """Risk-averse fine-tuning of language models (RA-RLHF)."""
+
+
+@contextmanager
+def told_errors() -> Iterator[None]:
+    """What the user did wrong is said in a line, and ends the command with status 2."""
+    try:
+        yield
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
 
 
 @app.command()
@@ -40,11 +52,8 @@ def run(
     force: Annotated[bool, typer.Option(help="Run every notebook again, changed or not.")] = False,
 ) -> None:
     """Execute the notebooks in order into papermill_runs/RUN and print the report."""
-    try:
+    with told_errors():
         execute(profile, run, seed, parse_parameters(parameter or []), force)
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
 
 
 @app.command()
@@ -54,15 +63,12 @@ def report(run: Annotated[str, typer.Argument(help="Name of a run folder in pape
     from rarlhf_nb.page import build_page
     from rarlhf_nb.sweeps import related_scores
 
-    try:
+    with told_errors():
         experiment = Experiment.reopen(run)
         title = f"{run} ({experiment.profile.name}, seed {experiment.seed})"
         found = experiment.report()  # before the scores, which are read from the report that it writes
         page = build_page(title, experiment.profile, experiment.tables(), found, related_scores(experiment.run))
         typer.echo(f"written: {experiment.run.write_text('report.html', page)}")
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
 
 
 @app.command()
@@ -74,11 +80,8 @@ def explore(
     from rarlhf_nb.experiment import Experiment
     from rarlhf_nb.explore import serve
 
-    try:
+    with told_errors():
         serve(Experiment.reopen(run).run, port, say=typer.echo)
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
 
 
 def execute(profile: str, run_name: str | None, seed: int, overrides: dict[str, Any], force: bool) -> None:
