@@ -23,7 +23,7 @@ from traitlets.config import Config
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.profiles import Profile
-from rarlhf_nb.report import load_tables
+from rarlhf_nb.report import check_episodes, load_tables
 from rarlhf_nb.runs import Run
 from rarlhf_nb.widgets import risk_explorer, schedule_designer
 from rarlhf_nb.widgets.binding import page
@@ -87,10 +87,10 @@ def dashboard(folder: str | Path) -> VBox:
 def serve(run: Run, port: int, say: Callable[[str], None] = print) -> None:
     """Serve the `dashboard` of `run` on this machine until Ctrl-C; `say` gets the address, token and all.
 
-    Raises `UserError` where the dashboard does, where Voila is missing, and where the port is taken.
+    Raises `UserError` where the dashboard would, where Voila is missing, and where the port is taken.
     """
     os.environ.pop("RARLHF_STATIC", None)  # here somebody moves the widgets
-    dashboard(run.folder)  # else what is wrong with the run would be hidden, as an error on the page
+    check_episodes(load_tables(run.folder).episodes)  # on the page an error would be hidden
     try:
         from voila.app import Voila
         from voila.voila_identity_provider import VoilaIdentityProvider
