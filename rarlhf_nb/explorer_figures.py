@@ -4,7 +4,6 @@ A figure is built whole by `..._figure`; `..._changes` gives, trace by trace, wh
 widget can redraw it without building it anew. Both take their numbers from the same function.
 """
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -15,9 +14,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from rarlhf_nb.figures import OTHER_COLOR, REWARD, TEMPLATE, line_style, method_color
+from rarlhf_nb.figures import OTHER_COLOR, REWARD, TEMPLATE, label_text, line_style, method_color
 from rarlhf_nb.metrics import bootstrap_interval, bootstrap_weights
-from rarlhf_nb.report import check_episodes, method_name, method_order
+from rarlhf_nb.report import check_episodes, method_order
 from rarlhf_nb.report_metrics import prompt_positions
 from rarlhf_nb.risk import SoftRiskSchedule, check_alpha, tail_count
 
@@ -70,11 +69,6 @@ class Slot(NamedTuple):
 
     method: str
     tails: Tails
-
-
-def label_text(name: str) -> str:
-    """A method's or a run's name in a figure, where plotly reads a kind of HTML."""
-    return html.escape(method_name(name))
 
 
 def alpha_index(alpha: float) -> int:

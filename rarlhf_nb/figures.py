@@ -82,6 +82,11 @@ def method_color(method: str) -> str:
     return f"#{round(255 * red):02X}{round(255 * green):02X}{round(255 * blue):02X}"
 
 
+def label_text(name: str) -> str:
+    """A method's or a run's name in a figure, where plotly reads a kind of HTML."""
+    return html.escape(method_name(name))
+
+
 def line_style(method: str) -> dict:
     """A method's line: solid, or for a sweep dashes that get shorter with alpha."""
     alpha = method.partition("@")[2]
@@ -117,7 +122,7 @@ def distribution_shift(test: pd.DataFrame, episodes: dict[str, pd.DataFrame]) ->
     """
     methods = method_order(episodes)
     columns = [("Prompts", OTHER_COLOR, test.assign(reward=test["prompt_score"]))]
-    columns += [(_name(method), method_color(method), episodes[method]) for method in methods]
+    columns += [(label_text(method), method_color(method), episodes[method]) for method in methods]
     edges = _bin_edges(pd.concat([table["reward"] for _, _, table in columns]))
     titles = [
         f"{name.replace(' (', '<br>(').replace(' α', '<br>α')}<br>{table['reward'].mean():.2f}"
@@ -185,7 +190,7 @@ def seed_scores(scores: pd.DataFrame, metric: str, title: str) -> go.Figure:
         _add_interval(figure, method, *seed_interval(values), 1)
         figure.add_scatter(
             x=values,
-            y=[_name(method)] * len(values),
+            y=[label_text(method)] * len(values),
             mode="markers",
             marker={"color": method_color(method), "size": 7, "symbol": "line-ns-open"},
         )
@@ -314,7 +319,7 @@ def _add_interval(figure: go.Figure, method: str, value: float, low: float, high
         {} if np.isnan(low) else {"error_x": {"array": [high - value], "arrayminus": [value - low], "thickness": 2.5}}
     )
     marker = {"color": method_color(method), "size": 11}
-    figure.add_scatter(x=[value], y=[_name(method)], mode="markers", marker=marker, row=1, col=col, **width)
+    figure.add_scatter(x=[value], y=[label_text(method)], mode="markers", marker=marker, row=1, col=col, **width)
 
 
 def _wrapped(text: str, most: int = 400) -> str:
@@ -345,7 +350,7 @@ def _add_curve(
             fill="toself",
             fillcolor=_faint(method, 0.12),
             line={"width": 0},
-            legendgroup=_name(method),
+            legendgroup=label_text(method),
             showlegend=False,
             hoverinfo="skip",
             row=1,
@@ -354,8 +359,8 @@ def _add_curve(
     figure.add_scatter(
         x=100 * shares,
         y=means[:, 0],
-        name=_name(method),
-        legendgroup=_name(method),
+        name=label_text(method),
+        legendgroup=label_text(method),
         showlegend=col == 1,
         mode="lines",
         line=line_style(method),
@@ -370,7 +375,7 @@ def _add_training_lines(figure: go.Figure, method: str, log: pd.DataFrame, key: 
     row, col = panel // 2 + 1, panel % 2 + 1
     figure.update_yaxes(rangemode="tozero" if key in FROM_ZERO else "normal", row=row, col=col)
     smooth = y if key in EXACT else y.rolling(max(1, len(y) // 10), center=True, min_periods=1).mean()
-    common = {"x": x, "legendgroup": _name(method), "mode": "lines"}
+    common = {"x": x, "legendgroup": label_text(method), "mode": "lines"}
     figure.add_scatter(
         **common,
         y=y,
@@ -383,7 +388,7 @@ def _add_training_lines(figure: go.Figure, method: str, log: pd.DataFrame, key: 
     figure.add_scatter(
         **common,
         y=smooth,
-        name=_name(method),
+        name=label_text(method),
         line=line_style(method),
         showlegend=panel == 0,
         row=row,
@@ -401,8 +406,8 @@ def _add_frontier_traces(
         marker={"color": _faint(method, 0.35), "size": 6},
         customdata=rows[["kl_coef", "seed"]],
         hovertemplate="kl_coef %{customdata[0]}, seed %{customdata[1]}<br>KL %{x:.2f}, %{y:.2f}",
-        name=_name(method),
-        legendgroup=_name(method),
+        name=label_text(method),
+        legendgroup=label_text(method),
         showlegend=False,
         row=1,
         col=col,
@@ -415,8 +420,8 @@ def _add_frontier_traces(
         marker={"size": 9},
         customdata=means[["kl_coef"]],
         hovertemplate="kl_coef %{customdata[0]}, mean of seeds<br>KL %{x:.2f}, %{y:.2f}",
-        name=_name(method),
-        legendgroup=_name(method),
+        name=label_text(method),
+        legendgroup=label_text(method),
         showlegend=col == 1,
         row=1,
         col=col,
@@ -424,10 +429,6 @@ def _add_frontier_traces(
 
 
 # Parts
-
-
-def _name(method: str) -> str:
-    return html.escape(method_name(method))
 
 
 def _group_title(group: str, prompts: int) -> str:

@@ -1,6 +1,5 @@
 """Widgets for notebooks: move a control, see the numbers change. Each stands alone, and has a picture in its place."""
 
-from rarlhf_nb.pictures import is_static
 from rarlhf_nb.widgets.live_training import LiveTraining, live_training
 from rarlhf_nb.widgets.risk_explorer import RiskExplorer, risk_explorer
 from rarlhf_nb.widgets.schedule_designer import ScheduleDesigner, schedule_designer
@@ -9,7 +8,6 @@ __all__ = [
     "LiveTraining",
     "RiskExplorer",
     "ScheduleDesigner",
-    "is_static",
     "live_training",
     "risk_explorer",
     "schedule_designer",
