@@ -24,18 +24,19 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
-from rarlhf_nb.baselines.sft import train_sft
-from rarlhf_nb.evaluation import evaluate
-from rarlhf_nb.figures import frontier
-from rarlhf_nb.metrics import Interval, seed_interval
-from rarlhf_nb.pocket import pocket_world
-from rarlhf_nb.policy import Reference, load_policy
-from rarlhf_nb.profiles import Profile, load_profile
-from rarlhf_nb.report import markdown_table, method_name
-from rarlhf_nb.rewards import load_reward
-from rarlhf_nb.risk import SoftRiskSchedule, cvar
-from rarlhf_nb.tasks import load_task
-from rarlhf_nb.trainer import CVaRPPOTrainer
+from rarlhf_nb.core.methods import method_name
+from rarlhf_nb.core.profiles import Profile, load_profile
+from rarlhf_nb.measuring.evaluation import evaluate
+from rarlhf_nb.measuring.metrics import Interval, seed_interval
+from rarlhf_nb.measuring.report import markdown_table
+from rarlhf_nb.showing.figures import frontier
+from rarlhf_nb.training.policy import Reference, load_policy
+from rarlhf_nb.training.risk import SoftRiskSchedule, cvar
+from rarlhf_nb.training.sft import train_sft
+from rarlhf_nb.training.trainer import CVaRPPOTrainer
+from rarlhf_nb.worlds.pocket import pocket_world
+from rarlhf_nb.worlds.rewards import load_reward
+from rarlhf_nb.worlds.tasks import load_task
 
 METHODS = ["rlhf", "ra_rlhf@0.4", "ra_rlhf@0.2", "ra_rlhf_ru@0.4", "ra_rlhf_ru@0.2"]
 SEEDS = [1, 2, 3, 4, 5]

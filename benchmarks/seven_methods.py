@@ -13,11 +13,11 @@ import pandas as pd
 import torch
 
 from benchmarks.variants import measures
-from rarlhf_nb.evaluation import evaluate
-from rarlhf_nb.experiment import Experiment
-from rarlhf_nb.metrics import seed_interval
-from rarlhf_nb.report import interval_cell, markdown_table
-from rarlhf_nb.sweeps import related_scores, seed_table
+from rarlhf_nb.measuring.evaluation import evaluate
+from rarlhf_nb.measuring.metrics import seed_interval
+from rarlhf_nb.measuring.report import interval_cell, markdown_table
+from rarlhf_nb.measuring.sweeps import related_scores, seed_table
+from rarlhf_nb.running.experiment import Experiment
 
 SEEDS = [1, 2, 3, 4, 5]
 PROFILES = ["pocket-imdb", "pocket-jigsaw"]

@@ -12,8 +12,8 @@ import time
 import numpy as np
 import pandas as pd
 
-from rarlhf_nb.figures import METHOD_COLORS
-from rarlhf_nb.widgets import RiskExplorer, risk_explorer
+from rarlhf_nb.core.methods import METHODS
+from rarlhf_nb.showing.widgets import RiskExplorer, risk_explorer
 
 EPISODES, MOVES = 10_000, 40
 SWEEP = ["sft", "rlhf", *(f"{name}@{alpha}" for name in ("ra_rlhf", "ra_rlhf_ru") for alpha in (0.4, 0.2, 0.1))]
@@ -54,7 +54,7 @@ def moves(explorer: RiskExplorer, values: np.ndarray) -> list[float]:
 
 def main() -> None:
     values = np.random.default_rng(1).permutation(np.arange(1, 101))[:MOVES] / 100  # no value twice: each is a move
-    for name, methods in (("8 methods", list(METHOD_COLORS)), ("a sweep", SWEEP)):
+    for name, methods in (("8 methods", list(METHODS)), ("a sweep", SWEEP)):
         tables = made_up(methods)
         started = time.perf_counter()
         explorer = risk_explorer(tables)

@@ -13,12 +13,12 @@ import time
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from rarlhf_nb.pocket import pocket_world
-from rarlhf_nb.policy import load_policy
-from rarlhf_nb.profiles import load_profile
-from rarlhf_nb.risk import tail_count
-from rarlhf_nb.tasks import load_task
-from rarlhf_nb.trainer import CVaRPPOTrainer, Rollout
+from rarlhf_nb.core.profiles import load_profile
+from rarlhf_nb.training.policy import load_policy
+from rarlhf_nb.training.risk import tail_count
+from rarlhf_nb.training.trainer import CVaRPPOTrainer, Rollout
+from rarlhf_nb.worlds.pocket import pocket_world
+from rarlhf_nb.worlds.tasks import load_task
 
 ALPHAS = (1.0, 0.2)
 REPEATS = 9

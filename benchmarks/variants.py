@@ -21,16 +21,16 @@ import torch
 from datasets import Dataset
 
 from benchmarks.risk_comparison import SEEDS, TEST_SEED, sft_folder
-from rarlhf_nb.evaluation import evaluate, held_out_log_likelihoods
-from rarlhf_nb.metrics import perplexity, seed_interval
-from rarlhf_nb.pocket import pocket_world
-from rarlhf_nb.policy import Reference, load_policy
-from rarlhf_nb.profiles import Profile, load_profile
-from rarlhf_nb.report import interval_cell, markdown_table
-from rarlhf_nb.rewards import ClassifierReward, load_reward
-from rarlhf_nb.risk import cvar
-from rarlhf_nb.tasks import Task, load_task
-from rarlhf_nb.trainer import CVaRPPOTrainer
+from rarlhf_nb.core.profiles import Profile, load_profile
+from rarlhf_nb.measuring.evaluation import evaluate, held_out_log_likelihoods
+from rarlhf_nb.measuring.metrics import perplexity, seed_interval
+from rarlhf_nb.measuring.report import interval_cell, markdown_table
+from rarlhf_nb.training.policy import Reference, load_policy
+from rarlhf_nb.training.risk import cvar
+from rarlhf_nb.training.trainer import CVaRPPOTrainer
+from rarlhf_nb.worlds.pocket import pocket_world
+from rarlhf_nb.worlds.rewards import ClassifierReward, load_reward
+from rarlhf_nb.worlds.tasks import Task, load_task
 
 CONTROLLER = {"ppo.kl_target": 6.0, "ppo.kl_horizon": 2_000}
 MEASURES = ["reward", "tail reward", "CVaR 10 %", "KL", "kl_coef at the end", "perplexity"]

@@ -3,10 +3,10 @@ import os
 import nbformat
 import pytest
 
-from rarlhf_nb import batch
-from rarlhf_nb.batch import NotebookFailed, fingerprint, imported_modules, run_notebooks
-from rarlhf_nb.errors import UserError
-from rarlhf_nb.runs import Run
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.runs import Run
+from rarlhf_nb.running import batch
+from rarlhf_nb.running.batch import NotebookFailed, fingerprint, imported_modules, run_notebooks
 
 PARAMETERS = {"seed": 5}
 
@@ -63,7 +63,7 @@ def test_a_failure_keeps_what_was_there_and_the_failed_notebook(run, tmp_path):
     assert run.path("01_first.ipynb").read_text() == before
     assert "ZeroDivisionError" in run.path("01_first.failed.ipynb").read_text()
     assert run.manifest["notebooks"]["01_first"]["state"] == "failed"
-    code = "from rarlhf_nb.errors import UserError\nraise UserError('task.train_file holds no rows')"
+    code = "from rarlhf_nb.core.errors import UserError\nraise UserError('task.train_file holds no rows')"
     notebook(tmp_path, "01_first", code)
     with pytest.raises(UserError, match="task.train_file holds no rows"):
         execute(run, [path])
@@ -89,9 +89,11 @@ def test_unknown_parameters_and_a_missing_cell_are_refused_before_anything_runs(
 
 
 def test_a_notebook_depends_on_the_modules_that_it_imports_and_on_theirs(tmp_path):
-    path = notebook(tmp_path, "01_first", "from rarlhf_nb.risk import cvar")
+    path = notebook(tmp_path, "01_first", "from rarlhf_nb.training.risk import cvar")
     assert {module.name for module in imported_modules(path)} == {"__init__.py", "risk.py", "errors.py"}
-    path = notebook(tmp_path, "02_second", "from rarlhf_nb.experiment import Experiment")
+    path = notebook(tmp_path, "01_lazy", "from rarlhf_nb import cvar")
+    assert {module.name for module in imported_modules(path)} == {"__init__.py", "risk.py", "errors.py"}
+    path = notebook(tmp_path, "02_second", "from rarlhf_nb import Experiment")
     names = {module.name for module in imported_modules(path)}
     assert {"trainer.py", "grammar.py", "sft.py", "rewards.py"} <= names and "figures.py" not in names
 

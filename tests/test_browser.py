@@ -34,8 +34,8 @@ import time
 from types import SimpleNamespace
 import numpy as np
 from IPython.display import HTML, display
-from rarlhf_nb.widgets import live_training
-from rarlhf_nb.widgets.text import framed, text_html
+from rarlhf_nb.showing.widgets import live_training
+from rarlhf_nb.showing.widgets.text import framed, text_html
 
 display(HTML(framed("static: ", text_html(HOSTILE))))
 

@@ -24,7 +24,7 @@ from browser import (
     watched_page,
 )
 
-RARLHF = [sys.executable, "-m", "rarlhf_nb.cli"]
+RARLHF = [sys.executable, "-m", "rarlhf_nb.running.cli"]
 SHOWN = "<script>hacked=1</script><img src=x onerror='window.hacked=1'></div></td> $x^2$"
 
 

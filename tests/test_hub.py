@@ -5,9 +5,9 @@ import time
 import pytest
 from huggingface_hub import constants
 
-from rarlhf_nb import hub
-from rarlhf_nb.errors import UserError
-from rarlhf_nb.hub import resolve_model
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.worlds import hub
+from rarlhf_nb.worlds.hub import resolve_model
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rarlhf_nb.ledger import build_ledger, ledger_table
-from rarlhf_nb.profiles import load_profile
-from rarlhf_nb.report import build_report
+from rarlhf_nb.core.profiles import load_profile
+from rarlhf_nb.measuring.ledger import build_ledger, ledger_table
+from rarlhf_nb.measuring.report import build_report
 
 
 def made_up_report():

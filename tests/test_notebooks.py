@@ -14,10 +14,11 @@ import plotly.graph_objects as go
 import pytest
 from transformers import AutoModelForCausalLM
 
-from rarlhf_nb import experiment, pictures
-from rarlhf_nb.batch import check_parameters
-from rarlhf_nb.errors import UserError
-from rarlhf_nb.report import method_name
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.methods import method_name
+from rarlhf_nb.running import experiment
+from rarlhf_nb.running.batch import check_parameters
+from rarlhf_nb.showing import pictures
 
 METHODS = ["base", "prompted", "sft", "dexperts", "quark", "rlhf", "ra_rlhf", "ra_rlhf_ru"]
 REPOSITORY = Path(__file__).parent.parent
@@ -84,7 +85,7 @@ MISTAKES = {
         "    return [sum(rewards[t:]) - value for t, value in enumerate(values)]",  # lambda = 1 whatever is asked
     ],
     "03_ra_rlhf": [
-        "import numpy as np\nfrom rarlhf_nb.risk import tail_count\n"
+        "import numpy as np\nfrom rarlhf_nb.training.risk import tail_count\n"
         "def my_cvar(rewards, alpha):\n    return np.mean(sorted(rewards)[: tail_count(alpha, len(rewards))])",
         "def my_kept(m, *settings):\n    return SoftRiskSchedule(*settings).kept(m + 1)",  # m from 0
         "my_mask, my_ru_reward = [False, True, False, True, True], 0.3 - 0.7",
@@ -183,7 +184,7 @@ def test_a_notebook_out_of_order_names_the_one_to_run_first(stem, before, first,
 
 def rarlhf(folder, *words):
     parameters = [word for key, value in SMALL.items() for word in ("-p", key, str(value))]
-    command = [sys.executable, "-m", "rarlhf_nb.cli", "run", *parameters, *words]
+    command = [sys.executable, "-m", "rarlhf_nb.running.cli", "run", *parameters, *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -218,7 +219,10 @@ def test_the_main_job_ends_with_a_table_of_all_methods(tmp_path):
     ledger = json.loads((run / "ledger.json").read_text())
     assert len(ledger) == 24 and not any(row["comparable"] for row in ledger)
     page = subprocess.run(
-        [sys.executable, "-m", "rarlhf_nb.cli", "report", run.name], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-m", "rarlhf_nb.running.cli", "report", run.name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert page.returncode == 0 and "Plotly.newPlot" in (run / "report.html").read_text(), page.stderr
 

@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pandas as pd
 
-from rarlhf_nb.figures import TRAINING_PANELS
-from rarlhf_nb.page import build_page
-from rarlhf_nb.profiles import load_profile
-from rarlhf_nb.report import Tables, build_report
+from rarlhf_nb.core.profiles import load_profile
+from rarlhf_nb.measuring.report import Tables, build_report
+from rarlhf_nb.showing.figures import TRAINING_PANELS
+from rarlhf_nb.showing.page import build_page
 
 HOSTILE = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'></div>"
 

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
 
-from rarlhf_nb import pictures
+from rarlhf_nb.showing import pictures
 
 
 @pytest.fixture(autouse=True)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-from rarlhf_nb.pocket import build, pocket_world
-from rarlhf_nb.pocket.grammar import LABEL_SCALE, RARE_SHARE, WORLDS, label_probability, vocabulary, write_texts
-from rarlhf_nb.pocket.halves import halved_comments, valence
-from rarlhf_nb.policy import load_policy
+from rarlhf_nb.training.policy import load_policy
+from rarlhf_nb.worlds.pocket import build, pocket_world
+from rarlhf_nb.worlds.pocket.grammar import LABEL_SCALE, RARE_SHARE, WORLDS, label_probability, vocabulary, write_texts
+from rarlhf_nb.worlds.pocket.halves import halved_comments, valence
 
 
 @pytest.mark.parametrize("name", WORLDS)

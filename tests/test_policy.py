@@ -7,8 +7,9 @@ from safetensors.torch import load_file
 from tiny import PROMPTS, sampling_settings, tiny_policy
 from transformers import AutoModelForCausalLM
 
-from rarlhf_nb.errors import UserError
-from rarlhf_nb.policy import (
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.profiles import LoraSettings
+from rarlhf_nb.training.policy import (
     VALUE_HEAD,
     Reference,
     check_context,
@@ -19,8 +20,7 @@ from rarlhf_nb.policy import (
     token_log_probs,
     until_eos,
 )
-from rarlhf_nb.ppo import episode_kl
-from rarlhf_nb.profiles import LoraSettings
+from rarlhf_nb.training.ppo import episode_kl
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])

@@ -1,7 +1,7 @@
 import pytest
 
-from rarlhf_nb.errors import UserError
-from rarlhf_nb.profiles import load_profile, profile_files
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.profiles import load_profile, profile_files
 
 FILES = {"task.train_file": __file__, "task.test_file": __file__}
 

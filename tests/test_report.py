@@ -7,16 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rarlhf_nb.errors import UserError
-from rarlhf_nb.glossary import glossary_table
-from rarlhf_nb.report import (
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.methods import method_name, method_order
+from rarlhf_nb.measuring.report import (
     build_report,
     load_tables,
-    method_name,
-    method_order,
     tail_prompts_html,
     tail_prompts_table,
 )
+from rarlhf_nb.showing.glossary import glossary_table
 
 HOSTILE = "<script>alert('|')</script>"
 

@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rarlhf_nb.errors import UserError
-from rarlhf_nb.rewards import ClassifierReward, check_rewards, load_reward, train_classifier
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.worlds.rewards import ClassifierReward, check_rewards, load_reward, train_classifier
 
 WORDS = ["good", "bad", "film", "the", "was", "very", "a", "and"]
 TEXTS = [

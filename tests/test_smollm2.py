@@ -16,10 +16,10 @@ from transformers import (
 )
 
 from rarlhf_nb import smollm2
-from rarlhf_nb.cache import cache_folder
-from rarlhf_nb.errors import UserError
-from rarlhf_nb.rewards import load_reward
-from rarlhf_nb.smollm2 import QUESTIONS, smollm2_folder, train_text_reward
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.worlds.cache import cache_folder
+from rarlhf_nb.worlds.rewards import load_reward
+from rarlhf_nb.worlds.smollm2 import QUESTIONS, smollm2_folder, train_text_reward
 
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 
-from rarlhf_nb.experiment import Experiment
-from rarlhf_nb.metrics import seed_interval
-from rarlhf_nb.runs import Run
-from rarlhf_nb.sweeps import related_scores, seed_table
+from rarlhf_nb.core.runs import Run
+from rarlhf_nb.measuring.metrics import seed_interval
+from rarlhf_nb.measuring.sweeps import related_scores, seed_table
+from rarlhf_nb.running.experiment import Experiment
 
 
 def leave_report(root, name, seed, kl_coef, rewards, alpha=0.4):
@@ -52,7 +52,7 @@ def test_seed_table_pairs_by_seed(tmp_path):
 
 
 def test_a_sweep_trains_both_estimators_at_every_alpha_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("rarlhf_nb.runs.default_root", lambda: tmp_path)
+    monkeypatch.setattr("rarlhf_nb.core.runs.default_root", lambda: tmp_path)
     experiment = Experiment.open("pocket", "swept", 1, {"sweep.alphas": [0.4, 0.25]})  # 0.4 is the profile's own
     assert experiment.risk_methods() == ["ra_rlhf", "ra_rlhf_ru", "ra_rlhf@0.25", "ra_rlhf_ru@0.25"]
     settings = [experiment.profile.risk.for_method(method) for method in experiment.risk_methods()]

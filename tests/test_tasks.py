@@ -7,13 +7,13 @@ from huggingface_hub import constants
 from paper_world import byte_level_tokenizer, kaggle_table, prompts_rows, write_imdb, write_jigsaw, write_prompts
 from tiny import tiny_tokenizer
 
-from rarlhf_nb import hub
-from rarlhf_nb.errors import UserError
-from rarlhf_nb.paper_data import load_paper_texts, split_by_class
-from rarlhf_nb.pocket import build
-from rarlhf_nb.pocket.grammar import TALK_PAGES, vocabulary
-from rarlhf_nb.profiles import TaskSettings, load_profile
-from rarlhf_nb.tasks import load_task, read_texts
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.profiles import TaskSettings, load_profile
+from rarlhf_nb.worlds import hub
+from rarlhf_nb.worlds.paper_data import load_paper_texts, split_by_class
+from rarlhf_nb.worlds.pocket import build
+from rarlhf_nb.worlds.pocket.grammar import TALK_PAGES, vocabulary
+from rarlhf_nb.worlds.tasks import load_task, read_texts
 
 ROWS = pd.DataFrame(
     {

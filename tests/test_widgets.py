@@ -10,17 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rarlhf_nb import widgets
-from rarlhf_nb.errors import UserError
-from rarlhf_nb.explorer_figures import saved_share, tail_means
-from rarlhf_nb.figures import TRAINING_PANELS
-from rarlhf_nb.metrics import bootstrap_interval, bootstrap_weights, perplexity, tail_mean
-from rarlhf_nb.pictures import is_static
-from rarlhf_nb.report import interval_cell
-from rarlhf_nb.risk import SoftRiskSchedule, cvar, tail_count, var
-from rarlhf_nb.widgets import live_training, risk_explorer, schedule_designer
-from rarlhf_nb.widgets.risk_explorer import sweep_families
-from rarlhf_nb.widgets.text import SHORT, hover_text, text_html, visible
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.measuring.metrics import bootstrap_interval, bootstrap_weights, perplexity, tail_mean
+from rarlhf_nb.measuring.report import interval_cell
+from rarlhf_nb.showing import widgets
+from rarlhf_nb.showing.explorer_figures import saved_share, tail_means
+from rarlhf_nb.showing.figures import TRAINING_PANELS
+from rarlhf_nb.showing.pictures import is_static
+from rarlhf_nb.showing.widgets import live_training, risk_explorer, schedule_designer
+from rarlhf_nb.showing.widgets.risk_explorer import sweep_families
+from rarlhf_nb.showing.widgets.text import SHORT, hover_text, text_html, visible
+from rarlhf_nb.training.risk import SoftRiskSchedule, cvar, tail_count, var
 
 RNG = np.random.default_rng(0)
 SIZE = 120
@@ -401,7 +401,7 @@ def test_where_nobody_is_there_the_same_is_shown_as_figures_and_tables(monkeypat
     monkeypatch.setattr("plotly.graph_objects.Figure.show", lambda figure: shown.append(figure))
     for module in ("risk_explorer", "schedule_designer", "live_training"):
         # by name: the package has functions of the same names
-        monkeypatch.setattr(sys.modules[f"rarlhf_nb.widgets.{module}"], "display", shown.append)
+        monkeypatch.setattr(sys.modules[f"rarlhf_nb.showing.widgets.{module}"], "display", shown.append)
     assert not is_static() and is_static(interactive=False)
     monkeypatch.setenv("RARLHF_STATIC", "1")
     assert is_static()

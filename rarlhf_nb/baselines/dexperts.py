@@ -17,17 +17,10 @@ before the nucleus is taken, so they use up none of its mass.
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
-from rarlhf_nb.errors import UserError
-from rarlhf_nb.policy import (
-    ActorCritic,
-    Episodes,
-    check_context,
-    sampler_logits,
-    seeded,
-    token_log_probs,
-    until_eos,
-)
-from rarlhf_nb.profiles import SamplingSettings
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.profiles import SamplingSettings
+from rarlhf_nb.core.seeding import seeded
+from rarlhf_nb.training.policy import ActorCritic, Episodes, check_context, sampler_logits, token_log_probs, until_eos
 
 
 def nucleus_mask(logits: torch.Tensor, top_p: float) -> torch.Tensor:

@@ -7,11 +7,11 @@ import copy
 
 import pandas as pd
 
-from rarlhf_nb.errors import UserError
-from rarlhf_nb.policy import ActorCritic, Policy
-from rarlhf_nb.profiles import SamplingSettings
-from rarlhf_nb.rewards import Reward, check_rewards
-from rarlhf_nb.trainer import hash_seed
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.profiles import SamplingSettings
+from rarlhf_nb.core.seeding import hash_seed
+from rarlhf_nb.training.policy import ActorCritic, Policy
+from rarlhf_nb.worlds.rewards import Reward, check_rewards
 
 
 def prompted_policy(policy: ActorCritic, prefix: str) -> ActorCritic:

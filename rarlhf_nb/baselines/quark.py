@@ -30,12 +30,13 @@ from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from rarlhf_nb.baselines.quark_math import Pool, QuarkTerms, check_pool, quark_terms
-from rarlhf_nb.errors import UserError
-from rarlhf_nb.policy import ActorCritic, Episodes, check_context, sampler_logits, seeded
-from rarlhf_nb.ppo import masked_mean
-from rarlhf_nb.profiles import QuarkSettings, SamplingSettings
-from rarlhf_nb.rewards import check_rewards
-from rarlhf_nb.trainer import Reward, append_row, hash_seed, shuffled_stream
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.profiles import QuarkSettings, SamplingSettings
+from rarlhf_nb.core.seeding import hash_seed, seeded, shuffled_stream
+from rarlhf_nb.training.policy import ActorCritic, Episodes, check_context, sampler_logits
+from rarlhf_nb.training.ppo import masked_mean
+from rarlhf_nb.training.trainer import Reward, append_row
+from rarlhf_nb.worlds.rewards import check_rewards
 
 
 def add_reward_tokens(policy: ActorCritic, quantiles: int, seed: int) -> list[int]:

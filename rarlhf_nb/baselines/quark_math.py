@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from rarlhf_nb.errors import UserError
-from rarlhf_nb.policy import Episodes, token_entropy, token_log_probs
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.training.policy import Episodes, token_entropy, token_log_probs
 
 
 def quantile_bins(rewards: torch.Tensor, quantiles: int) -> torch.Tensor:

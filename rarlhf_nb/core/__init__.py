@@ -1,0 +1,17 @@
+"""What everything stands on: profiles (what a run is), the run folder, seeds, and the error for bad input.
+
+Nothing here knows a model, a task or a figure.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "errors": ["UserError"],
+        "methods": ["METHODS", "Method", "method_name", "method_order"],
+        "profiles": ["PPOSettings", "Profile", "RiskSettings", "SamplingSettings", "load_profile", "profile_files"],
+        "runs": ["Run"],
+        "seeding": ["hash_seed", "seeded", "shuffled_stream"],
+    },
+)

@@ -1,0 +1,72 @@
+"""The methods that are compared: what each is called, its colour in every figure, and the notebook that makes it.
+
+A method's key is the name of its files in a run folder. A sweep adds the tail share that it was trained with:
+`ra_rlhf@0.2` is `ra_rlhf` trained at alpha = 0.2.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+DATA_NOTEBOOK, SFT_NOTEBOOK, RISK_NOTEBOOK, BASELINES_NOTEBOOK = (
+    "01_data_prep",
+    "02_baseline_rlhf",
+    "03_ra_rlhf",
+    "04_other_baselines",
+)
+
+
+class Method(NamedTuple):
+    """A method as people meet it."""
+
+    name: str
+    color: str
+    notebook: str
+
+
+# In the order of every table and figure. The colours are Okabe and Ito's (and a violet), which people with any colour
+# vision can tell apart.
+METHODS = {
+    "base": Method("Base", "#8A8A8A", SFT_NOTEBOOK),
+    "prompted": Method("Prompted", "#CC79A7", BASELINES_NOTEBOOK),
+    "sft": Method("SFT", "#E69F00", SFT_NOTEBOOK),
+    "dexperts": Method("DExperts", "#56B4E9", BASELINES_NOTEBOOK),
+    "quark": Method("Quark", "#5D3A9B", BASELINES_NOTEBOOK),
+    "rlhf": Method("RLHF", "#0072B2", SFT_NOTEBOOK),
+    "ra_rlhf": Method("RA-RLHF", "#D55E00", RISK_NOTEBOOK),
+    "ra_rlhf_ru": Method("RA-RLHF (RU)", "#009E73", RISK_NOTEBOOK),
+}
+OTHER_COLOR = "#444444"
+
+
+def find_method(key: str) -> Method:
+    """The method of a key, with or without a sweep's alpha; one that is not in `METHODS` is called by its key."""
+    base, _ = split_alpha(key)
+    return METHODS.get(base, Method(base, OTHER_COLOR, RISK_NOTEBOOK))
+
+
+def split_alpha(key: str) -> tuple[str, float | None]:
+    """ "ra_rlhf@0.2" -> ("ra_rlhf", 0.2); without a sweep's alpha the second is None."""
+    base, _, alpha = key.partition("@")
+    return base, float(alpha) if alpha else None
+
+
+def sweep_key(base: str, alpha: float) -> str:
+    """("ra_rlhf", 0.2) -> "ra_rlhf@0.2"."""
+    return f"{base}@{alpha:g}"
+
+
+def method_name(key: str) -> str:
+    """What a method is called where people read it: `ra_rlhf@0.2` is "RA-RLHF α 0.2"."""
+    _, alpha = split_alpha(key)
+    return find_method(key).name + ("" if alpha is None else f" α {alpha:g}")
+
+
+def method_order(keys: Iterable[str]) -> list[str]:
+    """The keys as tables and figures list them: `METHODS`, then others; after each its sweep by falling alpha."""
+    known = list(METHODS)
+
+    def position(key: str) -> tuple:
+        base, alpha = split_alpha(key)
+        return known.index(base) if base in known else len(known), base, alpha is not None, -(alpha or 0)
+
+    return sorted(keys, key=position)

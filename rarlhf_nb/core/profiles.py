@@ -1,0 +1,346 @@
+"""What a run is: task, policy, reward, PPO, risk, SFT and evaluation, typed, validated, each number written once.
+
+A profile is a YAML file in `rarlhf_nb/profiles/`. `load_profile` reads one, lays overrides by dotted key over it
+(`{"risk.alpha": 0.2}`) and refuses whatever does not fit, before any work starts.
+"""
+
+import difflib
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.methods import split_alpha
+from rarlhf_nb.training.risk import SoftRiskSchedule
+
+PROFILE_FOLDER = Path(__file__).parent / "profiles"
+Share = Field(gt=0, le=1)
+
+
+class Section(BaseModel):
+    """A part of a profile: unknown keys are refused, nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TaskSettings(Section):
+    """Which texts, and which prompts: the first `prompt_length` tokens of each text."""
+
+    name: Literal["imdb-gen", "jigsaw-gen", "rtp-gen"]
+    source: Literal["pocket-imdb", "pocket-jigsaw", "pocket-rtp", "files", "imdb", "jigsaw", "rtp"]
+    train_file: str | None = None  # JSONL, CSV or Parquet with `text` and an optional `label`
+    test_file: str | None = None
+    dataset: str | None = None  # of imdb, jigsaw, rtp: a hub id, or a local folder or file in its format
+    dataset_revision: str | None = None  # of a hub id
+    prompt_length: int = Field(gt=0)  # tokens
+    shorter_prompts: bool = False  # a text of fewer tokens is a prompt, too
+    train_prompts: int = Field(gt=0)  # at most this many are used
+    test_prompts: int = Field(gt=0)
+    minimum_characters: int = Field(ge=0)  # shorter texts give no prompt
+    positive_label: int = 1  # SFT and perplexity use the texts with this label
+    train_toxic_share: float | None = Field(gt=0, lt=1, default=None)  # of the prompts; None: as it comes
+    test_toxic_share: float | None = Field(gt=0, lt=1, default=None)
+    toxicity_threshold: float = Field(ge=0, lt=1, default=0.5)  # rtp: toxic where the prompt's score is above
+    continuations: bool = False  # rtp: SFT and perplexity use prompt and continuation, not the prompt alone
+    test_share: float = Field(gt=0, lt=1, default=0.2)  # of each class, where the data set has no test split
+    split_seed: int = Field(ge=0, default=42)  # of that split
+    tail_threshold: float  # tail prompts: prompt_score <= this
+
+    @model_validator(mode="after")
+    def files_are_given(self) -> "TaskSettings":
+        for field in ("train_file", "test_file"):
+            path = getattr(self, field)
+            if self.source == "files" and path is None:
+                raise ValueError(
+                    f"task.{field} is missing: name a JSONL, CSV or Parquet file with a `text` column, "
+                    f"for example -p task.{field} reviews.jsonl"
+                )
+            if path is not None and not Path(path).is_file():
+                raise ValueError(f"task.{field} = {path!r}: there is no such file")
+        return self
+
+    @model_validator(mode="after")
+    def dataset_is_given(self) -> "TaskSettings":
+        if self.source in ("imdb", "jigsaw", "rtp") and not self.dataset:
+            raise ValueError(
+                f"task.dataset is missing: task.source = {self.source!r} takes a hub id, or a local folder or file in "
+                "that data set's format"
+            )
+        return self
+
+
+class LoraSettings(Section):
+    """A peft LoRA adapter on the policy; the reference is then the same network with the adapter off."""
+
+    r: int = Field(gt=0)
+    alpha: int = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1, default=0.0)
+
+
+class PolicySettings(Section):
+    """The causal LM: `pocket`, `smollm2`, a folder, or a hub id."""
+
+    model: str
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; an adapter's and the value head's are float32
+    lora: LoraSettings | None = None
+    mixed_precision: Literal["no", "bf16"] = "no"
+
+
+class RewardSettings(Section):
+    """The classifier whose raw logit of class `label`, times `sign`, is the reward of prompt + completion."""
+
+    model: str  # `pocket`, `train` (on the labelled training texts), a folder, or a hub id
+    label: int = 1
+    accepted_label_names: list[str] = []
+    sign: Literal[1, -1] = 1
+    batch_size: int = Field(gt=0, default=128)
+
+
+class SamplingSettings(Section):
+    """How completions are drawn, the same for training and evaluation; no top-k, no top-p."""
+
+    completion_length: int = Field(gt=0)  # most new tokens
+    minimum_completion_length: int = Field(ge=0)  # EOS is forbidden before
+    temperature: float = Field(gt=0, default=1.0)
+
+    @model_validator(mode="after")
+    def minimum_fits(self) -> "SamplingSettings":
+        if self.minimum_completion_length > self.completion_length:
+            raise ValueError(
+                f"sampling.minimum_completion_length = {self.minimum_completion_length} is above "
+                f"sampling.completion_length = {self.completion_length}; lower it"
+            )
+        return self
+
+
+class SFTSettings(Section):
+    """Supervised fine-tuning on the positive / non-toxic texts, the start and the reference of every RL method."""
+
+    learning_rate: float = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    epochs: float = Field(gt=0)
+    max_length: int = Field(gt=1)  # tokens
+    texts: int | None = Field(gt=0, default=None)  # at most this many; None: all
+    gradient_accumulation_steps: int = Field(gt=0, default=1)  # batches an optimizer step
+    packing: bool = False  # texts are concatenated and cut into blocks of max_length
+    max_steps: int | None = Field(gt=0, default=None)  # optimizer steps; None: as many as the epochs have
+
+
+class PromptedSettings(Section):
+    """The base model with an instruction before every prompt: which one, the validation prompts decide."""
+
+    prefixes: list[str] = Field(min_length=1)
+    validation_prompts: int = Field(gt=0)  # of the training prompts
+
+    @model_validator(mode="after")
+    def prefixes_say_something(self) -> "PromptedSettings":
+        empty = [i for i, prefix in enumerate(self.prefixes) if not prefix.strip()]
+        if empty:
+            raise ValueError(f"prompted.prefixes: number {empty[0] + 1} is empty; write an instruction or drop it")
+        return self
+
+
+class DExpertsSettings(Section):
+    """Decoding-time experts: base logits + alpha * (expert - anti-expert), within the base's nucleus."""
+
+    alpha: float
+    top_p: float = Field(gt=0, le=1, default=0.9)  # of the base alone, before the experts speak
+    experts: SFTSettings  # how expert and anti-expert are trained
+
+
+class QuarkSettings(Section):
+    """Quantised reward conditioning: the policy reads the quantile of its text's reward before the prompt."""
+
+    quantiles: int = Field(gt=1, default=5)  # K
+    kl_coef: float = Field(ge=0, default=0.05)  # beta
+    kl_direction: Literal["ref_policy", "policy_ref"] = "ref_policy"  # the paper's; policy_ref: its authors' code
+    entropy_coef: float = Field(ge=0, default=0.06)  # lambda, of the authors' code
+    learning_rate: float = Field(gt=0, default=1e-5)
+    batch_size: int = Field(gt=0, default=128)
+    steps: int = Field(gt=0)  # gradient steps in all
+    sample_interval: int = Field(gt=0)  # gradient steps between two explorations
+    warmup_steps: int = Field(ge=0, default=0)
+    exploration_prompts: int | None = Field(gt=0, default=None)  # an exploration; None: every training prompt
+    max_grad_norm: float | None = Field(gt=0, default=None)
+    adam_epsilon: float = Field(gt=0, default=1e-5)
+
+
+class PPOSettings(Section):
+    """Algorithm 1's PPO."""
+
+    iterations: int = Field(gt=0)  # M
+    batch_size: int = Field(gt=1)  # B, episodes an iteration
+    micro_batch_size: int | None = Field(gt=0, default=None)  # episodes a backward pass; None: all kept at once
+    epochs: int = Field(gt=0)  # PPO epochs, one optimizer step each
+    learning_rate: float = Field(gt=0)
+    gamma: float = Field(ge=0, le=1, default=1.0)
+    lam: float = Field(ge=0, le=1, default=0.95)  # GAE lambda
+    cliprange: float = Field(gt=0, default=0.2)
+    cliprange_value: float = Field(gt=0, default=0.2)
+    vf_coef: float = Field(ge=0, default=0.1)
+    kl_coef: float = Field(ge=0)  # beta_0
+    kl_target: float | None = Field(gt=0, default=None)  # nats per episode; None: beta stays fixed
+    kl_horizon: int = Field(gt=0, default=10_000)  # episodes; K_beta = B / horizon
+    ratio_threshold: float = Field(gt=1, default=10.0)  # epochs stop where the mean ratio exceeds it
+    max_grad_norm: float | None = Field(gt=0, default=None)
+
+
+class RiskSettings(Section):
+    """Which episodes count: RLHF is alpha = 1."""
+
+    alpha: float = Share  # tail share
+    warm_start: int = Field(ge=0)  # n, iterations that keep every episode
+    rho: float = Share  # share of the iterations at which alpha is reached
+    estimator: Literal["tail_selection", "rockafellar_uryasev"] = "tail_selection"
+    rank_by: Literal["return", "env_reward"] = "return"  # return: the paper
+    kl_average: Literal["kept", "batch"] = "kept"  # kept: the paper; batch: kept sum / B, the authors' code
+
+    def for_method(self, method: str) -> "RiskSettings":
+        """The settings that a method's name stands for; `ra_rlhf@0.2` is `ra_rlhf` at alpha = 0.2."""
+        name, alpha = split_alpha(method)
+        changes: dict[str, dict[str, Any]] = {
+            "rlhf": {"alpha": 1.0, "estimator": "tail_selection"},
+            "ra_rlhf": {"estimator": "tail_selection"},
+            "ra_rlhf_ru": {"estimator": "rockafellar_uryasev"},
+        }
+        if name not in changes:
+            raise UserError(f"method = {method!r} is not trained by PPO; those that are: {', '.join(changes)}.")
+        return RiskSettings(**self.model_dump() | changes[name] | ({} if alpha is None else {"alpha": alpha}))
+
+
+class SweepSettings(Section):
+    """More tail shares to train on, with both estimators, besides `risk.alpha`."""
+
+    alphas: list[float] = []
+
+    @field_validator("alphas")
+    @classmethod
+    def shares(cls, alphas: list[float]) -> list[float]:
+        wrong = [alpha for alpha in alphas if not 0 < alpha < 1]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is no tail share between 0 and 1")
+        if len(set(alphas)) < len(alphas):
+            raise ValueError("an alpha is there twice")
+        return alphas
+
+
+class EvaluationSettings(Section):
+    """One way to measure every method: the same prompts, seeds and sampling."""
+
+    samples_per_prompt: int = Field(gt=0, default=1)
+    repeated_prompts: int = Field(ge=0, default=0)  # so many test prompts get more samples, for what varies within one
+    repeated_samples: int = Field(gt=1, default=25)  # as in RealToxicityPrompts
+    held_out_texts: int = Field(gt=0)
+    held_out_length: int = Field(gt=1)  # tokens a text
+    cvar_levels: list[float] = [0.01, 0.05, 0.1, 0.2, 0.4]
+    resamples: int = Field(gt=0, default=2000)
+    batch_size: int = Field(gt=0, default=128)
+
+
+class Profile(Section):
+    """A whole run, but for its seed."""
+
+    name: str
+    description: str
+    task: TaskSettings
+    policy: PolicySettings
+    reward: RewardSettings
+    sampling: SamplingSettings
+    sft: SFTSettings
+    ppo: PPOSettings
+    risk: RiskSettings
+    sweep: SweepSettings = SweepSettings()
+    prompted: PromptedSettings
+    dexperts: DExpertsSettings
+    quark: QuarkSettings
+    evaluation: EvaluationSettings
+
+    @model_validator(mode="after")
+    def schedule_fits(self) -> "Profile":
+        self.schedule()
+        return self
+
+    def schedule(self) -> SoftRiskSchedule:
+        """The soft-risk schedule of this profile's risk settings."""
+        risk, ppo = self.risk, self.ppo
+        return SoftRiskSchedule(ppo.batch_size, risk.alpha, ppo.iterations, risk.warm_start, risk.rho)
+
+
+@cache
+def profile_files() -> dict[str, Path]:
+    """Every name a profile goes by, aliases included, with its file."""
+    files = {path.stem: path for path in sorted(PROFILE_FOLDER.glob("*.yaml"))}
+    return files | {"pocket": files["pocket-imdb"]}
+
+
+def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
+    """Read the profile `name` and lay `overrides` (dotted key -> value) over it.
+
+    Raises `UserError` for an unknown profile or key (with the nearest name) and for values that do not fit.
+    """
+    files = profile_files()
+    if name not in files:
+        raise UserError(f"profile = {name!r} is unknown{_nearest(name, files)}; there are: {', '.join(sorted(files))}.")
+    settings = yaml.safe_load(files[name].read_text())
+    for key, value in (overrides or {}).items():
+        _override(settings, key, value)
+    try:
+        return Profile(**settings)
+    except ValidationError as error:
+        raise UserError("; ".join(_readable(item) for item in error.errors())) from None
+
+
+def known_keys(section: type[Section] = Profile) -> list[str]:
+    """Every dotted key that an override may name: `risk.alpha`, `dexperts.experts.learning_rate`."""
+    keys = []
+    for name, field in section.model_fields.items():
+        inner = _section_of(field.annotation)
+        if inner is not None:
+            keys += [f"{name}.{key}" for key in known_keys(inner)]
+        if section is not Profile:
+            keys.append(name)
+    return keys
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The section that a field of this type holds, `LoraSettings | None` included; None where it holds a value."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return kind
+    return None
+
+
+def _override(settings: dict[str, Any], key: str, value: Any) -> None:
+    if key not in known_keys():
+        raise UserError(f"parameter {key!r} is unknown{_nearest(key, known_keys())}; {_siblings(key)}.")
+    *sections, field = key.split(".")
+    for section in sections:
+        settings[section] = settings.get(section) or {}  # an optional section that the profile leaves out begins here
+        settings = settings[section]
+    settings[field] = value
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    # "alpha" alone means "risk.alpha": the last part of a dotted key is what people remember, the shortest key first
+    close = sorted((key for key in known if key.split(".")[-1] == name), key=lambda key: key.count(".")) or close
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _siblings(key: str) -> str:
+    section = key.split(".")[0]
+    keys = [known for known in known_keys() if known.startswith(f"{section}.")]
+    return (
+        f"{section} takes: {', '.join(keys)}" if keys else f"sections are: {', '.join(list(Profile.model_fields)[2:])}"
+    )
+
+
+def _readable(item: dict[str, Any]) -> str:
+    field = ".".join(str(part) for part in item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
+    if isinstance(item["input"], (dict, BaseModel)):
+        return f"{field}: {message}" if item["type"] == "missing" else message
+    return f"{field} = {item['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,123 @@
+"""Any method on the same test prompts with the same seeds: generate, score, one table of episodes."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+
+from rarlhf_nb.core.profiles import EvaluationSettings, SamplingSettings
+from rarlhf_nb.core.seeding import hash_seed
+from rarlhf_nb.training.policy import Episodes, Policy, Reference, token_log_probs
+from rarlhf_nb.training.ppo import episode_kl
+from rarlhf_nb.training.trainer import Reward
+from rarlhf_nb.worlds.rewards import ClassifierReward, check_rewards
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Policy,
+    reference: Reference,
+    reward: Reward,
+    prompts: pd.DataFrame,
+    sampling: SamplingSettings,
+    settings: EvaluationSettings,
+    seed: int,
+    mixed_precision: str = "no",
+    base: Policy | None = None,
+) -> pd.DataFrame:
+    """The episodes table: a row per test prompt and sample.
+
+    prompts: columns prompt, prompt_score, label, group. Returns these and completion, reward, kl (nats per episode,
+    from `reference`), completion_length (tokens) and seed (of the sample); from a `ClassifierReward`
+    normalised_reward, too (its probability, in [0, 1]); with `base` base_log_likelihood (nats that the base model gives
+    the completion after its prompt). A batch of prompts is sampled with the same seed by every method, and rows come
+    in the same order, so the tables of two methods pair row by row.
+    """
+    autocast = Accelerator(mixed_precision=mixed_precision).autocast
+    batches = [prompts.iloc[at : at + settings.batch_size] for at in range(0, len(prompts), settings.batch_size)]
+    return pd.concat(
+        [
+            _evaluate_batch(
+                policy, reference, reward, batch, sampling, hash_seed(seed, sample, index), autocast, base
+            ).assign(seed=sample)
+            for sample in range(settings.samples_per_prompt)
+            for index, batch in enumerate(batches)
+        ],
+        ignore_index=True,
+    )
+
+
+def _evaluate_batch(
+    policy: Policy,
+    reference: Reference,
+    reward: Reward,
+    batch: pd.DataFrame,
+    sampling: SamplingSettings,
+    batch_seed: int,
+    autocast: Callable[[], AbstractContextManager],
+    base: Policy | None,
+) -> pd.DataFrame:
+    with autocast():
+        episodes = policy.sample(batch["prompt"].tolist(), sampling, batch_seed)
+        log_probs = policy.token_log_probs(episodes, sampling)
+        ref_log_probs = reference.token_log_probs(episodes, sampling)
+        likelihood = {} if base is None else {"base_log_likelihood": completion_log_likelihoods(base, episodes)}
+    return batch.assign(
+        completion=episodes.completions,
+        **_rewards(reward, episodes, batch),
+        kl=episode_kl(log_probs, ref_log_probs, episodes.completion_mask).tolist(),
+        completion_length=episodes.completion_mask.sum(1).tolist(),
+        **likelihood,
+    )
+
+
+def _rewards(reward: Reward, episodes: Episodes, batch: pd.DataFrame) -> dict[str, list[float]]:
+    if isinstance(reward, ClassifierReward):
+        texts = [p + c for p, c in zip(episodes.prompts, episodes.completions, strict=True)]
+        rewards, normalised = reward.rate(texts)
+        return {"reward": rewards, "normalised_reward": normalised}
+    columns = {name: batch[name].tolist() for name in ("label", "group")}
+    rewards = reward(prompts=episodes.prompts, completions=episodes.completions, **columns)
+    return {"reward": check_rewards(rewards, episodes.prompts, episodes.completions)}
+
+
+def completion_log_likelihoods(base: Policy, episodes: Episodes) -> list[float]:
+    """log p(completion | prompt) in nats under `base`, no token forbidden, for each of the B episodes."""
+    mask = episodes.completion_mask
+    ids = torch.cat([episodes.prompt_ids, episodes.completion_ids], 1)
+    logits, _ = base(ids, torch.cat([episodes.prompt_mask, mask], 1), mask.shape[1])
+    return token_log_probs(logits.float(), episodes.completion_ids).masked_fill(~mask, 0.0).sum(1).tolist()
+
+
+@torch.no_grad()
+def held_out_log_likelihoods(policy: Policy, texts: list[str], length: int, batch_size: int) -> pd.DataFrame:
+    """How likely the policy finds human texts, by teacher forcing on their first `length` tokens.
+
+    Columns text, log_likelihood (nats, summed over the scored tokens), tokens (how many were scored). BOS is prepended
+    where the tokenizer has one; without one the first token is not scored, as it has no context. A policy that reads a
+    prefix reads it in BOS's place, and the same tokens are scored.
+    """
+    tokenizer = policy.processing_class
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = [tokens[: length - len(bos)] for tokens in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    context = [] if policy.prefix_ids else bos
+    rows = [
+        row
+        for at in range(0, len(ids), batch_size)
+        for row in _log_likelihoods(policy, [context + tokens for tokens in ids[at : at + batch_size]], 1 - len(bos))
+    ]
+    table = pd.DataFrame(rows, columns=["log_likelihood", "tokens"])
+    table.insert(0, "text", texts)
+    return table
+
+
+def _log_likelihoods(policy: Policy, ids: list[list[int]], unscored: int) -> list[tuple[float, int]]:
+    """The likelihood of each text but for its first `unscored` tokens and what nothing comes before."""
+    batch = policy.processing_class.pad({"input_ids": ids}, padding_side="right", return_tensors="pt")
+    input_ids, mask = batch["input_ids"].to(policy.device), batch["attention_mask"].bool().to(policy.device)
+    first = unscored if policy.prefix_ids else 1
+    logits, _ = policy(input_ids, mask, input_ids.shape[1] - first)
+    log_probs = token_log_probs(logits.float(), input_ids[:, first:]).masked_fill(~mask[:, first:], 0.0)
+    return list(zip(log_probs.sum(1).tolist(), mask[:, first:].sum(1).tolist(), strict=True))

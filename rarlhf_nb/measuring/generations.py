@@ -1,0 +1,54 @@
+"""Other people's generations as our episodes: a CSV with a prompt a row and each method's response and reward."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from rarlhf_nb.core.errors import UserError
+
+
+def read_generations(path: str | Path, columns: dict[str, tuple[str, str]] | None = None) -> dict[str, pd.DataFrame]:
+    """The published evaluation format as episodes tables by method, for `build_report` and the figures.
+
+    The file has the columns `query` and `prompt_score`, and for each method one with its responses and one with their
+    rewards. columns: method -> (response column, reward column); unless given, every pair `<method>_response`,
+    `<method>_reward` is a method. KL is not in such files, so the report leaves it out.
+
+    Raises `UserError` where the file cannot be read, a column is missing or a number is none.
+    """
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"generations = '{path}' cannot be read as CSV: {error}") from None
+    columns = columns or _pairs(table)
+    needed = ["query", "prompt_score", *(name for pair in columns.values() for name in pair)]
+    missing = [name for name in needed if name not in table]
+    if missing or not columns:
+        what = f"the column {missing[0]!r}" if missing else "a pair of columns <method>_response, <method>_reward"
+        raise UserError(f"generations = '{path}' lacks {what}; it has: {', '.join(map(str, table.columns))}.")
+    return {method: _episodes(table, response, reward, path) for method, (response, reward) in columns.items()}
+
+
+def _pairs(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    methods = [name.removesuffix("_response") for name in table.columns if name.endswith("_response")]
+    return {name: (f"{name}_response", f"{name}_reward") for name in methods if name}
+
+
+def _episodes(table: pd.DataFrame, response: str, reward: str, path: str | Path) -> pd.DataFrame:
+    numbers = {name: pd.to_numeric(table[name], errors="coerce") for name in ("prompt_score", reward)}
+    for name, values in numbers.items():
+        if values.isna().any():
+            row = int(values.isna().argmax())
+            value = table[name].iloc[row]
+            raise UserError(f"generations = '{path}': {name} = {value!r} in data row {row + 1} is no number; mend it.")
+    return pd.DataFrame(
+        {
+            "prompt": table["query"].fillna("").astype(str),
+            "completion": table[response].fillna("").astype(str),
+            "prompt_score": numbers["prompt_score"],
+            "reward": numbers[reward],
+            "label": -1,
+            "group": "all",
+            "seed": 0,
+        }
+    )

@@ -1,0 +1,141 @@
+"""What a table of episodes says, and how sure it is: tail means, quantile curves, perplexity, Dist-n, intervals.
+
+Every statistic here takes `weights`, how often each row counts: ones give the estimate, the rows of
+`bootstrap_weights` its resamples, and one set of weights for two methods makes their difference a paired one.
+Shapes: N rows (episodes or texts), R resamples; weights (..., N) -> statistic (...).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from rarlhf_nb.training.risk import check_alpha
+
+
+class Interval(NamedTuple):
+    """An estimate and its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """sum_i w_i v_i / sum_i w_i; NaN where the weights sum to 0. (N,), (..., N) -> (...)."""
+    total = np.asarray(weights.sum(-1), dtype=np.float64)
+    return np.divide(weights @ values, total, out=np.full_like(total, np.nan), where=total > 0)
+
+
+def tail_mean(values: np.ndarray, keys: np.ndarray, share: float, weights: np.ndarray) -> np.ndarray:
+    """Mean value of the lowest `share` of the rows by key; the boundary row counts with the fraction left.
+
+    With keys = values it is CVaR (eq. 6, `risk.cvar`); with keys = prompt scores, the reward of the hardest
+    prompts. values, keys: (N,); weights: (..., N) -> (...). Equal keys keep their order. Raises `UserError`
+    on a share outside (0, 1].
+    """
+    order = np.argsort(keys, kind="stable")
+    weights = weights[..., order]
+    reached = np.cumsum(weights, axis=-1)
+    size = check_alpha(share) * reached[..., -1:]
+    counted = np.clip(size - (reached - weights), 0, weights)
+    return weighted_mean(values[order], counted)
+
+
+def quantile_curve(rewards: ArrayLike, prompt_scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """The paper's curve: mean reward over the lowest q share of prompts, by prompt score, for q = 1/N ... 1.
+
+    Cumulative: the point at q averages everything up to q, so that the last is the mean reward.
+    (N,), (N,) -> q (N,) and mean reward (N,).
+    """
+    ordered = np.asarray(rewards, dtype=np.float64)[np.argsort(prompt_scores, kind="stable")]
+    ranks = np.arange(1, len(ordered) + 1)
+    return ranks / len(ordered), np.cumsum(ordered) / ranks
+
+
+def perplexity(log_likelihoods: np.ndarray, tokens: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean over texts of exp(-log-likelihood / tokens), the paper's (and Hugging Face evaluate's) definition.
+
+    The other one in use, exp(total / total tokens), weighs long texts more and is lower where texts differ.
+    log_likelihoods: (N,) nats a text; tokens: (N,) scored tokens, a text with none is left out;
+    weights: (..., N).
+    """
+    scored = tokens > 0
+    text_perplexities = np.exp(-log_likelihoods[scored] / tokens[scored])
+    return weighted_mean(text_perplexities, weights[..., scored])
+
+
+def distinct_n(texts: Sequence[str], n: int, denominator: Literal["words", "ngrams"] = "words") -> float:
+    """Dist-n: the number of different n-grams of all `texts` together, over the number of words.
+
+    N-grams are of words between single spaces and never cross from one text into the next. "words" is the
+    definition of Li et al. 2016, DExperts and Quark, with which Dist-2 and Dist-3 cannot reach 1; "ngrams" divides by
+    the number of n-grams instead. It falls with the number of texts: compare only over equally many. NaN without words.
+    """
+    words = [text.strip(" ").split(" ") if text.strip(" ") else [] for text in texts]
+    ngrams = [tuple(line[at : at + n]) for line in words for at in range(len(line) - n + 1)]
+    total = sum(map(len, words)) if denominator == "words" else len(ngrams)
+    return len(set(ngrams)) / total if total else float("nan")
+
+
+def interquartile_mean(values: np.ndarray) -> np.ndarray:
+    """Mean of the middle half (Agarwal et al. 2021): (..., N) -> (...); a quarter is cut at each end."""
+    return stats.trim_mean(values, 0.25, axis=-1)
+
+
+def bootstrap_weights(count: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each of `count` prompts is drawn when that many are drawn with replacement: (1 + R, count).
+
+    The first row is the sample itself, all ones, so that a statistic's first value is the estimate.
+    """
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+    return np.vstack([np.ones(count, dtype=np.int64), drawn])
+
+
+def bootstrap_interval(statistics: np.ndarray, level: float = 0.95) -> Interval:
+    """Estimate and percentile interval of a statistic over `bootstrap_weights`: (1 + R,) -> Interval.
+
+    A paired difference is the interval of one method's statistics minus the other's. Resamples in which the
+    statistic does not exist (an empty tail) are left out; without an estimate everything is NaN.
+    """
+    estimate, resampled = float(statistics[0]), statistics[1:][~np.isnan(statistics[1:])]
+    if np.isnan(estimate) or not len(resampled):
+        return Interval(estimate, np.nan, np.nan)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(estimate, float(low), float(high))
+
+
+def stratified_interval(
+    scores: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray] = interquartile_mean,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """A statistic over training seeds and tasks, with the stratified bootstrap of Agarwal et al. 2021.
+
+    scores: (S, K), seeds by tasks. Each resample draws S seeds with replacement within each task (the stratum), so
+    that every task stays in. statistic: (..., S * K) -> (...). One seed has no interval (NaN).
+    """
+    size, tasks = scores.shape
+    estimate = float(statistic(scores.reshape(-1)))
+    if size < 2:
+        return Interval(estimate, np.nan, np.nan)
+    drawn = np.random.default_rng(seed).integers(size, size=(resamples, size, tasks))
+    resampled = statistic(scores[drawn, np.arange(tasks)].reshape(resamples, -1))
+    return bootstrap_interval(np.concatenate([[estimate], resampled]), level)
+
+
+def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+    """Mean over training seeds and Student's t interval: (S,) -> Interval; one seed has no interval (NaN).
+
+    For two methods trained from the same seeds, pass their differences by seed: that is the paired interval.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Interval(mean, np.nan, np.nan)
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return Interval(mean, float(mean - half), float(mean + half))

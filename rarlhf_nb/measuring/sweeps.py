@@ -1,0 +1,74 @@
+"""Runs that belong together: the same settings but for the seed, or for the seed and beta."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from rarlhf_nb.core.methods import method_name, method_order
+from rarlhf_nb.core.runs import MANIFEST, Run
+from rarlhf_nb.measuring.metrics import Interval, seed_interval, stratified_interval
+from rarlhf_nb.measuring.report import interval_cell
+
+
+def related_scores(run: Run, free: Sequence[str] = ()) -> pd.DataFrame:
+    """The reports of all runs beside `run` whose settings are the same but for the seed and the `free` ones.
+
+    free: dotted keys such as "ppo.kl_coef". A row per run and method: columns run, seed, kl_coef, method and every
+    metric of report.json; of two runs with one seed and the same settings only the first by name.
+    """
+    wanted = _comparable(run.manifest["settings"], free)
+    rows = []
+    for folder in sorted(path.parent for path in run.folder.parent.glob(f"*/{MANIFEST}")):
+        manifest = Run(folder).manifest
+        report = folder / "report.json"
+        if report.exists() and _comparable(manifest["settings"], free) == wanted:
+            rows += _rows(folder.name, manifest, json.loads(report.read_text()))
+    scores = pd.DataFrame(rows)
+    return scores.drop_duplicates(["seed", "kl_coef", "method"], ignore_index=True) if rows else scores
+
+
+def _comparable(settings: dict, free: Sequence[str]) -> dict:
+    """The settings without those that may differ; what else a run swept changes none of its methods."""
+    return {
+        section: {key: value for key, value in values.items() if f"{section}.{key}" not in free}
+        for section, values in settings.items()
+        if isinstance(values, dict) and section != "sweep"
+    }
+
+
+def _rows(run: str, manifest: dict, report: dict) -> list[dict]:
+    common = {"run": run, "seed": manifest["seed"], "kl_coef": manifest["settings"]["ppo"]["kl_coef"]}
+    return [
+        common | {"method": method} | {key: _number(cell["value"]) for key, cell in metrics.items()}
+        for method, metrics in report["methods"].items()
+    ]
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def seed_table(scores: pd.DataFrame, metrics: dict[str, str], baseline: str = "rlhf") -> pd.DataFrame:
+    """Metrics over seeds, for reading: a row per method.
+
+    metrics: key -> what it is called. For each its mean over seeds with the 95 % t interval, its interquartile mean
+    with the 95 % bootstrap interval over seeds, and the mean difference to the baseline, paired by seed, with its
+    t interval.
+    """
+    rows = {}
+    for method in method_order(scores["method"].unique()):
+        own = scores[scores["method"] == method]
+        paired = own.merge(scores[scores["method"] == baseline], on="seed", suffixes=("", "_baseline"))
+        row = {"seeds": str(len(own))}
+        for key, name in metrics.items():
+            values = own[key].to_numpy()
+            row[f"{name}: mean"] = interval_cell(seed_interval(values))
+            row[f"{name}: interquartile mean"] = interval_cell(stratified_interval(values[:, None]))
+            difference = (
+                seed_interval(paired[key] - paired[f"{key}_baseline"]) if len(paired) else Interval(*(np.nan,) * 3)
+            )
+            row[f"{name}: − {method_name(baseline)}"] = "–" if method == baseline else interval_cell(difference)
+        rows[method_name(method)] = row
+    return pd.DataFrame(rows).T

@@ -1,0 +1,150 @@
+"""The command line: `rarlhf run`, `rarlhf report`, `rarlhf explore` and `rarlhf profiles`."""
+
+# Only what is light is imported here; the rest, torch with it, by the command that needs it.
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from rarlhf_nb.core.errors import UserError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def main() -> None:
+    """Risk-averse fine-tuning of language models (RA-RLHF)."""
+
+
+@contextmanager
+def told_errors() -> Iterator[None]:
+    """What the user did wrong is said in a line, and ends the command with status 2."""
+    try:
+        yield
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def profiles() -> None:
+    """List the profiles."""
+    from rarlhf_nb.core.profiles import profile_files
+
+    for name, file in profile_files().items():
+        # read, not loaded: a profile may need files that are not there yet
+        typer.echo(f"{name:16} {yaml.safe_load(file.read_text())['description']}")
+
+
+@app.command()
+def run(
+    profile: Annotated[str, typer.Option(help="Name of the profile; `rarlhf profiles` lists them.")] = "pocket",
+    run: Annotated[str | None, typer.Option(help="Name of the run folder; the profile's name unless given.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of SFT, training and evaluation.")] = 1,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", metavar="KEY VALUE", help="A setting of the profile: -p risk.alpha 0.2")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Run every notebook again, changed or not.")] = False,
+) -> None:
+    """Execute the notebooks in order into papermill_runs/RUN and print the report."""
+    with told_errors():
+        execute(profile, run, seed, parse_parameters(parameter or []), force)
+
+
+@app.command()
+def report(run: Annotated[str, typer.Argument(help="Name of a run folder in papermill_runs/.")]) -> None:
+    """Write RUN's tables and figures into one HTML file that opens offline."""
+    from rarlhf_nb.measuring.sweeps import related_scores
+    from rarlhf_nb.running.experiment import Experiment
+    from rarlhf_nb.showing.page import build_page
+
+    with told_errors():
+        experiment = Experiment.reopen(run)
+        title = f"{run} ({experiment.profile.name}, seed {experiment.seed})"
+        found = experiment.report()  # before the scores, which are read from the report that it writes
+        page = build_page(title, experiment.profile, experiment.tables(), found, related_scores(experiment.run))
+        typer.echo(f"written: {experiment.run.write_text('report.html', page)}")
+
+
+@app.command()
+def explore(
+    run: Annotated[str, typer.Argument(help="Name of a run folder in papermill_runs/.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where on 127.0.0.1 it is served.")] = 8866,
+) -> None:
+    """Serve RUN's explorer and schedule designer to a browser on this machine, read-only; Ctrl-C ends it."""
+    from rarlhf_nb.running.experiment import Experiment
+    from rarlhf_nb.showing.explore import serve
+
+    with told_errors():
+        serve(Experiment.reopen(run).run, port, say=typer.echo)
+
+
+def execute(profile: str, run_name: str | None, seed: int, overrides: dict[str, Any], force: bool) -> None:
+    """`rarlhf run`, with its arguments parsed."""
+    from rarlhf_nb.core.profiles import load_profile
+    from rarlhf_nb.core.runs import Run, repository
+
+    settings = load_profile(profile, overrides)
+    root = repository()
+    run = Run.open(run_name or settings.name, settings.model_dump(mode="json"), seed, root / "papermill_runs")
+    typer.echo(f"profile {settings.name}, run {run.folder.name}, seed {seed}")
+    from rarlhf_nb.running.batch import NotebookFailed, run_notebooks
+
+    started = time.perf_counter()
+    notebooks = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    parameters = {"profile": profile, "run": run.folder.name, "seed": seed, "overrides": overrides}
+    inputs = [Path(path) for path in (settings.task.train_file, settings.task.test_file) if path is not None]
+    try:
+        run_notebooks(run, notebooks, parameters, inputs, force, say=typer.echo)
+    except NotebookFailed as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    if run.path("summary.md").exists():
+        typer.echo(run.path("summary.md").read_text())
+    typer.echo(
+        f"{time.perf_counter() - started:.0f} s in all; report.md, notebooks, policies and tables lie in {run.folder}"
+    )
+
+
+def parse_parameters(pairs: list[str]) -> dict[str, Any]:
+    """["risk.alpha=0.2"] -> {"risk.alpha": 0.2}; values are read as YAML."""
+    split = [pair.partition("=") for pair in pairs]
+    missing = [key for key, equals, _ in split if not equals]
+    if missing:
+        raise UserError(f"-p {missing[0]}: a value is missing; write -p KEY VALUE.")
+    return {key: _read_value(key, value) for key, _, value in split}
+
+
+def _read_value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"-p {key} {text!r}: this is no YAML value; quote it, as in -p {key} '\"...\"'.") from None
+
+
+def join_pairs(words: list[str]) -> list[str]:
+    """`-p KEY VALUE`, as papermill has it, as the one word that typer's repeated options take: `-p KEY=VALUE`."""
+    joined: list[str] = []
+    waiting = iter(words)
+    for word in waiting:
+        joined.append(word)
+        if word == "-p":
+            key, value = next(waiting, ""), None
+            if "=" not in key:
+                value = next(waiting, None)
+            joined.append(key if value is None else f"{key}={value}")
+    return joined
+
+
+def entry() -> None:
+    """The `rarlhf` command."""
+    app(join_pairs(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,432 @@
+"""What the explorers draw: tails measured once for every alpha, and the figures of one alpha.
+
+A figure is built whole by `..._figure`; `..._changes` gives, trace by trace, what another alpha alters in it, so that a
+widget can redraw it without building it anew. Both take their numbers from the same function.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from rarlhf_nb.core.methods import OTHER_COLOR, method_order
+from rarlhf_nb.measuring.metrics import bootstrap_interval, bootstrap_weights
+from rarlhf_nb.measuring.report import check_episodes
+from rarlhf_nb.measuring.report_metrics import prompt_positions
+from rarlhf_nb.showing.figures import REWARD, TEMPLATE, label_text, line_style, method_color
+from rarlhf_nb.training.risk import SoftRiskSchedule, check_alpha, tail_count
+
+Ranking = Literal["reward", "prompt_score"]
+RANKINGS: tuple[Ranking, ...] = ("reward", "prompt_score")
+ALPHAS = np.arange(1, 101) / 100  # the slider's steps
+ROWS_AT_ONCE = 64  # resamples, bounds the memory of (rows, N) temporaries
+REST_OPACITY, BAND_OPACITY = 0.3, 0.15
+PER_METHOD, PER_CURVE = 7, 3  # traces
+PRICES = {
+    "cvar": "measured tail (logit)",
+    "mean": "mean reward (logit)",
+    "kl": "KL (nats)",
+    "perplexity": "perplexity",
+}
+EARLIER_COLOR = "#8A8A8A"
+ALONG_TITLES = {"iteration": "iteration m", "share": "share of the iterations (%)"}
+Change = dict  # what another alpha alters in a trace
+
+
+@dataclass(frozen=True)
+class Tails:
+    """A method's episodes in both orders, with the tail mean of every alpha in `ALPHAS` and every resample.
+
+    rewards: (N,); orders[ranking]: (N,) episodes, lowest first, ties in the table's order; means[ranking]:
+    (100, 1 + R), the estimate first; kl: mean over episodes; kl, perplexity: NaN where not measured.
+    """
+
+    rewards: np.ndarray
+    orders: dict[Ranking, np.ndarray]
+    means: dict[Ranking, np.ndarray]
+    kl: float
+    perplexity: float = float("nan")
+
+    def tail(self, alpha: float, ranking: Ranking) -> np.ndarray:
+        """The ⌈alpha N⌉ lowest episodes, lowest first."""
+        return self.orders[ranking][: tail_count(alpha, len(self.rewards))]
+
+    def threshold(self, alpha: float) -> float:
+        """VaR_alpha of the rewards (eq. 6), as `risk.var`."""
+        return float(self.rewards[self.tail(alpha, "reward")[-1]])
+
+    def resampled(self, alpha: float, ranking: Ranking) -> np.ndarray:
+        """The tail mean and its resamples: (1 + R,). By reward it is CVaR."""
+        return self.means[ranking][alpha_index(alpha)]
+
+
+class Slot(NamedTuple):
+    """A panel's occupant: which method is shown and what was measured of it."""
+
+    method: str
+    tails: Tails
+
+
+def alpha_index(alpha: float) -> int:
+    """Where `ALPHAS` holds the nearest step to alpha."""
+    return max(1, round(100 * check_alpha(alpha))) - 1
+
+
+def tail_means(values: np.ndarray, keys: np.ndarray, weights: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """`metrics.tail_mean` for many shares with one pass over the rows.
+
+    values, keys: (N,); weights: (R, N) -> (len(shares), R).
+    """
+    order = np.argsort(keys, kind="stable")
+    ordered = values[order]
+    means = np.empty((len(shares), len(weights)))
+    for start in range(0, len(weights), ROWS_AT_ONCE):
+        counts = weights[start : start + ROWS_AT_ONCE][:, order].astype(np.float64)
+        reached, totals = np.cumsum(counts, axis=1), np.cumsum(counts * ordered, axis=1)
+        for row, (episodes, total, count) in enumerate(zip(reached, totals, counts, strict=True), start=start):
+            size = shares * episodes[-1]
+            last = np.minimum(np.searchsorted(episodes, size), len(ordered) - 1)  # the boundary episode of each share
+            before = size - (episodes[last] - count[last])  # how much of it counts
+            means[:, row] = (total[last] - count[last] * ordered[last] + before * ordered[last]) / size
+    return means
+
+
+def measure_tails(
+    episodes: dict[str, pd.DataFrame],
+    resamples: int = 200,
+    seed: int = 0,
+    perplexities: dict[str, float] | None = None,
+) -> dict[str, Tails]:
+    """Everything that a move of the slider looks up. All methods share the resamples of the prompts, as in `report`."""
+    check_episodes(episodes)
+    methods = method_order(episodes)
+    positions = prompt_positions(episodes[methods[0]])
+    weights = bootstrap_weights(positions.max() + 1, resamples, np.random.default_rng([seed, 0]))[:, positions]
+    measured = {}
+    for method in methods:
+        rewards = episodes[method]["reward"].to_numpy(dtype=np.float64)
+        keys = {ranking: episodes[method][ranking].to_numpy(dtype=np.float64) for ranking in RANKINGS}
+        measured[method] = Tails(
+            rewards,
+            {ranking: np.argsort(keys[ranking], kind="stable") for ranking in RANKINGS},
+            {ranking: tail_means(rewards, keys[ranking], weights, ALPHAS) for ranking in RANKINGS},
+            float(episodes[method]["kl"].mean()) if "kl" in episodes[method] else float("nan"),
+            (perplexities or {}).get(method, float("nan")),
+        )
+    return measured
+
+
+def tail_table(slots: Sequence[Slot], alpha: float, ranking: Ranking, baselines: Sequence[str]) -> pd.DataFrame:
+    """The tail mean of every method and its paired differences, as `Interval`s; columns mean, kl, tail, then baselines.
+
+    Index method; mean and kl are numbers. A baseline that is not among the slots has no column; None: itself.
+    """
+    resampled = {slot.method: slot.tails.resampled(alpha, ranking) for slot in slots}
+    rows = {}
+    for slot in slots:
+        ours = resampled[slot.method]
+        rows[slot.method] = {
+            "mean": float(slot.tails.rewards.mean()),
+            "kl": slot.tails.kl,
+            "tail": bootstrap_interval(ours),
+        } | {
+            baseline: None if baseline == slot.method else bootstrap_interval(ours - resampled[baseline])
+            for baseline in baselines
+            if baseline in resampled
+        }
+    return pd.DataFrame.from_dict(rows, orient="index", dtype=object)
+
+
+# Distributions: a row per method, histogram and cumulative curve
+
+
+class Axes(NamedTuple):
+    """What all methods share, so that panels compare: bin edges, the grid of the cumulative curve, both heights."""
+
+    edges: np.ndarray
+    grid: np.ndarray
+    top: float
+
+
+def shared_axes(measured: Sequence[Tails], bins: int = 40) -> Axes:
+    """Axes wide and high enough for every method, those of a sweep that are not shown included."""
+    everything = np.concatenate([tails.rewards for tails in measured])
+    edges = np.histogram_bin_edges(everything, bins)
+    top = max(np.histogram(tails.rewards, edges)[0].max() for tails in measured)
+    return Axes(edges, np.linspace(edges[0], edges[-1], 161), 1.06 * float(top))
+
+
+def distribution_figure(slots: Sequence[Slot], alpha: float, ranking: Ranking, axes: Axes) -> go.Figure:
+    """Rewards of each method: histogram and cumulative curve, the tail filled, VaR a line, the tail mean dotted."""
+    titles = [text for title in distribution_titles(slots, alpha, ranking) for text in (title, "")]
+    figure = make_subplots(
+        rows=len(slots),
+        cols=2,
+        shared_xaxes="all",
+        shared_yaxes="columns",
+        column_widths=[0.58, 0.42],
+        horizontal_spacing=0.09,
+        vertical_spacing=0.3 / len(slots),
+        subplot_titles=titles,
+    )
+    changes = iter(distribution_changes(slots, alpha, ranking, axes))
+    for row in range(1, len(slots) + 1):
+        for kind, still, column in _distribution_traces(axes):
+            figure.add_trace(kind(**still, showlegend=False).update(next(changes)), row=row, col=column)
+    figure.update_annotations(x=0, xanchor="left", font_size=14)
+    figure.update_yaxes(range=[0, axes.top], title_text="episodes", title_font_size=12, col=1)
+    figure.update_yaxes(range=[0, 102], title_text="% at most", title_font_size=12, col=2)
+    figure.update_xaxes(range=[axes.edges[0], axes.edges[-1]])
+    figure.update_xaxes(title_text=REWARD, title_font_size=13, row=len(slots))
+    return _laid_out(figure, 110 + 130 * len(slots), barmode="stack", margin={"t": 40})
+
+
+def distribution_titles(slots: Sequence[Slot], alpha: float, ranking: Ranking) -> list[str]:
+    """A line above each method's panels, with its numbers."""
+    return [
+        f"<b>{label_text(slot.method)}</b>   "
+        + (f"VaR {slot.tails.threshold(alpha):.2f}, CVaR " if ranking == "reward" else "mean of the tail ")
+        + f"{slot.tails.resampled(alpha, ranking)[0]:.2f}"
+        for slot in slots
+    ]
+
+
+def distribution_changes(slots: Sequence[Slot], alpha: float, ranking: Ranking, axes: Axes) -> list[Change]:
+    """The changing part of every trace of `distribution_figure`, `PER_METHOD` a slot."""
+    return [change for slot in slots for change in _slot_changes(slot, alpha, ranking, axes)]
+
+
+def _distribution_traces(axes: Axes) -> list[tuple[type, dict, int]]:
+    """What stays of a method's traces: their kind, their settings, their column."""
+    bars = {"x": (axes.edges[:-1] + axes.edges[1:]) / 2, "width": np.diff(axes.edges)}
+    line = {"mode": "lines", "hoverinfo": "skip"}
+    return [
+        (go.Bar, bars | {"name": "tail"}, 1),
+        (go.Bar, bars | {"name": "the rest", "marker_opacity": REST_OPACITY}, 1),
+        (go.Scatter, line | {"name": "VaR"}, 1),
+        (go.Scatter, line | {"name": "tail mean", "line": {"color": "#222222", "dash": "dot", "width": 2}}, 1),
+        (go.Scatter, line | {"name": "tail", "x": axes.grid, "fill": "tozeroy", "line": {"width": 0}}, 2),
+        (go.Scatter, {"name": "all", "x": axes.grid, "mode": "lines"}, 2),
+        (go.Scatter, line | {"name": "VaR"}, 2),
+    ]
+
+
+def _slot_changes(slot: Slot, alpha: float, ranking: Ranking, axes: Axes) -> list[Change]:
+    """A method's traces at one alpha. By prompt score there is no VaR of the rewards, and its lines are empty."""
+    tails, color = slot.tails, method_color(slot.method)
+    rewards = tails.rewards[tails.tail(alpha, ranking)]
+    lowest_first = tails.rewards[tails.orders["reward"]]
+    inside = np.histogram(rewards, axes.edges)[0]
+    outside = np.histogram(tails.rewards, axes.edges)[0] - inside
+    mean = float(tails.resampled(alpha, ranking)[0])
+    at = [tails.threshold(alpha)] * 2 if ranking == "reward" else []
+
+    def reached(ordered: np.ndarray) -> np.ndarray:
+        return 100 * np.searchsorted(ordered, axes.grid, side="right") / len(tails.rewards)
+
+    return [
+        {"y": inside, "marker": {"color": color}},
+        {"y": outside, "marker": {"color": color}},
+        {"x": at, "y": [0, axes.top][: len(at)], "line": {"color": "#222222", "width": 2.5}},
+        {"x": [mean, mean], "y": [0, axes.top]},
+        # nothing beyond the tail's best, so that the fill ends there
+        {"y": np.where(axes.grid <= rewards.max(), reached(np.sort(rewards)), np.nan), "fillcolor": color},
+        {"y": reached(lowest_first), "line": {"color": color}},
+        {"x": at, "y": [0, 100][: len(at)], "line": {"color": "#222222", "width": 2.5}},
+    ]
+
+
+# The tail mean against alpha
+
+
+def curve_figure(slots: Sequence[Slot], alpha: float, ranking: Ranking) -> go.Figure:
+    """The tail mean of every method at every alpha, with 95 % bands, and a line at the present alpha."""
+    figure = go.Figure()
+    changes = curve_changes(slots, alpha, ranking)
+    figure.add_scatter(mode="lines", hoverinfo="skip", showlegend=False, line={"color": OTHER_COLOR, "dash": "dash"})
+    for _ in slots:
+        figure.add_scatter(fill="toself", line={"width": 0}, opacity=BAND_OPACITY, showlegend=False, hoverinfo="skip")
+        figure.add_scatter(mode="lines")
+        figure.add_scatter(mode="markers", showlegend=False, marker={"size": 10}, hoverinfo="skip")
+    for trace, change in zip(figure.data, changes, strict=True):
+        trace.update(change)
+    ticks = [1, 2, 5, 10, 20, 50, 100]
+    figure.update_xaxes(
+        title_text="α: lowest share (%)", title_font_size=13, type="log", tickvals=ticks, range=[-0.03, 2.03]
+    )
+    figure.update_yaxes(title_text="mean reward of that share (logit)", title_font_size=13)
+    return _laid_out(figure, 400, margin={"t": 60}, legend_y=0.99)
+
+
+def curve_changes(slots: Sequence[Slot], alpha: float, ranking: Ranking) -> list[Change]:
+    """The changing part of every trace of `curve_figure`: the line at alpha, then `PER_CURVE` a slot."""
+    curves = [slot.tails.means[ranking] for slot in slots]
+    bands = [np.quantile(curve[:, 1:], [0.025, 0.975], axis=1) for curve in curves]
+    lowest, highest = min(low.min() for low, _ in bands), max(high.max() for _, high in bands)
+    changes: list[Change] = [{"x": [100 * alpha] * 2, "y": [lowest, highest]}]
+    around = 100 * np.concatenate([ALPHAS, ALPHAS[::-1]])
+    for slot, curve, (low, high) in zip(slots, curves, bands, strict=True):
+        name, color = label_text(slot.method), method_color(slot.method)
+        here = float(slot.tails.resampled(alpha, ranking)[0])
+        changes += [
+            {"x": around, "y": np.concatenate([low, high[::-1]]), "fillcolor": color, "legendgroup": name},
+            {"x": 100 * ALPHAS, "y": curve[:, 0], "name": name, "legendgroup": name, "line": line_style(slot.method)},
+            {"x": [100 * alpha], "y": [here], "legendgroup": name, "marker": {"color": color}},
+        ]
+    return changes
+
+
+# What the trained alpha costs
+
+
+def price_figure(families: dict[str, dict[float, Slot]], alpha: float, ranking: Ranking, trained: float) -> go.Figure:
+    """What another trained alpha buys and costs: tail mean, mean, KL, perplexity, a line per kind of training.
+
+    families: by name, the sweep's slots by trained alpha.
+    """
+    prices = measured_prices(families)
+    figure = make_subplots(rows=2, cols=2, subplot_titles=[PRICES[price] for price in prices], vertical_spacing=0.17)
+    changes = iter(price_changes(families, alpha, ranking, trained))
+    for panel in range(len(prices)):
+        for family in families:
+            style = line_style(family) | {"color": method_color(family)}
+            name = {"name": label_text(family), "legendgroup": family, "showlegend": panel == 0}
+            trace = go.Scatter(mode="lines+markers", line=style, **name).update(next(changes))
+            figure.add_trace(trace, row=panel // 2 + 1, col=panel % 2 + 1)
+    figure.update_annotations(font_size=14)
+    figure.update_xaxes(title_text="trained α (large dot: the chosen one)", title_font_size=12, row=2)
+    return _laid_out(figure, 460, margin={"t": 70}, legend_y=0.99)
+
+
+def price_changes(
+    families: dict[str, dict[float, Slot]], alpha: float, ranking: Ranking, trained: float
+) -> list[Change]:
+    """The changing part of every trace of `price_figure`: a panel after another, a family after another."""
+    changes = []
+    for price in measured_prices(families):
+        for members in families.values():
+            alphas = sorted(members)
+            values = np.array([_price(members[at].tails, price, alpha, ranking) for at in alphas])
+            sizes = [15 if at == trained else 7 for at in alphas]
+            changes.append({"x": alphas, "y": values, "marker": {"size": sizes}})
+    return changes
+
+
+def measured_prices(families: dict[str, dict[float, Slot]]) -> list[str]:
+    """Those of `PRICES` that are known of any method."""
+    tails = [slot.tails for members in families.values() for slot in members.values()]
+    return [price for price in PRICES if any(np.isfinite(_price(found, price, 1.0, "reward")) for found in tails)]
+
+
+def _price(tails: Tails, price: str, alpha: float, ranking: Ranking) -> float:
+    if price == "cvar":
+        return float(tails.resampled(alpha, ranking)[0])
+    return float(tails.rewards.mean()) if price == "mean" else getattr(tails, price)
+
+
+# The schedule
+
+
+def shares_figure(schedules: dict[str, SoftRiskSchedule], along: Literal["iteration", "share"]) -> go.Figure:
+    """kept(m) / B of several schedules (eqs. 8-10), by iteration or by share of the training done; the last is bold."""
+    figure = go.Figure()
+    for name, change in zip(schedules, shares_changes(schedules, along), strict=True):
+        last = name == list(schedules)[-1]
+        style = {"shape": "hv", "width": 4 if last else 2, "dash": "solid" if last else "dot"}
+        style |= {"color": method_color("ra_rlhf")} if last else {}
+        figure.add_scatter(name=label_text(name), line=style, **change)
+    figure.update_xaxes(title_text=ALONG_TITLES[along], title_font_size=13)
+    figure.update_yaxes(title_text="kept episodes (% of the batch)", range=[0, 103], title_font_size=13)
+    return _laid_out(figure, 400, margin={"t": 60}, legend_y=0.99)
+
+
+def shares_changes(schedules: dict[str, SoftRiskSchedule], along: Literal["iteration", "share"]) -> list[Change]:
+    """The changing part of every trace of `shares_figure`."""
+    changes = []
+    for schedule in schedules.values():
+        iterations = np.arange(1, schedule.iterations + 1)
+        x = iterations if along == "iteration" else 100 * iterations / schedule.iterations
+        counts = np.asarray(schedule.kept_counts())
+        hover = "m %{x:.4g}: %{customdata} episodes"
+        changes.append({"x": x, "y": 100 * counts / schedule.batch_size, "customdata": counts, "hovertemplate": hover})
+    return changes
+
+
+def saved_share(schedule: SoftRiskSchedule) -> float:
+    """The share of gradient work that a schedule saves: 1 - sum_m kept(m) / (B M)."""
+    return 1 - sum(schedule.kept_counts()) / (schedule.batch_size * schedule.iterations)
+
+
+# Live training
+
+
+class Batch(NamedTuple):
+    """The last batch as it is drawn: (B,) each; kept: whether the episode is in the tail; texts for the hover."""
+
+    rewards: np.ndarray
+    kl: np.ndarray
+    kept: np.ndarray
+    texts: list[str]
+
+
+def training_figure(earlier: dict[str, pd.DataFrame], tail_share: float) -> go.Figure:
+    """Mean reward and CVaR of each batch as training goes; live training adds `training_traces`.
+
+    earlier: logs of training/ by method, those of PPO are drawn in grey; only their mean rewards are on record.
+    """
+    titles = ["mean reward of the batch (logit)", f"CVaR {100 * tail_share:g} % of the batch (logit)"]
+    figure = make_subplots(cols=2, subplot_titles=titles, horizontal_spacing=0.1)
+    trained = {method: log for method, log in earlier.items() if {"iteration", "env_reward_mean"} <= set(log)}
+    dashes = cycle(["dot", "dash", "dashdot", "longdash", "longdashdot"])
+    for (method, log), dash in zip(trained.items(), dashes, strict=False):
+        style = {"color": EARLIER_COLOR, "width": 1.5, "dash": dash}
+        name = f"{label_text(method)} (the run)"
+        figure.add_scatter(
+            x=log["iteration"], y=log["env_reward_mean"], name=name, mode="lines", line=style, row=1, col=1
+        )
+    figure.add_scatter(x=[], y=[], showlegend=False, row=1, col=2)  # so that the empty panel has its axes
+    figure.update_annotations(font_size=14)
+    figure.update_xaxes(title_text="iteration", title_font_size=13)
+    return _laid_out(figure, 400, margin={"t": 95}, legend_y=0.99)
+
+
+def training_traces(name: str, table: pd.DataFrame, color: str) -> list[go.Scatter]:
+    """A run's two lines."""
+    shown = {"name": label_text(name), "legendgroup": label_text(name), "line": {"color": color, "width": 2.5}}
+    mean = go.Scatter(x=table["iteration"], y=table["mean"], mode="lines", **shown)
+    return [mean, go.Scatter(x=table["iteration"], y=table["tail"], mode="lines", showlegend=False, **shown)]
+
+
+def batch_figure(batch: Batch | None) -> go.Figure:
+    """The episodes of a batch, reward against KL: those kept for the update are coloured."""
+    figure = go.Figure()
+    styles = {
+        "dropped": {"color": "#BBBBBB", "size": 8, "symbol": "circle-open", "line_width": 2},
+        "kept": {"color": method_color("ra_rlhf"), "size": 9},
+    }
+    for (name, style), change in zip(styles.items(), batch_changes(batch), strict=True):
+        hover = {"hovertemplate": "%{text}<extra></extra>"}
+        figure.add_scatter(name=name, mode="markers", marker=style, **hover, **change)
+    figure.update_xaxes(title_text="environment reward (logit)", title_font_size=13)
+    figure.update_yaxes(title_text="KL (nats)", title_font_size=13)
+    return _laid_out(figure, 340, margin={"t": 40}, legend_y=0.99)
+
+
+def batch_changes(batch: Batch | None) -> list[Change]:
+    """The dots of `batch_figure`: dropped episodes, then kept ones."""
+    if batch is None:
+        return [{"x": [], "y": [], "text": []}] * 2
+    return [
+        {"x": batch.rewards[rows], "y": batch.kl[rows], "text": [batch.texts[row] for row in np.flatnonzero(rows)]}
+        for rows in (~batch.kept, batch.kept)
+    ]
+
+
+def _laid_out(figure: go.Figure, height: int, **layout) -> go.Figure:
+    """The project's look; above, only what `layout` asks for, since widgets have their words outside the figure."""
+    return figure.update_layout(template=TEMPLATE, height=height, **layout)

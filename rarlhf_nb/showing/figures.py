@@ -1,0 +1,438 @@
+"""The figures: a table in, a plotly figure out. One colour per method; texts from data are escaped."""
+
+import colorsys
+import html
+import textwrap
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from rarlhf_nb.core.methods import OTHER_COLOR, find_method, method_name, method_order, split_alpha
+from rarlhf_nb.measuring.metrics import bootstrap_weights, seed_interval, tail_mean
+from rarlhf_nb.measuring.report import ENDS, Report
+from rarlhf_nb.measuring.report_metrics import prompt_positions
+from rarlhf_nb.training.risk import SoftRiskSchedule
+
+SCHEDULE_COLORS = ["#332288", "#999933", "#882255", "#222222"]  # none of the methods'
+# Tol's "muted" colours; the symbols differ, too, for eight colours alone are many.
+CLUSTER_COLORS = ["#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#AA4499"]
+CLUSTER_SYMBOLS = ["circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon"]
+LABELS = {
+    0: ("negative text", "#CC6677"),
+    1: ("positive text", "#4477AA"),
+    -1: ("unlabelled text", "#8A8A8A"),
+    2: ("text of another label", "#DDCC77"),
+}
+TRAINING_PANELS = {
+    "env_reward_mean": "environment reward (logit)",
+    "return_mean": "return (logit)",
+    "tail_return_mean": "return of kept episodes (logit)",
+    "env_reward_std": "std of environment reward (logit)",
+    "kl": "KL from the SFT policy (nats per completion)",
+    "kl_coef": "kl_coef β (logit per nat)",
+    "kept": "kept episodes (count)",
+    "completion_length": "completion length (tokens)",
+}
+EXACT = ("kl_coef", "kept")  # set, not measured: nothing to smooth
+FROM_ZERO = (*EXACT, "completion_length")  # often constant, and then without a scale of their own
+REWARD, KL = "reward (logit)", "KL from the SFT policy (nats per completion)"
+NAMED = {"showlegend": False, "margin_l": 160, "margin_t": 90}  # where the y axis names the methods
+# White paper, so that a figure reads the same in a light and in a dark notebook.
+AXIS = {"gridcolor": "#E5E5E5", "zerolinecolor": "#BBBBBB", "linecolor": "#888888", "ticks": "outside"}
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": "Helvetica, Arial, sans-serif", "size": 14, "color": "#222222"},
+        "title": {"x": 0.01, "xanchor": "left", "yref": "container", "yanchor": "top", "font": {"size": 17}},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "colorway": SCHEDULE_COLORS,
+        "xaxis": AXIS,
+        "yaxis": AXIS,
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "yref": "container", "yanchor": "top"},
+        # Pixels. Above: the title, two rows of legend, a panel's title; below: ticks and the axis title.
+        "margin": {"l": 75, "r": 25, "t": 100, "b": 65},
+        "hoverlabel": {"font": {"size": 13}},
+        "bargap": 0,
+    }
+)
+
+
+def method_color(method: str) -> str:
+    """A method's colour; a sweep has its method's hue, darker the smaller its alpha."""
+    color, (_, alpha) = find_method(method).color, split_alpha(method)
+    if alpha is None:
+        return color
+    hue, lightness, saturation = colorsys.rgb_to_hls(*(int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)))
+    red, green, blue = colorsys.hls_to_rgb(hue, min(0.85, lightness * (0.4 + alpha)), saturation)
+    return f"#{round(255 * red):02X}{round(255 * green):02X}{round(255 * blue):02X}"
+
+
+def label_text(name: str) -> str:
+    """A method's or a run's name in a figure, where plotly reads a kind of HTML."""
+    return html.escape(method_name(name))
+
+
+def line_style(method: str) -> dict:
+    """A method's line: solid, or for a sweep dashes that get shorter with alpha."""
+    _, alpha = split_alpha(method)
+    dash = "solid" if alpha is None else "dash" if alpha > 0.3 else "dashdot" if alpha > 0.15 else "dot"
+    return {"color": method_color(method), "dash": dash, "width": 2.5}
+
+
+def prompt_score_histogram(test: pd.DataFrame, tail_threshold: float | None = None) -> go.Figure:
+    """How hard the test prompts are: their scores by class label, a panel per group of prompts.
+
+    test: columns prompt_score, label, group. The dashed line is `tail_threshold`: tail prompts lie left.
+    """
+    groups = test["group"].value_counts().index.tolist()
+    titles = [_group_title(group, int((test["group"] == group).sum())) for group in groups]
+    figure = make_subplots(rows=len(groups), shared_xaxes=True, vertical_spacing=0.1, subplot_titles=titles)
+    edges = _bin_edges(test["prompt_score"])
+    for row, group in enumerate(groups, start=1):
+        _add_histogram(figure, test[test["group"] == group], "prompt_score", edges, row, upright=True)
+    if tail_threshold is not None:
+        figure.add_vline(x=tail_threshold, line={"dash": "dash", "color": "#222222"})
+    figure.update_yaxes(title_text="prompts (count)")
+    figure.update_xaxes(title_text="prompt score (logit)", row=len(groups))
+    figure.update_annotations(x=0, xanchor="left")
+    dashed = "" if tail_threshold is None else f"; dashed: tail threshold {tail_threshold:g}"
+    return _laid_out(figure, f"Scores of the test prompts{dashed}", 170 + 230 * len(groups), barmode="stack")
+
+
+def distribution_shift(test: pd.DataFrame, episodes: dict[str, pd.DataFrame]) -> go.Figure:
+    """How each method shifts the distribution: a column a method, the prompts' own scores first.
+
+    Counts to the right, logits upwards on one shared axis, by class label of the prompt's text; the line is the mean.
+    test: columns prompt_score, label.
+    """
+    methods = method_order(episodes)
+    columns = [("Prompts", OTHER_COLOR, test.assign(reward=test["prompt_score"]))]
+    columns += [(label_text(method), method_color(method), episodes[method]) for method in methods]
+    edges = _bin_edges(pd.concat([table["reward"] for _, _, table in columns]))
+    titles = [
+        f"{name.replace(' (', '<br>(').replace(' α', '<br>α')}<br>{table['reward'].mean():.2f}"
+        for name, _, table in columns
+    ]
+    figure = make_subplots(cols=len(columns), shared_yaxes=True, horizontal_spacing=0.008, subplot_titles=titles)
+    for col, (_, color, table) in enumerate(columns, start=1):
+        _add_histogram(figure, table, "reward", edges, col)
+        # one round count an axis: the ends of neighbours would run into each other
+        most = np.histogram(table["reward"], edges)[0].max()
+        figure.update_xaxes(tickvals=[float(f"{0.75 * most:.0e}")], row=1, col=col)
+        figure.add_hline(y=table["reward"].mean(), line={"color": color, "width": 3}, row=1, col=col)
+    figure.update_annotations(font_size=12 if len(columns) < 10 else 10)
+    figure.update_xaxes(tickfont_size=11, rangemode="tozero")
+    figure.update_xaxes(title_text="episodes (count)", row=1, col=(len(columns) + 1) // 2)
+    figure.update_yaxes(title_text=f"prompt score, {REWARD}", row=1, col=1)
+    figure = _laid_out(figure, "Distribution shift; number and line: mean", 560, barmode="stack")
+    return figure.update_layout(margin_t=145)  # a name takes up to three rows beneath the legend
+
+
+def quantile_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int = 0) -> go.Figure:
+    """Mean reward of the lowest q % of prompts by prompt score, against q (as in the paper); left, the tail enlarged.
+
+    resamples: with more than 0, a 95 % bootstrap band over prompts.
+    """
+    figure = make_subplots(cols=2, horizontal_spacing=0.1, subplot_titles=["the hardest fifth", "all prompts"])
+    for col, shares in enumerate((np.geomspace(0.01, 0.2, 40), np.arange(1, 101) / 100), start=1):
+        for method in method_order(episodes):
+            table = episodes[method]
+            _add_curve(figure, method, shares, table["prompt_score"].to_numpy(), table, resamples, seed, col)
+        figure.update_xaxes(title_text="hardest share of prompts (%)", rangemode="tozero", row=1, col=col)
+    figure.update_yaxes(title_text="mean reward (logit)", row=1, col=1)
+    figure = _laid_out(figure, "Reward on the hardest prompts", 560)
+    return figure.update_layout(margin_t=150)  # on a narrow page the legend takes three rows above the panels' titles
+
+
+def metric_intervals(report: Report, metrics: Sequence[str]) -> go.Figure:
+    """Metrics of every method with their 95 % bootstrap intervals, a panel a metric.
+
+    metrics: keys of the report; those that it lacks are left out.
+    """
+    metrics = [metric for metric in metrics if metric in report.names]
+    figure = make_subplots(
+        cols=len(metrics),
+        shared_yaxes=True,
+        subplot_titles=[html.escape(report.names[metric]).replace(", ", ",<br>") for metric in metrics],
+    )
+    methods = method_order(report.table.index)[::-1]
+    for col, metric in enumerate(metrics, start=1):
+        for method in methods:
+            _add_interval(figure, method, *(report.table.loc[method, metric + end] for end in ENDS), col)
+    figure.update_annotations(font_size=13)
+    figure.update_yaxes(range=[-0.7, len(methods) - 0.3])
+    return _laid_out(figure, "Dot: estimate; bar: 95 % interval", 180 + 36 * len(methods), **NAMED)
+
+
+def seed_scores(scores: pd.DataFrame, metric: str, title: str) -> go.Figure:
+    """A metric over training seeds: a dot a seed, a bar at each method's mean with its 95 % t interval.
+
+    scores: a row per method and seed; columns method, seed and the metric.
+    """
+    figure = make_subplots(cols=1)
+    for method in method_order(scores["method"].unique())[::-1]:
+        values = scores.loc[scores["method"] == method, metric]
+        _add_interval(figure, method, *seed_interval(values), 1)
+        figure.add_scatter(
+            x=values,
+            y=[label_text(method)] * len(values),
+            mode="markers",
+            marker={"color": method_color(method), "size": 7, "symbol": "line-ns-open"},
+        )
+    figure.update_xaxes(title_text=title)
+    return _laid_out(figure, f"{title}: dot and bar mean and 95 % interval over seeds, strokes seeds", **NAMED)
+
+
+def tail_clusters(clusters: pd.DataFrame) -> go.Figure:
+    """The tail prompts as the policy sees them: embeddings in two principal components, a colour a cluster.
+
+    clusters: columns x, y, cluster, prompt, prompt_score (see `cluster_prompts`).
+    """
+    figure = go.Figure()
+    for cluster, rows in clusters.groupby("cluster"):
+        mean = rows["prompt_score"].mean()
+        figure.add_scatter(
+            x=rows["x"],
+            y=rows["y"],
+            mode="markers",
+            name=f"{cluster}: {len(rows)} prompts, mean score {mean:.2f}",
+            marker={"color": CLUSTER_COLORS[cluster % 8], "symbol": CLUSTER_SYMBOLS[cluster % 8], "size": 9},
+            customdata=[_wrapped(prompt) for prompt in rows["prompt"]],
+            hovertemplate="%{customdata}<extra></extra>",
+        )
+    figure.update_xaxes(title_text="first principal component of the embedding")
+    figure.update_yaxes(title_text="second principal component")
+    return _laid_out(figure, "Clusters of the tail prompts", 600).update_layout(margin_t=130)
+
+
+def cvar_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int = 0) -> go.Figure:
+    """CVaR of the reward against alpha: the mean of the worst alpha share of episodes, at 100 % of all.
+
+    resamples: with more than 0, a 95 % bootstrap band over prompts.
+    """
+    shares = np.geomspace(0.01, 1, 61)
+    figure = make_subplots(cols=1)
+    for method in method_order(episodes):
+        table = episodes[method]
+        _add_curve(figure, method, shares, table["reward"].to_numpy(), table, resamples, seed)
+    ticks = [1, 2, 5, 10, 20, 50, 100]
+    figure.update_xaxes(title_text="α: share of episodes, lowest reward first (%)", type="log", tickvals=ticks)
+    figure.update_yaxes(title_text="CVaR of reward (logit)")
+    return _laid_out(figure, "The tail of the rewards")
+
+
+def training_curves(training: dict[str, pd.DataFrame]) -> go.Figure:
+    """How training went, a panel per quantity, a line per method: smoothed, with the iterations faint behind.
+
+    training: the logs of training/<method>.jsonl (keys in `glossary`). Quark's, which has no iterations, is left out.
+    """
+    training = {method: log for method, log in training.items() if set(TRAINING_PANELS) <= set(log)}
+    figure = make_subplots(
+        rows=4,
+        cols=2,
+        shared_xaxes=True,
+        vertical_spacing=0.06,
+        subplot_titles=list(TRAINING_PANELS.values()),
+    )
+    for method in method_order(training):
+        for key in TRAINING_PANELS:
+            _add_training_lines(figure, method, training[method], key)
+    figure.update_annotations(font_size=14)
+    figure.update_xaxes(title_text="iteration", row=4)
+    return _laid_out(figure, "Training", 1020).update_layout(margin_t=125)
+
+
+def schedule_figure(schedules: dict[str, SoftRiskSchedule]) -> go.Figure:
+    """kept(m), how many episodes each iteration trains on (eqs. 8-10): a line per schedule, by its key."""
+    figure = go.Figure()
+    for name, schedule in schedules.items():
+        iterations = np.arange(1, schedule.iterations + 1)
+        figure.add_scatter(x=iterations, y=schedule.kept_counts(), name=html.escape(name), line={"shape": "hv"})
+    figure.update_xaxes(title_text="iteration m")
+    figure.update_yaxes(title_text="kept episodes (count)", rangemode="tozero")
+    return _laid_out(figure, "Soft-risk schedule")
+
+
+def frontier(points: pd.DataFrame) -> go.Figure:
+    """What KL buys: mean reward and CVaR 10 % against KL from the SFT policy, a line per method over kl_coef.
+
+    points: a row per trained policy; columns method (with its "@alpha" in a sweep), kl_coef, seed, kl,
+    reward, cvar_10. Faint dots are seeds, the line joins their means.
+    """
+    panels = {"reward": "mean reward (logit)", "cvar_10": "CVaR 10 % of reward (logit)"}
+    figure = make_subplots(cols=2, horizontal_spacing=0.14)
+    for method in method_order(points["method"].unique()):
+        rows = points[points["method"] == method]
+        means = rows.groupby("kl_coef", as_index=False)[["kl", *panels]].mean().sort_values("kl_coef")
+        for col, metric in enumerate(panels, start=1):
+            _add_frontier_traces(figure, method, rows, means, metric, col)
+    for col, title in enumerate(panels.values(), start=1):
+        figure.update_xaxes(title_text=KL, title_font_size=13, row=1, col=col)
+        figure.update_yaxes(title_text=title, row=1, col=col)
+    return _laid_out(figure, "Reward against KL", 480)
+
+
+# Traces
+
+
+def _add_histogram(
+    figure: go.Figure, table: pd.DataFrame, column: str, edges: np.ndarray, panel: int, upright: bool = False
+) -> None:
+    """Stacked bars by class label, in a row of panels or (upright) in a column of them; a label's first bars on the
+    figure stand in the legend."""
+    shown = {trace.name for trace in figure.data}
+    labels = table["label"].where(table["label"].isin(LABELS), 2)
+    values, counted = ("x", "y") if upright else ("y", "x")
+    for label, (name, color) in LABELS.items():
+        counts = np.histogram(table.loc[labels == label, column], edges)[0]
+        if counts.any():
+            figure.add_bar(
+                **{values: (edges[:-1] + edges[1:]) / 2, counted: counts},
+                orientation="v" if upright else "h",
+                width=np.diff(edges),
+                name=name,
+                legendgroup=name,
+                showlegend=name not in shown,
+                marker={"color": color, "line_width": 0},
+                row=panel if upright else 1,
+                col=1 if upright else panel,
+            )
+
+
+def _add_interval(figure: go.Figure, method: str, value: float, low: float, high: float, col: int) -> None:
+    width = (
+        {} if np.isnan(low) else {"error_x": {"array": [high - value], "arrayminus": [value - low], "thickness": 2.5}}
+    )
+    marker = {"color": method_color(method), "size": 11}
+    figure.add_scatter(x=[value], y=[label_text(method)], mode="markers", marker=marker, row=1, col=col, **width)
+
+
+def _wrapped(text: str, most: int = 400) -> str:
+    """A text for a hover label: cut, escaped, in lines."""
+    return "<br>".join(html.escape(line) for line in textwrap.wrap(text[:most], 60))
+
+
+def _add_curve(
+    figure: go.Figure,
+    method: str,
+    shares: np.ndarray,
+    keys: np.ndarray,
+    table: pd.DataFrame,
+    resamples: int,
+    seed: int,
+    col: int = 1,
+) -> None:
+    """Mean reward of the lowest shares by `keys`, with a band where resamples are asked for."""
+    positions = prompt_positions(table)
+    weights = bootstrap_weights(positions.max() + 1, resamples, np.random.default_rng(seed))[:, positions]
+    rewards = table["reward"].to_numpy(dtype=float)
+    means = np.stack([tail_mean(rewards, keys, share, weights) for share in shares])
+    if resamples:
+        low, high = np.quantile(means[:, 1:], [0.025, 0.975], axis=1)
+        figure.add_scatter(
+            x=100 * np.concatenate([shares, shares[::-1]]),
+            y=np.concatenate([low, high[::-1]]),
+            fill="toself",
+            fillcolor=_faint(method, 0.12),
+            line={"width": 0},
+            legendgroup=label_text(method),
+            showlegend=False,
+            hoverinfo="skip",
+            row=1,
+            col=col,
+        )
+    figure.add_scatter(
+        x=100 * shares,
+        y=means[:, 0],
+        name=label_text(method),
+        legendgroup=label_text(method),
+        showlegend=col == 1,
+        mode="lines",
+        line=line_style(method),
+        row=1,
+        col=col,
+    )
+
+
+def _add_training_lines(figure: go.Figure, method: str, log: pd.DataFrame, key: str) -> None:
+    panel = list(TRAINING_PANELS).index(key)
+    x, y = log["iteration"], log[key]
+    row, col = panel // 2 + 1, panel % 2 + 1
+    figure.update_yaxes(rangemode="tozero" if key in FROM_ZERO else "normal", row=row, col=col)
+    smooth = y if key in EXACT else y.rolling(max(1, len(y) // 10), center=True, min_periods=1).mean()
+    common = {"x": x, "legendgroup": label_text(method), "mode": "lines"}
+    figure.add_scatter(
+        **common,
+        y=y,
+        line={"color": _faint(method, 0.3), "width": 1},
+        showlegend=False,
+        hoverinfo="skip",
+        row=row,
+        col=col,
+    )
+    figure.add_scatter(
+        **common,
+        y=smooth,
+        name=label_text(method),
+        line=line_style(method),
+        showlegend=panel == 0,
+        row=row,
+        col=col,
+    )
+
+
+def _add_frontier_traces(
+    figure: go.Figure, method: str, rows: pd.DataFrame, means: pd.DataFrame, metric: str, col: int
+) -> None:
+    figure.add_scatter(
+        x=rows["kl"],
+        y=rows[metric],
+        mode="markers",
+        marker={"color": _faint(method, 0.35), "size": 6},
+        customdata=rows[["kl_coef", "seed"]],
+        hovertemplate="kl_coef %{customdata[0]}, seed %{customdata[1]}<br>KL %{x:.2f}, %{y:.2f}",
+        name=label_text(method),
+        legendgroup=label_text(method),
+        showlegend=False,
+        row=1,
+        col=col,
+    )
+    figure.add_scatter(
+        x=means["kl"],
+        y=means[metric],
+        mode="lines+markers",
+        line=line_style(method),
+        marker={"size": 9},
+        customdata=means[["kl_coef"]],
+        hovertemplate="kl_coef %{customdata[0]}, mean of seeds<br>KL %{x:.2f}, %{y:.2f}",
+        name=label_text(method),
+        legendgroup=label_text(method),
+        showlegend=col == 1,
+        row=1,
+        col=col,
+    )
+
+
+# Parts
+
+
+def _group_title(group: str, prompts: int) -> str:
+    return f"{prompts} prompts" if group == "all" else f"{html.escape(group)}: {prompts} prompts"
+
+
+def _bin_edges(values: Iterable[float]) -> np.ndarray:
+    return np.histogram_bin_edges(np.asarray(values, dtype=float), bins=40)
+
+
+def _faint(method: str, opacity: float) -> str:
+    color = method_color(method)
+    return f"rgba({int(color[1:3], 16)}, {int(color[3:5], 16)}, {int(color[5:7], 16)}, {opacity})"
+
+
+def _laid_out(figure: go.Figure, title: str, height: int = 480, **layout) -> go.Figure:
+    figure.update_layout(template=TEMPLATE, title_text=title, height=height, **layout)
+    figure.update_layout(title_y=1 - 14 / height, legend_y=1 - 40 / height)
+    return figure

@@ -1,0 +1,14 @@
+"""Widgets for notebooks: move a control, see the numbers change. Each stands alone, and has a picture in its place."""
+
+from rarlhf_nb.showing.widgets.live_training import LiveTraining, live_training
+from rarlhf_nb.showing.widgets.risk_explorer import RiskExplorer, risk_explorer
+from rarlhf_nb.showing.widgets.schedule_designer import ScheduleDesigner, schedule_designer
+
+__all__ = [
+    "LiveTraining",
+    "RiskExplorer",
+    "ScheduleDesigner",
+    "live_training",
+    "risk_explorer",
+    "schedule_designer",
+]

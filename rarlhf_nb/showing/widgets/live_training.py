@@ -1,0 +1,265 @@
+"""Live training: choose a risk setting, watch the curves grow; pause, resume, stop.
+
+Nothing is imported from the training code: a factory makes the trainer, whose public surface is `Steps`.
+"""
+
+import threading
+from collections.abc import Callable
+from itertools import cycle
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+from IPython.display import HTML, display
+from ipywidgets import HTML as HTMLWidget
+from ipywidgets import BoundedIntText, Button, Dropdown, FloatSlider, IntSlider, VBox
+
+from rarlhf_nb.core.methods import METHODS
+from rarlhf_nb.showing.explorer_figures import Batch, batch_changes, batch_figure, training_figure, training_traces
+from rarlhf_nb.showing.figures import training_curves
+from rarlhf_nb.showing.pictures import is_static
+from rarlhf_nb.showing.widgets.binding import Drawing, controls, page
+from rarlhf_nb.showing.widgets.text import error_html, framed, hover_text, table_html, text_cell
+from rarlhf_nb.training.risk import cvar
+
+ESTIMATORS = {"tail selection": "tail_selection", "Rockafellar–Uryasev": "rockafellar_uryasev"}
+RUN_COLORS = [METHODS[key].color for key in ("ra_rlhf", "rlhf", "ra_rlhf_ru", "prompted", "dexperts", "quark", "sft")]
+WIDE, NARROW = {"width": "22em"}, {"width": "12em"}
+SAMPLES = 3  # completions shown
+
+
+class Steps(Protocol):
+    """What live training needs of a trainer; `CVaRPPOTrainer` has it.
+
+    rollout: the last batch, with env_rewards, kl: (B,), tail: the kept episodes' indices, episodes.prompts and
+    .completions.
+    """
+
+    args: Any  # .iterations
+    iteration: int
+    rollout: Any
+
+    def next_prompts(self) -> dict[str, list]: ...
+
+    def step(self, prompts: list[str], **columns: list) -> dict[str, float]: ...
+
+
+class Setting(NamedTuple):
+    """What the controls say; handed to the factory by name."""
+
+    alpha: float
+    estimator: str
+    warm_start: int
+    rho: float
+    seed: int
+
+    def label(self, number: int) -> str:
+        """The curve's name."""
+        kind = "tail" if self.estimator == "tail_selection" else "RU"
+        return f"{number}: {kind}, α {self.alpha:g}, n {self.warm_start}, ρ {self.rho:g}, seed {self.seed}"
+
+
+class LiveTraining(VBox):
+    """Training in a thread of its own, one iteration at a time, so that the kernel stays free for other cells.
+
+    make_trainer(alpha, estimator, warm_start, rho, seed) gives a trainer. `state` is idle, running, paused, done,
+    stopped or failed. One widget of a kernel trains at a time: starting another stops the one before.
+    """
+
+    _training: "LiveTraining | None" = None
+
+    def __init__(
+        self,
+        make_trainer: Callable[..., Steps],
+        start: Setting,
+        tail_share: float = 0.2,
+        earlier: dict[str, pd.DataFrame] | None = None,
+    ) -> None:
+        self.make_trainer, self.tail_share = make_trainer, tail_share
+        self.state = "idle"
+        self.curves: dict[str, list[dict]] = {}  # by name, a row an iteration
+        self._last: dict | None = None
+        self._stop, self._go_on = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._make_controls(start)
+        self.curve = Drawing(training_figure(earlier or {}, tail_share))
+        self.batch = Drawing(batch_figure(None))
+        self.status, self.samples = HTMLWidget("Choose a setting and start."), page()
+        self._colors = cycle(RUN_COLORS)
+        super().__init__(
+            [
+                controls(self.alpha, self.estimator, self.warm_start, self.rho, self.seed),
+                controls(self.start_button, self.pause_button, self.stop_button, self.status),
+                self.curve.box,
+                self.batch.box,
+                self.samples,
+            ]
+        )
+        self.add_class("rarlhf-training")
+
+    def _make_controls(self, start: Setting) -> None:
+        self.alpha = FloatSlider(start.alpha, min=0.01, max=1, step=0.01, description="α", layout=WIDE)
+        self.estimator = Dropdown(options=ESTIMATORS, value=start.estimator, layout={"width": "14em"})
+        self.warm_start = IntSlider(start.warm_start, 0, max(40, start.warm_start), description="n", layout=WIDE)
+        self.rho = FloatSlider(start.rho, min=0.05, max=1, step=0.05, description="ρ", layout=WIDE)
+        self.seed = BoundedIntText(start.seed, 0, 10**6, description="seed", layout=NARROW)
+        self.start_button = Button(description="Start", button_style="primary")
+        self.pause_button = Button(description="Pause", disabled=True)
+        self.stop_button = Button(description="Stop", disabled=True)
+        self.start_button.on_click(lambda _: self.start())
+        self.pause_button.on_click(lambda _: self.resume() if self.state == "paused" else self.pause())
+        self.stop_button.on_click(lambda _: self.stop())
+
+    def setting(self) -> Setting:
+        """What the controls say now."""
+        chosen = (self.alpha, self.estimator, self.warm_start, self.rho, self.seed)
+        return Setting(*(control.value for control in chosen))
+
+    # Buttons
+
+    def start(self) -> None:
+        """Train the chosen setting; curves of earlier settings stay."""
+        if self.state in ("running", "paused"):
+            return
+        if LiveTraining._training not in (None, self):
+            LiveTraining._training.stop()
+        LiveTraining._training = self
+        if self._thread is not None:
+            self._thread.join()
+        self._stop.clear()
+        self._go_on.set()
+        self._last = None
+        self._enter("running", "Preparing …")
+        self._thread = threading.Thread(target=self._train, args=(self.setting(),), daemon=True)
+        self._thread.start()
+
+    def pause(self) -> None:
+        """Halt after the present iteration."""
+        if self.state == "running":
+            self._go_on.clear()
+            self._enter("paused")
+
+    def resume(self) -> None:
+        """Go on where it was paused."""
+        if self.state == "paused":
+            self._enter("running")
+            self._go_on.set()
+
+    def stop(self) -> None:
+        """End after the present iteration; the curve stays as far as it got."""
+        if self.state in ("running", "paused"):
+            self._enter("stopped")
+            self._stop.set()
+            self._go_on.set()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the training ends."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    # The thread
+
+    def _train(self, setting: Setting) -> None:
+        try:
+            trainer = self.make_trainer(**setting._asdict())
+            name = setting.label(len(self.curves) + 1)
+            while trainer.iteration < trainer.args.iterations and not self._stop.is_set():
+                trainer.step(**trainer.next_prompts())
+                self._draw(name, trainer)
+                self._go_on.wait()
+            if self.state == "running":
+                self._enter("done")
+        except Exception as error:  # whatever it is, the learner sees it here and not in a log
+            self._enter("failed", error_html(error))
+
+    def _draw(self, name: str, trainer: Steps) -> None:
+        batch, rollout = batch_of(trainer.rollout), trainer.rollout
+        row = {
+            "iteration": trainer.iteration,
+            "of": trainer.args.iterations,
+            "mean": float(batch.rewards.mean()),
+            "tail": cvar(batch.rewards, self.tail_share),
+        }
+        if name not in self.curves:
+            self.curves[name] = []
+            traces = training_traces(name, pd.DataFrame([row]), next(self._colors))
+            self.curve.widget.add_traces(traces, rows=[1, 1], cols=[1, 2])
+        self.curves[name].append(row)
+        self._last = row
+        table = pd.DataFrame(self.curves[name])
+        with self.curve.widget.batch_update():
+            for trace, column in zip(self.curve.widget.data[-2:], ("mean", "tail"), strict=True):
+                trace.update(x=table["iteration"].to_numpy(), y=table[column].to_numpy())
+        self.batch.redraw(batch_changes(batch))
+        self.samples.value = samples_html(batch, rollout.episodes.prompts, rollout.episodes.completions)
+        self.status.value = self._progress()
+
+    def _progress(self) -> str:
+        """The state and how far it got; the iteration that was under way when a button was pressed counts."""
+        row, lead = self._last, "" if self.state == "running" else f"{self.state.capitalize()}. "
+        if row is None:
+            return lead
+        return (
+            f"{lead}Iteration {row['iteration']} of {row['of']}: mean reward {row['mean']:.2f}, CVaR {row['tail']:.2f}"
+        )
+
+    def _enter(self, state: str, status: str | None = None) -> None:
+        self.state = state
+        self.status.value = self._progress() if status is None else status
+        active = state in ("running", "paused")
+        self.start_button.disabled = active
+        self.pause_button.disabled = self.stop_button.disabled = not active
+        self.pause_button.description = "Resume" if state == "paused" else "Pause"
+
+
+def live_training(
+    make_trainer: Callable[..., Steps],
+    *,
+    alpha: float = 0.4,
+    estimator: str = "tail_selection",
+    warm_start: int = 5,
+    rho: float = 0.95,
+    seed: int = 1,
+    tail_share: float = 0.2,
+    earlier: dict[str, pd.DataFrame] | None = None,
+    interactive: bool = True,
+) -> LiveTraining | None:
+    """Train in the notebook and watch; make_trainer(alpha, estimator, warm_start, rho, seed) gives a trainer (`Steps`).
+
+    tail_share: of the CVaR that is drawn, the same for every setting so that curves compare; earlier: training logs by
+    method of `training/`, their mean rewards drawn in grey. Returns the widget; where there is nobody to press Start,
+    shows the earlier logs and trains nothing.
+    """
+    if not is_static(interactive):
+        return LiveTraining(make_trainer, Setting(alpha, estimator, warm_start, rho, seed), tail_share, earlier)
+    if earlier:
+        training_curves(earlier).show()
+    else:
+        display(HTML(framed("<p>Open this notebook in Jupyter to train here; nothing was trained so far.</p>")))
+    return None
+
+
+def batch_of(rollout: Any) -> Batch:
+    """What is drawn of a batch."""
+    rewards, kl = (
+        np.asarray(values, dtype=np.float64) for values in (rollout.env_rewards.tolist(), rollout.kl.tolist())
+    )
+    kept = np.zeros(len(rewards), dtype=bool)
+    kept[rollout.tail.tolist()] = True
+    pairs = zip(rollout.episodes.prompts, rollout.episodes.completions, strict=True)
+    return Batch(
+        rewards, kl, kept, [f"{hover_text(prompt)}<br>→ {hover_text(completion)}" for prompt, completion in pairs]
+    )
+
+
+def samples_html(batch: Batch, prompts: list[str], completions: list[str]) -> str:
+    """The lowest rewards of the batch, with their texts."""
+    lowest = np.argsort(batch.rewards, kind="stable")[:SAMPLES]
+    rows = [
+        [text_cell("", prompts[row]), text_cell(f"{batch.rewards[row]:+.2f}", completions[row], bool(batch.kept[row]))]
+        for row in lowest
+    ]
+    return framed(
+        "<p>The lowest rewards of this batch; the bar marks episodes that are kept.</p>",
+        table_html(["prompt", "completion"], rows),
+    )

@@ -1,0 +1,278 @@
+"""The risk explorer: a slider for the measured alpha, and for a sweep one for the trained alpha."""
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from IPython.display import HTML, display
+from ipywidgets import Dropdown, FloatSlider, SelectionSlider, ToggleButtons, VBox
+
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.methods import method_name, split_alpha
+from rarlhf_nb.measuring.metrics import Interval, perplexity
+from rarlhf_nb.measuring.report import BASELINES, interval_cell
+from rarlhf_nb.showing.explorer_figures import (
+    Ranking,
+    Slot,
+    curve_changes,
+    curve_figure,
+    distribution_changes,
+    distribution_figure,
+    distribution_titles,
+    measure_tails,
+    price_changes,
+    price_figure,
+    shared_axes,
+    tail_table,
+)
+from rarlhf_nb.showing.pictures import is_static
+from rarlhf_nb.showing.widgets.binding import Drawing, controls, no_collection, page
+from rarlhf_nb.showing.widgets.text import framed, name_cell, number_cell, table_html, text_cell
+
+BY = {"reward": "reward", "prompt_score": "prompt score"}
+SLIDER = {"width": "24em"}
+
+
+class Exploration:
+    """What the explorer shows, without widgets: panels, tables and texts of one measured and one trained alpha.
+
+    episodes: a table a method, as `report` reads them; held_out: their held-out texts, for the perplexity. Methods
+    named `name@alpha` are a sweep, one panel for all; `profile_alpha` puts the plain `name` among them.
+    """
+
+    def __init__(
+        self,
+        episodes: dict[str, pd.DataFrame],
+        held_out: dict[str, pd.DataFrame] | None = None,
+        profile_alpha: float | None = None,
+        resamples: int = 200,
+        seed: int = 0,
+    ) -> None:
+        self.episodes = episodes
+        measured = measure_tails(episodes, resamples, seed, _perplexities(held_out or {}))
+        self.slots = {method: Slot(method, tails) for method, tails in measured.items()}
+        self.families = sweep_families(list(measured), profile_alpha)
+        self.axes = shared_axes(list(measured.values()))
+        self.trained_alphas = sorted({alpha for members in self.families.values() for alpha in members})
+
+    def shown(self, trained: float | None) -> list[Slot]:
+        """A slot for each method outside a sweep and one for each sweep, at its alpha nearest to `trained`."""
+        leaders: dict[str, str] = {}
+        for family, members in self.families.items():
+            nearest = min(members, key=lambda alpha: abs(alpha - (trained or 0)))
+            leaders |= {method: members[nearest] for method in members.values()} | {family: members[nearest]}
+        return [self.slots[method] for method in dict.fromkeys(leaders.get(method, method) for method in self.slots)]
+
+    def family_slots(self) -> dict[str, dict[float, Slot]]:
+        """The sweeps with what was measured of them."""
+        return {
+            name: {alpha: self.slots[method] for alpha, method in members.items()}
+            for name, members in self.families.items()
+        }
+
+    def table_html(self, alpha: float, ranking: Ranking, trained: float | None) -> str:
+        """The tail mean of every shown method, and the paired differences; a star where the interval leaves out 0."""
+        table = tail_table(self.shown(trained), alpha, ranking, BASELINES)
+        baselines = list(table.columns[3:])
+        tail = f"CVaR {100 * alpha:.0f} %" if ranking == "reward" else f"reward, hardest {100 * alpha:.0f} % of prompts"
+        head = [
+            "method",
+            tail,
+            *(f"difference to {method_name(name)}" for name in baselines),
+            "mean reward",
+            "KL (nats)",
+        ]
+        rows = [
+            [
+                name_cell(method_name(method)),
+                number_cell(interval_cell(row["tail"])),
+                *(number_cell(_difference(row[name])) for name in baselines),
+                number_cell(f"{row['mean']:.2f}"),
+                number_cell("–" if np.isnan(row["kl"]) else f"{row['kl']:.2f}"),
+            ]
+            for method, row in table.iterrows()
+        ]
+        note = "In brackets: 95 % bootstrap intervals over prompts, differences paired. *: the interval leaves out 0."
+        return framed(table_html(head, rows), f"<p>{note}</p>")
+
+    def tail_rows(self, method: str, alpha: float, ranking: Ranking, most: int = 6) -> np.ndarray:
+        """Episodes that stand for a method's tail now: evenly spread, from the lowest to the one at the boundary."""
+        tail = self.slots[method].tails.tail(alpha, ranking)
+        return tail[np.unique(np.linspace(0, len(tail) - 1, min(most, len(tail))).round().astype(int))]
+
+    def texts_html(self, method: str, alpha: float, ranking: Ranking, trained: float | None, most: int = 6) -> str:
+        """What the shown methods wrote for the prompts of `method`'s tail; a mark where it is in their own tail."""
+        shown = self.shown(trained)
+        rows, tail_size = (
+            self.tail_rows(method, alpha, ranking, most),
+            len(self.slots[method].tails.tail(alpha, ranking)),
+        )
+        inside = {slot.method: np.isin(rows, slot.tails.tail(alpha, ranking)) for slot in shown}
+        prompts = self.episodes[method]
+        cells = [
+            [text_cell(f"{prompts['prompt_score'].iloc[row]:+.2f}", prompts["prompt"].iloc[row])]
+            + [self._completion_cell(slot.method, row, inside[slot.method][place]) for slot in shown]
+            for place, row in enumerate(rows)
+        ]
+        head = ["prompt (its score)", *(method_name(slot.method) for slot in shown)]
+        lead = (
+            f"{len(rows)} of the {tail_size} episodes that make up the tail of {html.escape(method_name(method))} by "
+            f"{BY[ranking]}, spread evenly from the lowest to the boundary. "
+            "The bar marks what lies in the method's own tail."
+        )
+        return framed(f"<p>{lead}</p>", table_html(head, cells))
+
+    def _completion_cell(self, method: str, row: int, in_tail: bool) -> str:
+        table = self.episodes[method]
+        return text_cell(f"{table['reward'].iloc[row]:+.2f}", table["completion"].iloc[row], in_tail)
+
+    def figures(self, alpha: float, ranking: Ranking, trained: float | None) -> list[go.Figure]:
+        """Distributions, the curve over alpha, and for a sweep its price."""
+        shown = self.shown(trained)
+        figures = [distribution_figure(shown, alpha, ranking, self.axes), curve_figure(shown, alpha, ranking)]
+        if self.families:
+            figures.append(price_figure(self.family_slots(), alpha, ranking, trained))
+        return figures
+
+
+class RiskExplorer(VBox):
+    """The explorer as a widget. `alpha`, `ranking`, `trained` and `anchor` are its controls; the rest follows them."""
+
+    def __init__(self, exploration: Exploration, alpha: float, ranking: Ranking, trained: float | None) -> None:
+        self.exploration = exploration
+        self.alpha = FloatSlider(
+            alpha, min=0.01, max=1, step=0.01, description="measured α", layout=SLIDER, continuous_update=True
+        )
+        self.ranking = ToggleButtons(
+            options=[(f"tail by {name}", key) for key, name in BY.items()],
+            value=ranking,
+            style={"button_width": "13em"},
+        )
+        self.trained = SelectionSlider(
+            options=exploration.trained_alphas or [1.0],
+            value=trained or 1.0,
+            description="trained α",
+            layout=SLIDER,
+        )
+        self.anchor = Dropdown(description="texts of", layout={"width": "18em"})
+        self._offer_anchors()
+        figures = exploration.figures(alpha, ranking, trained)
+        self.distributions, self.curve, *price = map(Drawing, figures)
+        self.price = price[0] if price else None
+        self.table, self.texts = page(), page()
+        self._write()
+        sweep = [self.trained] if exploration.families else []
+        super().__init__(
+            [
+                controls(self.alpha, self.ranking, *sweep),
+                self.distributions.box,
+                self.table,
+                self.curve.box,
+                *(drawing.box for drawing in price),
+                controls(self.anchor),
+                self.texts,
+            ]
+        )
+        self.add_class("rarlhf-explorer")
+        for control in (self.alpha, self.ranking, self.trained):
+            control.observe(self._moved, names="value")
+        self.anchor.observe(lambda _: self._write_texts(), names="value")
+
+    def _present(self) -> tuple[float, Ranking, float | None]:
+        return self.alpha.value, self.ranking.value, self.trained.value if self.exploration.families else None
+
+    @no_collection()
+    def _moved(self, change: dict) -> None:
+        alpha, ranking, trained = self._present()
+        if change["owner"] is self.trained:
+            self._offer_anchors()
+        shown, axes = self.exploration.shown(trained), self.exploration.axes
+        titles = distribution_titles(shown, alpha, ranking)
+        self.distributions.redraw(distribution_changes(shown, alpha, ranking, axes), titles)
+        self.curve.redraw(curve_changes(shown, alpha, ranking))
+        if self.price is not None:
+            self.price.redraw(price_changes(self.exploration.family_slots(), alpha, ranking, trained))
+        self._write()
+
+    def _offer_anchors(self) -> None:
+        """The shown methods; the choice stays in its place when the trained alpha changes."""
+        methods = [slot.method for slot in self.exploration.shown(self._present()[2])]
+        place = self.anchor.index if self.anchor.options else methods.index(_default_anchor(methods))
+        self.anchor.options = [(method_name(method), method) for method in methods]
+        self.anchor.index = place
+
+    def _write(self) -> None:
+        self.table.value = self.exploration.table_html(*self._present())
+        self._write_texts()
+
+    def _write_texts(self) -> None:
+        if self.anchor.value is not None:  # for a moment, while its options change
+            self.texts.value = self.exploration.texts_html(self.anchor.value, *self._present())
+
+
+def risk_explorer(
+    episodes: dict[str, pd.DataFrame],
+    held_out: dict[str, pd.DataFrame] | None = None,
+    *,
+    alpha: float = 0.1,
+    ranking: Ranking = "reward",
+    profile_alpha: float | None = None,
+    resamples: int = 200,
+    seed: int = 0,
+    interactive: bool = True,
+) -> RiskExplorer | None:
+    """Explore the tails of several methods' rewards (`Exploration` says what is asked of the tables).
+
+    Returns the widget, or shows what it would show at `alpha` where there is nobody to move it. Raises `UserError`
+    where methods were not measured on the same prompts.
+    """
+    if ranking not in BY:
+        raise UserError(f"ranking = {ranking!r}: the tail is taken by one of {', '.join(BY)}.")
+    exploration = Exploration(episodes, held_out, profile_alpha, resamples, seed)
+    trained = exploration.trained_alphas[0] if exploration.families else None
+    if not is_static(interactive):
+        return RiskExplorer(exploration, alpha, ranking, trained)
+    titles = [f"Rewards and their tail, α = {alpha:g}", "The tail at every α", "What the trained α costs"]
+    for figure, title in zip(exploration.figures(alpha, ranking, trained), titles, strict=False):
+        figure.update_layout(title_text=title, margin_t=100, height=figure.layout.height + 60).show()
+    methods = [slot.method for slot in exploration.shown(trained)]
+    display(HTML(exploration.table_html(alpha, ranking, trained)))
+    display(HTML(exploration.texts_html(_default_anchor(methods), alpha, ranking, trained)))
+    return None
+
+
+def sweep_families(methods: Sequence[str], profile_alpha: float | None = None) -> dict[str, dict[float, str]]:
+    """The sweeps among `methods`: by name, which method was trained at which alpha.
+
+    profile_alpha: the alpha that the plain name of a sweep stands for; None leaves it out.
+    """
+    families: dict[str, dict[float, str]] = {}
+    for method in methods:
+        name, alpha = split_alpha(method)
+        if alpha is not None:
+            families.setdefault(name, {})[alpha] = method
+    for name, members in families.items():
+        if name in methods and profile_alpha is not None:
+            members.setdefault(profile_alpha, name)
+    return families
+
+
+def _perplexities(held_out: dict[str, pd.DataFrame]) -> dict[str, float]:
+    """Each method's perplexity on its held-out texts, without resampling."""
+    return {
+        method: float(perplexity(*(table[column].to_numpy() for column in columns), np.ones(len(table))))
+        for columns in [("log_likelihood", "tokens")]
+        for method, table in held_out.items()
+    }
+
+
+def _default_anchor(methods: Sequence[str]) -> str:
+    return next((name for name in BASELINES if name in methods), methods[-1])
+
+
+def _difference(interval: Interval | None) -> str:
+    if interval is None:
+        return "–"
+    return interval_cell(interval) + (" *" if interval.low > 0 or interval.high < 0 else "")

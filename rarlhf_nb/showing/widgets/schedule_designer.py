@@ -1,0 +1,90 @@
+"""The schedule designer: how many episodes each iteration keeps, and what that saves."""
+
+import html
+from typing import Literal
+
+import plotly.graph_objects as go
+from IPython.display import HTML, display
+from ipywidgets import BoundedIntText, FloatSlider, IntSlider, ToggleButtons, VBox
+
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.profiles import load_profile
+from rarlhf_nb.showing.explorer_figures import ALONG_TITLES, saved_share, shares_changes, shares_figure
+from rarlhf_nb.showing.pictures import is_static
+from rarlhf_nb.showing.widgets.binding import Drawing, controls, page
+from rarlhf_nb.showing.widgets.text import error_html, framed, number_cell, table_html
+from rarlhf_nb.training.risk import SoftRiskSchedule
+
+PAPER_SCHEDULES = {
+    f"{task} (paper)": load_profile(profile).schedule()
+    for task, profile in {"IMDB-Gen": "imdb-gpt2", "Jigsaw-Gen": "jigsaw-gpt2", "RTP-Gen": "rtp-gpt2"}.items()
+}
+YOURS = "yours"
+WIDE, NARROW = {"width": "22em"}, {"width": "12em"}
+ALONG = {"by iteration": "iteration", "by share of training": "share"}
+
+
+def saved_html(schedules: dict[str, SoftRiskSchedule]) -> str:
+    """A row per schedule: its settings and the share of gradient work that it saves."""
+    rows = [
+        [f"<td>{html.escape(name)}</td>"]
+        + [number_cell(f"{value:g}") for value in (s.warm_start, s.alpha, s.rho, s.iterations, s.batch_size)]
+        + [number_cell(f"{s.kept(s.iterations)}"), number_cell(f"{100 * saved_share(s):.1f} %")]
+        for name, s in schedules.items()
+    ]
+    head = ["schedule", "n", "α", "ρ", "M", "B", "kept at the end", "gradient work saved"]
+    return framed(table_html(head, rows))
+
+
+class ScheduleDesigner(VBox):
+    """Controls for n, alpha, rho, M and B over the curves; settings that do not fit together are named, not drawn."""
+
+    def __init__(self, start: SoftRiskSchedule, along: Literal["iteration", "share"] = "iteration") -> None:
+        self.warm_start = IntSlider(start.warm_start, 0, max(100, start.warm_start), description="n", layout=WIDE)
+        self.alpha = FloatSlider(start.alpha, min=0.01, max=1, step=0.01, description="α", layout=WIDE)
+        self.rho = FloatSlider(start.rho, min=0.01, max=1, step=0.01, description="ρ", layout=WIDE)
+        self.iterations = BoundedIntText(start.iterations, 1, 100_000, description="M", layout=NARROW)
+        self.batch_size = BoundedIntText(start.batch_size, 1, 100_000, description="B", layout=NARROW)
+        self.along = ToggleButtons(options=ALONG, value=along, style={"button_width": "13em"})
+        self.figure = Drawing(shares_figure(PAPER_SCHEDULES | {YOURS: start}, self.along.value))
+        self.saved = page(saved_html(PAPER_SCHEDULES | {YOURS: start}))
+        chosen = (self.warm_start, self.alpha, self.rho, self.iterations, self.batch_size)
+        super().__init__([controls(*chosen, self.along), self.figure.box, self.saved])
+        self.add_class("rarlhf-schedule")
+        for control in (*chosen, self.along):
+            control.observe(lambda _: self._moved(), names="value")
+
+    def schedule(self) -> SoftRiskSchedule:
+        """What the controls say; raises `UserError` where they do not fit together."""
+        return SoftRiskSchedule(
+            self.batch_size.value, self.alpha.value, self.iterations.value, self.warm_start.value, self.rho.value
+        )
+
+    def _moved(self) -> None:
+        try:
+            schedules = PAPER_SCHEDULES | {YOURS: self.schedule()}
+        except UserError as error:
+            self.saved.value = error_html(error)
+            return
+        self.figure.redraw(shares_changes(schedules, self.along.value))
+        self.figure.widget.layout.xaxis.title.text = ALONG_TITLES[self.along.value]
+        self.saved.value = saved_html(schedules)
+
+
+def schedule_designer(
+    start: SoftRiskSchedule | None = None,
+    along: Literal["iteration", "share"] = "iteration",
+    interactive: bool = True,
+) -> ScheduleDesigner | None:
+    """Design a soft-risk schedule (eqs. 8-10) beside the paper's; `start`: where the controls begin, the paper's IMDB.
+
+    Returns the widget, or shows the figure and the table where there is nobody to move it.
+    """
+    start = start or PAPER_SCHEDULES["IMDB-Gen (paper)"]
+    if not is_static(interactive):
+        return ScheduleDesigner(start, along)
+    schedules = PAPER_SCHEDULES | {YOURS: start}
+    figure: go.Figure = shares_figure(schedules, along)
+    figure.update_layout(title_text="Soft-risk schedule", margin_t=110, legend_y=0.9).show()
+    display(HTML(saved_html(schedules)))
+    return None

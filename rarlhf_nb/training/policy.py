@@ -1,0 +1,349 @@
+"""The actor-critic: a causal LM with a value head; sampling, log-probabilities, and the frozen reference.
+
+Shapes: B episodes, P prompt tokens (padded on the left), T completion tokens (padded on the right), V tokens in the
+vocabulary, H hidden units. A mask is True on real tokens. Sampling forbids some tokens, and every log-probability
+here is taken under that same masked and tempered distribution: otherwise a policy could move mass to a forbidden
+token and be paid for it as negative KL.
+"""
+
+import copy
+import inspect
+import json
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Protocol
+
+import peft
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.profiles import LoraSettings, SamplingSettings
+from rarlhf_nb.core.seeding import seeded
+from rarlhf_nb.worlds.hub import resolve_model
+
+VALUE_HEAD = "value_head.safetensors"
+PREFIX = "prefix.json"
+
+
+@dataclass
+class Episodes:
+    """B pairs of a prompt and a completion, as text and as tokens."""
+
+    prompts: list[str]
+    completions: list[str]
+    prompt_ids: torch.Tensor  # (B, P) int64, left-padded
+    prompt_mask: torch.Tensor  # (B, P) bool
+    completion_ids: torch.Tensor  # (B, T) int64, right-padded
+    completion_mask: torch.Tensor  # (B, T) bool, EOS included
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def take(self, indices: torch.Tensor) -> "Episodes":
+        """The episodes at `indices` (K,), in that order."""
+        chosen = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            chosen[field.name] = value[indices] if torch.is_tensor(value) else [value[i] for i in indices.tolist()]
+        return replace(self, **chosen)
+
+    @property
+    def tokens(self) -> int:
+        """How many real tokens, prompts and completions together."""
+        return int(self.prompt_mask.sum() + self.completion_mask.sum())
+
+
+class Policy(Protocol):
+    """What evaluation asks of a method: completions, and how likely it finds completions and human texts."""
+
+    processing_class: PreTrainedTokenizerBase
+    prefix_ids: list[int]
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `ActorCritic.forward`."""
+
+    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int) -> Episodes:
+        """As `ActorCritic.sample`."""
+
+    def token_log_probs(self, episodes: Episodes, sampling: SamplingSettings) -> torch.Tensor:
+        """log pi(a_t | s_t) (B, T) under the very distribution that `sample` draws from; 0 on padding."""
+
+
+class ActorCritic(nn.Module):
+    """A causal LM (the actor) and a linear value head on its last hidden state (the critic): one trunk, two heads.
+
+    The module stays in eval mode: dropout would make the PPO ratio differ from 1 before any update. The checkpoint's
+    own generation settings are replaced, since the sampler must be the distribution that `token_log_probs` describes.
+
+    prefix_ids: tokens that the model reads before every prompt, such as an instruction or a reward token. They are
+    part of no episode: neither of its prompt nor of its completion.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, prefix_ids: Sequence[int] = ()
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.processing_class = processing_class
+        self.prefix_ids = list(prefix_ids)
+        hidden_size = model.config.get_text_config().hidden_size
+        self.value_head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=model.device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        model.generation_config = GenerationConfig(
+            bos_token_id=processing_class.bos_token_id,
+            eos_token_id=processing_class.eos_token_id,
+            pad_token_id=processing_class.pad_token_id,
+        )
+        inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+        self.takes_positions = "position_ids" in inspect.signature(inner.forward).parameters
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def forbidden_ids(self) -> list[int]:
+        """Tokens that are never sampled: the special ones but EOS, for a completion is text."""
+        return [i for i in self.processing_class.all_special_ids if i != self.processing_class.eos_token_id]
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, T, V) and values (B, T) at the positions that draw the last T = completion_length tokens.
+
+        input_ids, attention_mask: (B, P + T).
+        """
+        input_ids, attention_mask = self.prefixed(input_ids, attention_mask)
+        positions = {}
+        if self.takes_positions:
+            positions["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask.long(),
+            output_hidden_states=True,
+            logits_to_keep=completion_length + 1,
+            use_cache=False,
+            **positions,
+        )
+        hidden = output.hidden_states[-1][:, -completion_length - 1 : -1]
+        return output.logits[:, :-1], self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
+
+    def prefixed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask with the prefix before them; the padding of shorter prompts then lies between the two."""
+        prefix = torch.tensor(self.prefix_ids, dtype=input_ids.dtype, device=input_ids.device)
+        prefix = prefix.expand(len(input_ids), -1)
+        mask = torch.ones_like(prefix, dtype=attention_mask.dtype)
+        return torch.cat([prefix, input_ids], 1), torch.cat([mask, attention_mask], 1)
+
+    def token_log_probs(self, episodes: Episodes, sampling: SamplingSettings) -> torch.Tensor:
+        """log pi(a_t | s_t) (B, T) under the sampler's masked distribution."""
+        return evaluate_tokens(self, episodes, sampling).log_probs
+
+    def tokenize(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and mask, both (B, P), padded on the left."""
+        batch = self.processing_class(prompts, padding=True, padding_side="left", return_tensors="pt")
+        return batch["input_ids"].to(self.device), batch["attention_mask"].bool().to(self.device)
+
+    @torch.no_grad()
+    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int) -> Episodes:
+        """Draw one completion for each prompt; the same prompts, weights and seed give the same completions.
+
+        Raises `UserError` where the longest prompt leaves no room for the completion.
+        """
+        prompt_ids, prompt_mask = self.tokenize(prompts)
+        check_context(self, len(self.prefix_ids) + prompt_ids.shape[1], sampling.completion_length)
+        settings = GenerationConfig(
+            do_sample=True,
+            temperature=sampling.temperature,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=sampling.completion_length,
+            min_new_tokens=sampling.minimum_completion_length,
+            suppress_tokens=self.forbidden_ids or None,
+            pad_token_id=self.processing_class.pad_token_id,
+            eos_token_id=self.processing_class.eos_token_id,
+        )
+        with seeded(seed, self.device):
+            given, mask = self.prefixed(prompt_ids, prompt_mask)
+            ids = self.model.generate(input_ids=given, attention_mask=mask.long(), generation_config=settings)
+        completion_ids = ids[:, given.shape[1] :]
+        mask = until_eos(completion_ids, self.processing_class.eos_token_id)
+        completions = self.completion_texts(prompt_ids, prompt_mask, completion_ids, mask)
+        return Episodes(list(prompts), completions, prompt_ids, prompt_mask, completion_ids, mask)
+
+    def completion_texts(
+        self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, completion_ids: torch.Tensor, mask: torch.Tensor
+    ) -> list[str]:
+        """The completions' texts: the whole text beyond the prompt (alone, they would lose leading spaces)."""
+        prompts = [ids[keep].tolist() for ids, keep in zip(prompt_ids, prompt_mask, strict=True)]
+        completions = [ids[keep].tolist() for ids, keep in zip(completion_ids, mask, strict=True)]
+        heads = self._decode(prompts)
+        wholes = self._decode([p + c for p, c in zip(prompts, completions, strict=True)])
+        alone = self._decode(completions)
+        return [
+            whole[len(head) :] if whole.startswith(head) else tail
+            for head, whole, tail in zip(heads, wholes, alone, strict=True)
+        ]
+
+    def _decode(self, ids: list[list[int]]) -> list[str]:
+        return self.processing_class.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def save(self, folder: Path) -> None:
+        """Write the policy in the hub's format (an adapter merged in), the value head and the prefix beside it."""
+        model = self.model
+        if isinstance(model, peft.PeftModel):
+            model = copy.deepcopy(model).merge_and_unload()
+        model.save_pretrained(folder)
+        self.processing_class.save_pretrained(folder)
+        save_file(self.value_head.state_dict(), Path(folder) / VALUE_HEAD)
+        (Path(folder) / PREFIX).write_text(json.dumps({"prefix_ids": self.prefix_ids}) + "\n")
+
+
+def load_policy(
+    model: str | Path, lora: LoraSettings | None = None, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> ActorCritic:
+    """The policy in a folder or of a hub id, on the GPU if there is one.
+
+    A value head and a prefix that were saved beside it are loaded too. A tokenizer without a pad token pads with EOS.
+    Safetensors only, no remote code. With `lora`, the model gets a fresh adapter, drawn with `seed`. Raises `UserError`
+    where the model cannot be had.
+    """
+    folder = resolve_model(str(model))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        causal_lm = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=dtype)
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"policy.model = {str(model)!r} does not load as a causal language model: {reason}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    causal_lm.to("cuda" if torch.cuda.is_available() else "cpu")
+    if lora is not None:
+        config = peft.LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        with seeded(seed, causal_lm.device), warnings.catch_warnings():
+            # peft asks transformers under a name that transformers is about to drop
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            causal_lm = peft.get_peft_model(causal_lm, config)
+    policy = ActorCritic(causal_lm, tokenizer)
+    value_head = Path(folder) / VALUE_HEAD
+    if value_head.exists():
+        policy.value_head.load_state_dict(load_file(value_head))
+    prefix = Path(folder) / PREFIX
+    if prefix.exists():
+        policy.prefix_ids = json.loads(prefix.read_text())["prefix_ids"]
+    return policy
+
+
+def check_context(policy: ActorCritic, prompt_length: int, completion_length: int) -> None:
+    """Raise `UserError` where prompt and completion do not fit into the model's context."""
+    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and prompt_length + completion_length > context:
+        raise UserError(
+            f"task.prompt_length = {prompt_length} and sampling.completion_length = {completion_length} make "
+            f"{prompt_length + completion_length} tokens, but the model's context holds {context}; shorten one of them."
+        )
+
+
+class Reference:
+    """pi_ref: a frozen copy of the policy, or, where the policy is a peft model, the same network, adapter off."""
+
+    def __init__(self, policy: ActorCritic) -> None:
+        self._policy = policy if isinstance(policy.model, peft.PeftModel) else _frozen(policy)
+
+    @torch.no_grad()
+    def token_log_probs(self, episodes: Episodes, sampling: SamplingSettings) -> torch.Tensor:
+        """log pi_ref(a_t | s_t) (B, T) under the sampler's masked distribution."""
+        model = self._policy.model
+        adapter_off = model.disable_adapter() if isinstance(model, peft.PeftModel) else nullcontext()
+        with adapter_off:
+            return self._policy.token_log_probs(episodes, sampling)
+
+
+def _frozen(policy: ActorCritic) -> ActorCritic:
+    return copy.deepcopy(policy).requires_grad_(False)
+
+
+@dataclass
+class TokenEvaluation:
+    """What policy and critic say of each completion token; all (B, T), 0 on padding."""
+
+    log_probs: torch.Tensor
+    values: torch.Tensor
+    entropy: torch.Tensor | None = None
+
+
+def evaluate_tokens(
+    policy: ActorCritic,
+    episodes: Episodes,
+    sampling: SamplingSettings,
+    entropy: bool = False,
+    forward: nn.Module | None = None,
+) -> TokenEvaluation:
+    """log pi(a_t | s_t) and V(s_t) of every completion token, and on demand the entropy of pi(. | s_t).
+
+    forward: accelerate's wrapper of the policy, through which gradients must flow in training.
+    """
+    mask = episodes.completion_mask
+    logits, values = (forward or policy)(
+        torch.cat([episodes.prompt_ids, episodes.completion_ids], 1),
+        torch.cat([episodes.prompt_mask, mask], 1),
+        mask.shape[1],
+    )
+    logits = sampler_logits(logits, sampling, policy.forbidden_ids, policy.processing_class.eos_token_id)
+    log_probs = token_log_probs(logits, episodes.completion_ids)
+    return TokenEvaluation(
+        log_probs=log_probs.masked_fill(~mask, 0.0),
+        values=values.masked_fill(~mask, 0.0),
+        entropy=token_entropy(logits).masked_fill(~mask, 0.0) if entropy else None,
+    )
+
+
+def sampler_logits(
+    logits: torch.Tensor, sampling: SamplingSettings, forbidden_ids: list[int], eos_id: int | None
+) -> torch.Tensor:
+    """The logits of the distribution that the sampler draws from: tempered, forbidden tokens masked.
+
+    logits: (B, T, V). `forbidden_ids` are masked everywhere, EOS before the minimum completion length.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / sampling.temperature
+    masked = torch.zeros(logits.shape[1:], dtype=torch.bool, device=logits.device)
+    masked[:, forbidden_ids] = True
+    if eos_id is not None:
+        masked[: sampling.minimum_completion_length, eos_id] = True
+    # the lowest finite number rather than -inf: its probability is 0 and its share of the entropy 0, not NaN
+    return logits.masked_fill(masked, torch.finfo(logits.dtype).min)
+
+
+def token_log_probs(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """log softmax(logits)[token]: (B, T, V), (B, T) -> (B, T)."""
+    return logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+
+
+def token_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """H(softmax(logits)) in nats: (B, T, V) -> (B, T)."""
+    return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
+
+
+def until_eos(token_ids: torch.Tensor, eos_id: int | None) -> torch.Tensor:
+    """Mask (B, T): True up to and including the first EOS."""
+    is_eos = token_ids == (-1 if eos_id is None else eos_id)
+    return (is_eos.cumsum(1) - is_eos.long()) == 0

@@ -1,0 +1,136 @@
+"""What the tail is: VaR, CVaR, the soft-risk schedule, and which episodes an iteration keeps.
+
+Higher is better throughout, so the tail is the *lowest* share of the values. `alpha` is a fraction in (0, 1];
+`kept` is a count of episodes (the paper's draft calls both alpha').
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from rarlhf_nb.core.errors import UserError
+
+
+def check_alpha(alpha: float) -> float:
+    """Return `alpha` if it is a tail share, else raise `UserError`."""
+    if not 0 < alpha <= 1:
+        raise UserError(f"alpha = {alpha}: the tail share must lie in (0, 1]; 1 is plain RLHF, 0.4 the paper's IMDB.")
+    return alpha
+
+
+def ceil_count(share: float) -> int:
+    """⌈share⌉, guarded against binary round-off: 0.2 * 5 is one episode, 0.07 * 100 is seven."""
+    return math.ceil(share - 1e-9)
+
+
+def tail_count(alpha: float, n: int) -> int:
+    """⌈alpha n⌉: how many of `n` episodes make up the tail (at least one)."""
+    return max(1, ceil_count(check_alpha(alpha) * n))
+
+
+def _finite_sorted(values: ArrayLike) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    if values.shape[-1] == 0:
+        raise ValueError("values is empty: a tail needs at least one value")
+    if np.isnan(values).any():
+        raise ValueError("values holds NaN: an episode without a value has no rank; drop or repair it first")
+    return np.sort(values, axis=-1)
+
+
+def var(values: ArrayLike, alpha: float) -> float:
+    """Value at risk. Eq. 6: q_alpha(R) = inf{z : F_R(z) >= alpha}, the ⌈alpha N⌉-th lowest of the N values.
+
+    values: (N,), higher is better. Ties need no rule: equal values are one quantile.
+    Raises `ValueError` on NaN or an empty array, `UserError` on alpha outside (0, 1].
+    """
+    values = _finite_sorted(values)
+    return float(values[tail_count(alpha, values.shape[-1]) - 1])
+
+
+def cvar(values: ArrayLike, alpha: float) -> float:
+    """Conditional value at risk: the mean of the lowest alpha share. Eq. 6: E[R | R <= q_alpha(R)].
+
+    Where alpha N is not whole, the boundary value counts with the fraction that is left, which makes CVaR continuous
+    in alpha and equal to max_eta eta - E[(eta - R)_+] / alpha (Rockafellar and Uryasev 2000). Ties share one value,
+    so their order cannot matter. values: (N,). Raises like `var`.
+    """
+    return float(cvar_sorted(_finite_sorted(values), alpha))
+
+
+def cvar_sorted(values: np.ndarray, alpha: float) -> np.ndarray:
+    """`cvar` along the last axis of values that are sorted ascending already: (..., N) -> (...)."""
+    n = values.shape[-1]
+    kept = tail_count(alpha, n)
+    boundary = alpha * n - (kept - 1)
+    return (values[..., : kept - 1].sum(-1) + boundary * values[..., kept - 1]) / (alpha * n)
+
+
+@dataclass(frozen=True)
+class SoftRiskSchedule:
+    """How many episodes each iteration keeps (eqs. 8-10): all at first, then fewer at a constant rate, then ⌈alpha B⌉.
+
+    batch_size: B; alpha: the final tail share; iterations: M; warm_start: n, the iterations that keep every episode;
+    rho: the share of M after which alpha is reached. Raises `UserError` where these do not fit together.
+    """
+
+    batch_size: int
+    alpha: float
+    iterations: int
+    warm_start: int
+    rho: float
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+        if not 0 < self.rho <= 1:
+            raise UserError(f"rho = {self.rho}: the share of iterations at which alpha is reached must lie in (0, 1].")
+        if not 0 <= self.warm_start < self.reached_at:
+            raise UserError(
+                f"warm_start = {self.warm_start}: n must be at least 0 and below ⌈rho M⌉ = {self.reached_at} "
+                f"(rho = {self.rho}, iterations = {self.iterations}); lower warm_start or run more iterations."
+            )
+
+    @property
+    def reached_at(self) -> int:
+        """⌈rho M⌉, the first iteration that keeps ⌈alpha B⌉."""
+        return ceil_count(self.rho * self.iterations)
+
+    def kept(self, iteration: int) -> int:
+        """kept(m), eqs. 8-10, for the iteration m counted from 1."""
+        if iteration <= self.warm_start:
+            return self.batch_size
+        if iteration >= self.reached_at:
+            return tail_count(self.alpha, self.batch_size)
+        slope = (1 - self.alpha) / (self.reached_at - self.warm_start)
+        return ceil_count(self.batch_size * max(self.alpha, 1 - slope * (iteration - self.warm_start)))
+
+    def kept_counts(self) -> list[int]:
+        """kept(1) ... kept(M)."""
+        return [self.kept(iteration) for iteration in range(1, self.iterations + 1)]
+
+
+def kept_episodes(returns: torch.Tensor, kept: int) -> torch.Tensor:
+    """Alg. 1, line 4: the indices of the `kept` lowest returns, exactly that many, in batch order.
+
+    returns: (B,) -> (kept,) int64. Ties at the boundary go to the earlier episodes (stable order); the authors' code
+    keeps every tied one. Raises `ValueError` on NaN.
+    """
+    if torch.isnan(returns).any():
+        raise ValueError("returns holds NaN: an episode without a return has no rank")
+    return torch.sort(returns, stable=True).indices[:kept].sort().values
+
+
+def rockafellar_uryasev_rewards(rewards: torch.Tensor, kept: int) -> torch.Tensor:
+    """Environment rewards whose plain mean is the batch's CVaR at alpha' = kept / B (Rockafellar and Uryasev 2000).
+
+    r~ = eta + min(r - eta, 0) / alpha', eta = VaR of the batch at alpha'. rewards: (B,) -> (B,).
+    Every episode stays in the update: those above eta count as eta, those below count 1 / alpha' as much.
+    The added eta changes no gradient of the policy, makes the mean CVaR itself, and at alpha' = 1 gives r back,
+    so that plain PPO is the same code.
+    """
+    if kept == rewards.shape[0]:
+        return rewards
+    eta = rewards.sort().values[kept - 1]
+    return eta + (rewards - eta).clamp(max=0) * (rewards.shape[0] / kept)

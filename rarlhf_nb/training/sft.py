@@ -1,0 +1,77 @@
+"""Supervised fine-tuning on positive / non-toxic texts: the start and the reference of every RL method."""
+
+import tempfile
+import warnings
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.profiles import SFTSettings
+from rarlhf_nb.core.seeding import seeded
+from rarlhf_nb.training.policy import ActorCritic
+
+
+def train_sft(
+    policy: ActorCritic, texts: list[str], settings: SFTSettings, seed: int, mixed_precision: str = "no"
+) -> list[dict[str, float]]:
+    """Fine-tune the policy in place on `texts` with TRL's `SFTTrainer`; returns its log (step, loss, ...).
+
+    Raises `UserError` where packing is on and the texts do not fill one block.
+    """
+    with tempfile.TemporaryDirectory() as folder, seeded(seed, policy.device), warnings.catch_warnings():
+        # TRL sets this argument itself, under the name that transformers is about to drop
+        warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
+        args = SFTConfig(
+            output_dir=folder,
+            per_device_train_batch_size=settings.batch_size,
+            gradient_accumulation_steps=settings.gradient_accumulation_steps,
+            learning_rate=settings.learning_rate,
+            num_train_epochs=settings.epochs,
+            max_steps=settings.max_steps or -1,
+            max_length=settings.max_length,
+            max_grad_norm=1.0,
+            bf16=mixed_precision == "bf16",
+            use_cpu=policy.device.type == "cpu",
+            seed=seed,
+            save_strategy="no",
+            logging_steps=1,
+            report_to="none",
+            disable_tqdm=True,
+            gradient_checkpointing=False,
+        )
+        trainer = SFTTrainer(
+            model=policy.model,
+            args=args,
+            train_dataset=_training_set(policy.processing_class, texts[: settings.texts], settings),
+            processing_class=policy.processing_class,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    policy.eval()
+    return [row for row in trainer.state.log_history if "loss" in row]
+
+
+def _training_set(tokenizer: PreTrainedTokenizerBase, texts: list[str], settings: SFTSettings) -> Dataset:
+    # TRL ends texts with EOS and truncates them by itself. Its own packing either needs flash attention to keep texts
+    # apart or keeps a leftover for every thousand texts; blocks as the DExperts authors make them need neither.
+    if not settings.packing:
+        return Dataset.from_dict({"text": texts})
+    return Dataset.from_dict({"input_ids": packed_blocks(tokenizer, texts, settings.max_length)})
+
+
+def packed_blocks(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> list[list[int]]:
+    """The texts' tokens, an EOS after each text, in blocks of exactly `length` tokens; the leftover is dropped.
+
+    A block reads on across its texts: tokens attend to the text before, as in pre-training. Raises `UserError` where
+    the texts do not fill one block.
+    """
+    texts_ids = tokenizer(texts, verbose=False)["input_ids"]  # no warning of a text beyond the context: it is cut
+    stream = [token for ids in texts_ids for token in [*ids, tokenizer.eos_token_id]]
+    if len(stream) < length:
+        raise UserError(
+            f"sft.max_length = {length}, but all {len(texts)} texts together have {len(stream)} tokens, too few for "
+            "one packed block: lower it, give more texts or switch sft.packing off"
+        )
+    return [stream[at : at + length] for at in range(0, len(stream) - length + 1, length)]

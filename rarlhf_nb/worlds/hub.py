@@ -1,0 +1,87 @@
+"""From the name of a model to a local folder, at once and with a plain word when there is no network."""
+
+import threading
+from pathlib import Path
+
+from huggingface_hub import constants, get_session, is_offline_mode, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from rarlhf_nb.core.errors import UserError
+
+PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]  # never pickled weights, never code
+CONNECT_SECONDS = 3.0
+
+
+def resolve_model(name: str) -> str:
+    """The local folder of a model that is named by a folder or by a hub id.
+
+    A folder is returned as it is. A hub id is looked up in the local cache first, then downloaded (JSON,
+    tokenizer and safetensors files only).
+
+    Raises:
+        UserError: a folder without `config.json`, a malformed id, an unknown or closed repository, one
+            without safetensors weights, or no network; the last within about three seconds.
+    """
+    if Path(name).expanduser().is_dir():
+        return _local_folder(Path(name).expanduser())
+    try:
+        cached = Path(snapshot_download(name, local_files_only=True))
+        if _is_complete(cached):
+            return str(cached)
+    except HFValidationError as error:
+        raise UserError(f"model = {name!r} is neither an existing folder nor a hub id like `gpt2`") from error
+    except LocalEntryNotFoundError:
+        pass
+    require_network(f"model = {name!r}", instead="a local folder")
+    return _download(name)
+
+
+def _local_folder(folder: Path) -> str:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model = {str(folder)!r} has no config.json: give a folder written by `save_pretrained`")
+    return str(folder)
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def _download(name: str) -> str:
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=PATTERNS))
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model = {name!r} cannot be downloaded: {reason}") from error
+    if not _is_complete(folder):
+        raise UserError(
+            f"model = {name!r} has no safetensors weights with a config.json: name another model, "
+            "or convert it and give the local folder"
+        )
+    return str(folder)
+
+
+def require_network(what: str, instead: str) -> None:
+    """Raise `UserError`, at once, where the hub cannot be asked for `what`; `instead` is what to give in its place."""
+    if is_offline_mode() or not hub_answers():
+        raise UserError(
+            f"{what} is not in the local cache, and there is no network to fetch it with: give {instead}, or take a "
+            "profile that needs no network (`pocket-imdb`, `pocket-jigsaw`, `pocket-rtp`)"
+        )
+
+
+def hub_answers() -> bool:
+    """Whether the hub answers within `CONNECT_SECONDS`, through the user's proxy if there is one."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS)
+        except Exception:  # whatever the reason, the hub is out of reach
+            return
+        answered.set()
+
+    # A name server that is silent blocks past every timeout of the client's own, so the wait is ours.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(CONNECT_SECONDS)
+    return answered.is_set()

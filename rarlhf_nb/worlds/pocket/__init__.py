@@ -1,0 +1,16 @@
+"""The embedded world: a grammar that writes texts, and the small models trained on them."""
+
+from rarlhf_nb.worlds.pocket import build
+from rarlhf_nb.worlds.pocket.build import PocketWorld
+
+MODELS_OF = {
+    "pocket-rtp": "pocket-jigsaw"
+}  # RealToxicityPrompts-Gen and Jigsaw-Gen share their models, as in the paper
+
+
+def pocket_world(source: str) -> PocketWorld:
+    """The world whose models serve `source`; they are built on the first call (under a minute)."""
+    return build.pocket_world(MODELS_OF.get(source, source))
+
+
+__all__ = ["PocketWorld", "pocket_world"]

@@ -1,0 +1,183 @@
+"""The pocket models: tokenizer, language model and reward model, trained on the grammar's texts once and cached."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
+
+from rarlhf_nb.core.seeding import seeded
+from rarlhf_nb.worlds import rewards
+from rarlhf_nb.worlds.cache import build_once, cache_folder
+from rarlhf_nb.worlds.pocket import grammar
+from rarlhf_nb.worlds.pocket.grammar import WORLDS, Text, label_probability, vocabulary, write_texts
+from rarlhf_nb.worlds.rewards import train_classifier
+
+# Everything that determines the models; with the grammar's source and the versions it makes the fingerprint.
+SETTINGS = {
+    "lm": {"layers": 2, "width": 128, "heads": 4, "context": 128, "texts": 10_000, "epochs": 2, "learning_rate": 2e-3},
+    "reward": {
+        "layers": 2,
+        "width": 64,
+        "heads": 4,
+        "texts": 14_000,
+        "held_out": 2_000,
+        "epochs": 3,
+        "learning_rate": 1.5e-3,
+    },
+    "seeds": {"lm": 1, "reward": 2, "held_out": 3, "train": 4, "test": 5},
+}
+
+
+@dataclass(frozen=True)
+class PocketWorld:
+    """Where a world's models lie, and its texts."""
+
+    name: str
+    folder: Path
+
+    @property
+    def policy(self) -> Path:
+        """The language model, in the hub's format."""
+        return self.folder / "policy"
+
+    @property
+    def reward(self) -> Path:
+        """The reward model, in the hub's format, with `metrics.json`."""
+        return self.folder / "reward"
+
+    def texts(self, split: str, count: int) -> list[Text]:
+        """`count` texts of the split `train` or `test`; none of them trained a model."""
+        return write_texts(WORLDS[self.name], count, SETTINGS["seeds"][split])
+
+
+def pocket_world(name: str) -> PocketWorld:
+    """The world `pocket-imdb` or `pocket-jigsaw`; its models are built on the first call (under a minute)."""
+    return PocketWorld(name, build_once(cache_folder() / "pocket" / fingerprint(name), lambda to: _build(name, to)))
+
+
+def fingerprint(name: str) -> str:
+    """A name for the models of a world that changes with whatever determines them."""
+    sources = [Path(module.__file__) for module in (grammar, rewards)] + [Path(__file__)]
+    versions = [module.__version__ for module in (torch, transformers, tokenizers)]
+    parts = [name, json.dumps(SETTINGS), *versions, *(path.read_text() for path in sources)]
+    return f"{name}-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]}"
+
+
+def _build(name: str, folder: Path) -> None:
+    lexicon = WORLDS[name]
+    seeds, sizes = SETTINGS["seeds"], SETTINGS["lm"]
+    texts = [text.text for text in write_texts(lexicon, sizes["texts"], seeds["lm"])]
+    _train_language_model(texts, _tokenizer(vocabulary(lexicon)), folder / "policy")
+    _train_reward_model(name, folder / "reward")
+
+
+def _tokenizer(words: list[str], classifier: bool = False) -> PreTrainedTokenizerFast:
+    """One token a word. The classifier's reads its answer off a first token [CLS], as DistilBERT does."""
+    ids = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[EOS]", *words])}
+    tokenizer = Tokenizer(WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "eos_token": "[EOS]"}
+    if classifier:
+        tokenizer.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", ids["[CLS]"])])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=SETTINGS["lm"]["context"], **special)
+
+
+def _train_language_model(texts: list[str], tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """A GPT-2 of 0.4 million parameters, by next-word prediction."""
+    sizes, seed = SETTINGS["lm"], SETTINGS["seeds"]["lm"]
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=sizes["context"],
+        n_embd=sizes["width"],
+        n_layer=sizes["layers"],
+        n_head=sizes["heads"],
+        activation_function="gelu_pytorch_tanh",  # GPT-2's, in one kernel
+        resid_pdrop=0.0,  # each text is seen twice only, and dropout costs a quarter of the time
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    examples = [{"input_ids": ids} for ids in tokenizer([f"{text} [EOS]" for text in texts])["input_ids"]]
+    with seeded(seed, torch.device("cpu")):
+        model = GPT2LMHeadModel(config)
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=64,
+            num_train_epochs=sizes["epochs"],
+            learning_rate=sizes["learning_rate"],
+            lr_scheduler_type="cosine",
+            warmup_steps=20,
+            seed=seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        trainer = Trainer(model, arguments, train_dataset=examples, data_collator=collator)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _train_reward_model(name: str, folder: Path) -> None:
+    """A small DistilBERT on labelled texts of every length; the texts are new to the language model."""
+    lexicon, sizes, seeds = WORLDS[name], SETTINGS["reward"], SETTINGS["seeds"]
+    tokenizer = _tokenizer(vocabulary(lexicon), classifier=True)
+    train, held_out = (
+        [(text.text, text.label) for text in write_texts(lexicon, sizes[size], seeds[seed], clauses=(1, 6))]
+        for size, seed in (("texts", "reward"), ("held_out", "held_out"))
+    )
+    config = DistilBertConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=SETTINGS["lm"]["context"],
+        dim=sizes["width"],
+        hidden_dim=4 * sizes["width"],
+        n_layers=sizes["layers"],
+        n_heads=sizes["heads"],
+        dropout=0.0,
+        attention_dropout=0.0,
+        seq_classif_dropout=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with seeded(seeds["reward"], torch.device("cpu")):
+        model = DistilBertForSequenceClassification(config)
+    train_classifier(
+        model,
+        tokenizer,
+        train,
+        held_out,
+        folder,
+        epochs=sizes["epochs"],
+        learning_rate=sizes["learning_rate"],
+        batch_size=128,
+        seed=seeds["reward"],
+    )
+
+
+def best_accuracy(texts: list[Text]) -> float:
+    """The accuracy of the true label probabilities: labels are drawn, so no classifier can do better on average."""
+    return float(np.mean([max(p, 1 - p) for p in (label_probability(text.valence) for text in texts)]))

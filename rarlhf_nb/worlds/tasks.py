@@ -1,0 +1,186 @@
+"""Which prompts: texts of the pocket world, of the paper's data sets or of the user's files."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.profiles import TaskSettings
+from rarlhf_nb.worlds.paper_data import COLUMNS, load_paper_texts
+from rarlhf_nb.worlds.pocket import pocket_world
+from rarlhf_nb.worlds.pocket.halves import halved_comments
+
+READERS = {
+    ".jsonl": lambda path: pd.read_json(path, lines=True),
+    ".csv": pd.read_csv,
+    ".parquet": pd.read_parquet,
+}
+UNKNOWN_LABEL = -1
+TEXT_COLUMNS = ["text", "label", "group"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task's texts and prompts, each a table with `label` (-1 where unknown) and `group` ("all" where there is none).
+
+    train_texts, test_texts: a `text` column, whole texts. train, test: a `prompt` column, TRL's format.
+    notes: what was dropped from a data set of the paper, and how many rows of it.
+    """
+
+    train_texts: pd.DataFrame
+    test_texts: pd.DataFrame
+    train: pd.DataFrame
+    test: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """A name for the texts, whatever file they came in."""
+        rows = [
+            pd.util.hash_pandas_object(texts, index=False).to_numpy() for texts in (self.train_texts, self.test_texts)
+        ]
+        return hashlib.sha256(b"|".join(row.tobytes() for row in rows)).hexdigest()[:16]
+
+    def positive_texts(self, split: str, label: int) -> list[str]:
+        """The texts of the split with this label; all of them where no text has a label."""
+        texts = self.train_texts if split == "train" else self.test_texts
+        if (texts["label"] == UNKNOWN_LABEL).all():
+            return texts["text"].tolist()
+        chosen = texts.loc[texts["label"] == label, "text"].tolist()
+        if not chosen:
+            raise UserError(f"task.positive_label = {label}: no text of the {split} split has it; name another label.")
+        return chosen
+
+
+def load_task(settings: TaskSettings, tokenizer: PreTrainedTokenizerBase) -> Task:
+    """Read or write the texts and cut the prompts.
+
+    With `train_toxic_share` (`test_toxic_share`), texts whose prompts were not chosen are left out of the split.
+    Raises `UserError` for files and data sets that do not hold what they should.
+    """
+    texts, notes = _texts(settings)
+    prompts = {}
+    for split in ("train", "test"):
+        prompts[split] = cut_prompts(texts[split], tokenizer, settings, split)
+        if getattr(settings, f"{split}_toxic_share") is not None:
+            texts[split] = texts[split].loc[prompts[split].index].reset_index(drop=True)
+    columns = ["prompt", "label", "group"]
+    train, test = (prompts[split][columns].reset_index(drop=True) for split in ("train", "test"))
+    return Task(texts["train"][TEXT_COLUMNS], texts["test"][TEXT_COLUMNS], train, test, notes)
+
+
+def cut_prompts(
+    texts: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, settings: TaskSettings, split: str
+) -> pd.DataFrame:
+    """The first `prompt_length` tokens of each text that is long enough, or of its `prompt` where it has one.
+
+    At most `train_prompts` (`test_prompts`) different prompts, with `label`, `group` and the index of their texts.
+    Where there are more, a fixed random choice is taken, the same for every seed.
+    """
+    long_enough = texts[texts["text"].str.len() >= max(1, settings.minimum_characters)]
+    sources = long_enough["prompt" if "prompt" in texts else "text"].tolist()
+    ids = tokenizer(sources, add_special_tokens=False)["input_ids"] if sources else []
+    fewest = 1 if settings.shorter_prompts else settings.prompt_length
+    whole = [len(tokens) >= fewest for tokens in ids]
+    prompts = [tokenizer.decode(tokens[: settings.prompt_length]) for tokens, w in zip(ids, whole, strict=True) if w]
+    table = long_enough.loc[whole, ["label", "group"]].assign(prompt=prompts).drop_duplicates("prompt")
+    if table.empty:
+        raise UserError(
+            f"task.prompt_length = {settings.prompt_length} and task.minimum_characters = "
+            f"{settings.minimum_characters} leave no prompt of {len(texts)} texts; lower them."
+        )
+    count = getattr(settings, f"{split}_prompts")
+    generator = np.random.default_rng(0)
+    if getattr(settings, f"{split}_toxic_share") is not None:
+        return _with_toxic_share(table, settings, split, count, generator)
+    return table.iloc[generator.permutation(len(table))[:count]]
+
+
+def _with_toxic_share(
+    table: pd.DataFrame, settings: TaskSettings, split: str, count: int, generator: np.random.Generator
+) -> pd.DataFrame:
+    """At most `count` prompts of which exactly the share is toxic: fewer, where one class has too few."""
+    share = getattr(settings, f"{split}_toxic_share")
+    is_toxic = (table["label"] != settings.positive_label).to_numpy()
+    rows = {"toxic": np.flatnonzero(is_toxic), "non-toxic": np.flatnonzero(~is_toxic)}
+    for kind, found in rows.items():
+        if not len(found):
+            raise UserError(
+                f"task.{split}_toxic_share = {share}: none of {len(table)} prompts is {kind} "
+                f"(task.positive_label = {settings.positive_label} is the label of those that are not toxic)."
+            )
+    toxic = min(round(count * share), len(rows["toxic"]), int(len(rows["non-toxic"]) * share / (1 - share) + 1e-9))
+    clean = min(count - round(count * share), round(toxic * (1 - share) / share), len(rows["non-toxic"]))
+    chosen = [generator.permutation(found)[:n] for found, n in zip(rows.values(), (toxic, clean), strict=True)]
+    return table.iloc[generator.permutation(np.concatenate(chosen))]
+
+
+def _texts(settings: TaskSettings) -> tuple[dict[str, pd.DataFrame], tuple[str, ...]]:
+    """The texts of the two splits, and notes on them."""
+    if settings.source in COLUMNS:
+        loaded = load_paper_texts(settings)
+        return {"train": loaded.train, "test": loaded.test}, loaded.notes
+    if settings.source == "files":
+        files = {split: getattr(settings, f"{split}_file") for split in ("train", "test")}
+        return {split: read_texts(Path(file), field=f"task.{split}_file") for split, file in files.items()}, ()
+    # half as many texts again as prompts: some texts share their first words
+    counts = {"train": settings.train_prompts * 3 // 2, "test": settings.test_prompts * 3 // 2}
+    written = _pocket_prompts if settings.source == "pocket-rtp" else _pocket_texts
+    return {split: written(settings, split, count) for split, count in counts.items()}, ()
+
+
+def _pocket_texts(settings: TaskSettings, split: str, count: int) -> pd.DataFrame:
+    texts = pocket_world(settings.source).texts(split, count)
+    return pd.DataFrame([{"text": text.text, "label": text.label, "group": text.group} for text in texts])
+
+
+def _pocket_prompts(settings: TaskSettings, split: str, count: int) -> pd.DataFrame:
+    rows = [
+        {
+            "text": comment.prompt + comment.continuation if settings.continuations else comment.prompt,
+            "label": int(comment.toxicity > settings.toxicity_threshold),
+            "group": comment.group,
+            "prompt": comment.prompt,
+        }
+        for comment in halved_comments(split, count)
+    ]
+    return pd.DataFrame(rows)
+
+
+def read_texts(path: Path, field: str) -> pd.DataFrame:
+    """A JSONL, CSV or Parquet file with a `text` column and optional `label` and `group` columns.
+
+    HTML line breaks become spaces. Raises `UserError` that names `field`, the file, and the row where there is one.
+    """
+    where = f"{field} = '{path}'"
+    if path.suffix not in READERS:
+        raise UserError(f"{where}: the ending must be one of {', '.join(READERS)}.")
+    try:
+        table = READERS[path.suffix](path)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{where} cannot be read as {path.suffix[1:]}: {error}") from None
+    if table.empty:
+        raise UserError(f"{where} holds no rows.")
+    if "text" not in table:
+        raise UserError(f"{where} has no `text` column; it has: {', '.join(map(str, table.columns))}.")
+    missing = table["text"].isna() | (table["text"].astype(str).str.strip() == "")
+    if missing.any():
+        raise UserError(f"{where}: row {int(missing.argmax()) + 1} has no `text`; {missing.sum()} such rows in all.")
+    text = table["text"].astype(str).map(lambda text: re.sub(r"\s*<br\s*/?>\s*", " ", text))
+    label = _labels(table["label"], where) if "label" in table else UNKNOWN_LABEL
+    group = table["group"].astype(str) if "group" in table else "all"
+    return pd.DataFrame({"text": text, "label": label, "group": group})
+
+
+def _labels(column: pd.Series, where: str) -> pd.Series:
+    numbers = pd.to_numeric(column, errors="coerce")
+    if numbers.isna().any():
+        row = int(numbers.isna().argmax())
+        raise UserError(
+            f"{where}: row {row + 1} has label {column.iloc[row]!r}; labels are whole numbers (1 positive)."
+        )
+    return numbers.astype(int)
