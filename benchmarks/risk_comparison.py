@@ -28,7 +28,7 @@ from rarlhf_nb.core.methods import method_name
 from rarlhf_nb.core.profiles import Profile, load_profile
 from rarlhf_nb.measuring.evaluation import evaluate
 from rarlhf_nb.measuring.metrics import Interval, seed_interval
-from rarlhf_nb.measuring.report import markdown_table
+from rarlhf_nb.measuring.report import markdown_table, summary
 from rarlhf_nb.showing.figures import frontier
 from rarlhf_nb.training.policy import Reference, load_policy
 from rarlhf_nb.training.risk import SoftRiskSchedule, cvar
@@ -159,14 +159,8 @@ def collect(output: Path, profile: Profile) -> pd.DataFrame:
         rare = episodes["group"] != episodes["group"].mode()[0]
         rows.append(
             json.loads(path.read_text())
-            | {
-                "reward": rewards.mean(),
-                "tail reward": rewards[episodes["prompt_score"] <= profile.task.tail_threshold].mean(),
-                "CVaR 10 %": cvar(rewards, 0.1),
-                "CVaR 1 %": cvar(rewards, 0.01),
-                "rare group": rewards[rare].mean(),
-                "KL": episodes["kl"].mean(),
-            }
+            | summary(episodes, profile.task.tail_threshold)
+            | {"CVaR 1 %": cvar(rewards, 0.01), "rare group": rewards[rare].mean()}
         )
     return pd.DataFrame(rows)
 

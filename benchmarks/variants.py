@@ -24,9 +24,8 @@ from benchmarks.risk_comparison import SEEDS, TEST_SEED, sft_folder
 from rarlhf_nb.core.profiles import Profile, load_profile
 from rarlhf_nb.measuring.evaluation import evaluate, held_out_log_likelihoods
 from rarlhf_nb.measuring.metrics import perplexity, seed_interval
-from rarlhf_nb.measuring.report import interval_cell, markdown_table
+from rarlhf_nb.measuring.report import interval_cell, markdown_table, summary
 from rarlhf_nb.training.policy import Reference, load_policy
-from rarlhf_nb.training.risk import cvar
 from rarlhf_nb.training.trainer import CVaRPPOTrainer
 from rarlhf_nb.worlds.pocket import pocket_world
 from rarlhf_nb.worlds.rewards import ClassifierReward, load_reward
@@ -74,7 +73,7 @@ def run_one(variant: Variant, seed: int, output: Path) -> dict[str, float]:
     test = task.test.assign(prompt_score=reward.score(task.test["prompt"].tolist()))
     sft_reference = Reference(load_policy(sft_folder(output, profile)))
     episodes = evaluate(policy, sft_reference, reward, test, profile.sampling, profile.evaluation, TEST_SEED)
-    return measures(episodes, profile) | {
+    return summary(episodes, profile.task.tail_threshold) | {
         "kl_coef at the end": float(log["kl_coef"].iloc[-1]),
         "perplexity": held_out_perplexity(policy, task.positive_texts("test", profile.task.positive_label), profile),
     }
@@ -98,16 +97,6 @@ def prepare(variant: Variant, seed: int, output: Path) -> tuple[CVaRPPOTrainer, 
         seed=seed,
     )
     return trainer, task, reward, profile
-
-
-def measures(episodes: pd.DataFrame, profile: Profile) -> dict[str, float]:
-    rewards = episodes["reward"]
-    return {
-        "reward": float(rewards.mean()),
-        "tail reward": float(rewards[episodes["prompt_score"] <= profile.task.tail_threshold].mean()),
-        "CVaR 10 %": float(cvar(rewards, 0.1)),
-        "KL": float(episodes["kl"].mean()),
-    }
 
 
 def held_out_perplexity(policy: Any, texts: list[str], profile: Profile) -> float:

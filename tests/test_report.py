@@ -12,6 +12,7 @@ from rarlhf_nb.core.methods import method_name, method_order
 from rarlhf_nb.measuring.report import (
     build_report,
     load_tables,
+    summary_table,
     tail_prompts_html,
     tail_prompts_table,
 )
@@ -68,6 +69,14 @@ def test_cells_by_hand():
     assert found["kl"] == pytest.approx(2.5)
     assert found["perplexity"] == pytest.approx(5.0)
     assert found["reward_low"] < 1.0 < found["reward_high"]
+
+
+def test_the_summary_by_hand():
+    found = summary_table({"ra_rlhf@0.2": RISK_AVERSE, "rlhf": RLHF}, tail_threshold=-2.0)
+    assert found.index.tolist() == ["RLHF", "RA-RLHF α 0.2"]
+    assert found.loc["RLHF"].to_dict() == pytest.approx(
+        {"reward": 1.0, "tail reward": -1.0, "CVaR 10 %": -2, "KL": 2.5}
+    )
 
 
 def test_differences_are_paired():

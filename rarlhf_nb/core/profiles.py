@@ -293,6 +293,12 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
         raise UserError("; ".join(_readable(item) for item in error.errors())) from None
 
 
+def paper_schedules() -> dict[str, SoftRiskSchedule]:
+    """The schedules of the paper's three tasks, by the name that figures and tables give them."""
+    tasks = {"IMDB-Gen": "imdb-gpt2", "Jigsaw-Gen": "jigsaw-gpt2", "RTP-Gen": "rtp-gpt2"}
+    return {f"{task} (paper)": load_profile(profile).schedule() for task, profile in tasks.items()}
+
+
 def known_keys(section: type[Section] = Profile) -> list[str]:
     """Every dotted key that an override may name: `risk.alpha`, `dexperts.experts.learning_rate`."""
     keys = []

@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "generations": ["read_generations"],
         "ledger": ["build_ledger", "ledger_table"],
         "metrics": ["Interval", "bootstrap_interval", "seed_interval", "tail_mean"],
-        "report": ["Report", "Tables", "build_report", "load_tables"],
+        "report": ["Report", "Tables", "build_report", "load_tables", "summary_table"],
         "sweeps": ["related_scores", "seed_table"],
     },
 )

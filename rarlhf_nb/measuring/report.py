@@ -21,6 +21,7 @@ from rarlhf_nb.measuring.report_metrics import (
     prompt_positions,
     sample_metrics,
 )
+from rarlhf_nb.training.risk import cvar
 
 BASELINES = ("rlhf", "sft")  # what the others are compared with
 FEW = 10  # a mean of fewer episodes than this is named in the notes
@@ -269,6 +270,28 @@ def check_paired(tables: dict[str, pd.DataFrame], columns: list[str]) -> None:
                     f"{method} and {methods[0]} were measured on different rows: {column} differs{where} "
                     f"({len(ours)} rows against {len(first)}); evaluate both on the same test data and seeds."
                 )
+
+
+# For reading
+
+
+def summary(table: pd.DataFrame, tail_threshold: float) -> dict[str, float]:
+    """An episodes table in four numbers: reward, tail reward, CVaR 10 % of reward, and KL in nats per episode.
+
+    Tail reward is the mean over the prompts that score at most `tail_threshold`.
+    """
+    return {
+        "reward": float(table["reward"].mean()),
+        "tail reward": float(table.loc[table["prompt_score"] <= tail_threshold, "reward"].mean()),
+        "CVaR 10 %": cvar(table["reward"], 0.1),
+        "KL": float(table["kl"].mean()),
+    }
+
+
+def summary_table(episodes: dict[str, pd.DataFrame], tail_threshold: float) -> pd.DataFrame:
+    """`summary` of several methods, one row per method; `build_report` adds intervals and every other metric."""
+    rows = {method_name(method): summary(episodes[method], tail_threshold) for method in method_order(episodes)}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 # Tail prompts

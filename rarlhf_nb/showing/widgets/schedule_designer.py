@@ -8,17 +8,14 @@ from IPython.display import HTML, display
 from ipywidgets import BoundedIntText, FloatSlider, IntSlider, ToggleButtons, VBox
 
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import load_profile
+from rarlhf_nb.core.profiles import paper_schedules
 from rarlhf_nb.showing.explorer_figures import ALONG_TITLES, saved_share, shares_changes, shares_figure
 from rarlhf_nb.showing.pictures import is_static
 from rarlhf_nb.showing.widgets.binding import Drawing, controls, page
 from rarlhf_nb.showing.widgets.text import error_html, framed, number_cell, table_html
 from rarlhf_nb.training.risk import SoftRiskSchedule
 
-PAPER_SCHEDULES = {
-    f"{task} (paper)": load_profile(profile).schedule()
-    for task, profile in {"IMDB-Gen": "imdb-gpt2", "Jigsaw-Gen": "jigsaw-gpt2", "RTP-Gen": "rtp-gpt2"}.items()
-}
+PAPER_SCHEDULES = paper_schedules()
 YOURS = "yours"
 WIDE, NARROW = {"width": "22em"}, {"width": "12em"}
 ALONG = {"by iteration": "iteration", "by share of training": "share"}
