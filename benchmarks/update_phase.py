@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from rarlhf_nb.core.profiles import load_profile
 from rarlhf_nb.training.policy import load_policy
 from rarlhf_nb.training.risk import tail_count
-from rarlhf_nb.training.trainer import CVaRPPOTrainer, Rollout
+from rarlhf_nb.training.trainer import CVaRPPOTrainer, Estimates, Rollout, Selection
 from rarlhf_nb.worlds.pocket import pocket_world
 from rarlhf_nb.worlds.tasks import load_task
 
@@ -24,19 +24,21 @@ ALPHAS = (1.0, 0.2)
 REPEATS = 9
 
 
-def prepare(trainer: CVaRPPOTrainer, prompts: list[str], alpha: float) -> Rollout:
-    """A rollout as it stands before the update, with the tail of `alpha` selected."""
+Before = tuple[Rollout, Estimates, Selection]
+
+
+def prepare(trainer: CVaRPPOTrainer, prompts: list[str], alpha: float) -> Before:
+    """All that an update takes, with the tail of `alpha` selected."""
     rollout = trainer.sample(prompts, {})
     kept = tail_count(alpha, len(prompts))
-    trainer.shape_rewards(rollout, kept)
-    trainer.select(rollout, kept)
-    return rollout
+    estimates = trainer.shape_rewards(rollout, kept)
+    return rollout, estimates, trainer.select(rollout, estimates, kept)
 
 
-def peak_bytes(trainer: CVaRPPOTrainer, rollout: Rollout) -> int:
+def peak_bytes(trainer: CVaRPPOTrainer, before: Before) -> int:
     """The largest sum of live allocations that one update makes."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        trainer.update(rollout)
+        trainer.update(*before)
     events = sorted(
         (event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"),
         key=lambda event: event.start_ns(),
@@ -60,9 +62,9 @@ def main() -> None:
     seconds: dict[float, list[float]] = {alpha: [] for alpha in ALPHAS}
     for repeat in range(REPEATS + 1):
         for alpha in ALPHAS:
-            rollout = prepare(trainer, prompts, alpha)
+            before = prepare(trainer, prompts, alpha)
             started = time.perf_counter()
-            trainer.update(rollout)
+            trainer.update(*before)
             if repeat > 0:  # the first is a warm-up
                 seconds[alpha].append(time.perf_counter() - started)
     medians = {alpha: statistics.median(times) for alpha, times in seconds.items()}

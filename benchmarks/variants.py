@@ -146,7 +146,7 @@ def ties(output: Path) -> None:
         trainer, *_ = prepare(VARIANTS["paper"], seed, output)
         found = 0
         for _ in trainer:
-            returns, kept = trainer.rollout.returns.sort().values, len(trainer.rollout.tail)
+            returns, kept = trainer.estimates.returns.sort().values, len(trainer.selection.tail)
             found += int(kept < len(returns) and bool(returns[kept - 1] == returns[kept]))
         print(f"seed {seed}: {found} of {trainer.iteration} iterations")
 

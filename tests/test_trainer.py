@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,12 +34,11 @@ def gradients(policy):
 
 
 def sampled(trainer, kept):
-    """A trainer's rollout as it stands before the update, in float64 all the way."""
+    """All that the trainer's update takes, in float64 all the way."""
     rollout = trainer.sample(PROMPTS, {})
-    rollout.env_rewards = rollout.env_rewards.double()
-    trainer.shape_rewards(rollout, kept)
-    trainer.select(rollout, kept)
-    return rollout
+    rollout = replace(rollout, env_rewards=rollout.env_rewards.double())
+    estimates = trainer.shape_rewards(rollout, kept)
+    return rollout, estimates, trainer.select(rollout, estimates, kept)
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
@@ -46,22 +46,22 @@ def test_tail_only_gradient_equals_the_masked_loss_over_the_whole_batch(micro_ba
     """The authors' way, written out slowly: every episode forward and backward, the dropped ones' loss masked."""
     policy = tiny_policy(dtype=torch.float64)
     trainer = make_trainer(policy, args=ppo_settings(epochs=1, micro_batch_size=micro_batch_size))
-    rollout = sampled(trainer, kept=3)
+    rollout, estimates, selection = sampled(trainer, kept=3)
     policy.model.transformer.h[0].mlp.c_fc.bias.data += 0.05  # so that no ratio is 1 and some are clipped
     mask = rollout.episodes.completion_mask.clone()
-    dropped = [i for i in range(8) if i not in rollout.tail.tolist()]
+    dropped = [i for i in range(8) if i not in selection.tail.tolist()]
     mask[dropped] = False
-    advantages = whiten(rollout.advantages, mask)
+    advantages = whiten(estimates.advantages, mask)
     now = evaluate_tokens(policy, rollout.episodes, trainer.sampling)
     policy_loss = policy_losses(now.log_probs, rollout.log_probs, advantages, 0.2)[mask].mean()
-    value_loss = value_losses(now.values, rollout.values, rollout.targets, 0.2)[mask].mean()
+    value_loss = value_losses(now.values, rollout.values, estimates.targets, 0.2)[mask].mean()
     (policy_loss + 0.1 * value_loss).backward()
     expected = gradients(policy)
     policy.zero_grad()
 
     trainer.optimizer.step = lambda: recorded.update(gradients(policy))
     recorded = {}
-    losses = trainer.update(rollout)
+    losses = trainer.update(rollout, estimates, selection)
     assert losses["policy_loss"] == pytest.approx(policy_loss.item())
     assert losses["value_loss"] == pytest.approx(value_loss.item())
     assert recorded.keys() == expected.keys() and len(expected) > 20
@@ -72,15 +72,15 @@ def test_tail_only_gradient_equals_the_masked_loss_over_the_whole_batch(micro_ba
 
 def test_dropped_episodes_never_enter_the_update():
     trainer = make_trainer()
-    rollout = sampled(trainer, kept=3)
+    rollout, estimates, selection = sampled(trainer, kept=3)
     rows = []
     backward = trainer.backward
-    trainer.backward = lambda rollout, indices, tokens: (
-        rows.extend(indices.tolist()) or backward(rollout, indices, tokens)
+    trainer.backward = lambda batch, tokens: (
+        rows.extend(map(PROMPTS.index, batch.episodes.prompts)) or backward(batch, tokens)
     )
-    stats = trainer.update(rollout)
-    assert rows == rollout.tail.tolist() * 2  # two epochs
-    kept = rollout.episodes.take(rollout.tail)
+    stats = trainer.update(rollout, estimates, selection)
+    assert rows == selection.tail.tolist() * 2  # two epochs
+    kept = rollout.episodes.take(selection.tail)
     assert stats["gradient_tokens"] == 2 * int(kept.prompt_mask.sum() + kept.completion_mask.sum())
 
 
@@ -171,36 +171,37 @@ def test_the_schedule_decides_how_many_are_kept_and_the_lowest_returns_they_are(
     assert kept == trainer.schedule.kept_counts() == [8, 6, 4, 4, 4, 4]
     rollout = trainer.rollout
     returns = rollout.env_rewards - 0.3 * rollout.kl
-    assert set(rollout.tail.tolist()) == set(returns.sort(stable=True).indices[:4].tolist())
+    assert set(trainer.selection.tail.tolist()) == set(returns.sort(stable=True).indices[:4].tolist())
 
 
 def test_ranking_by_environment_reward_is_the_other_choice():
     trainer = make_trainer(risk=risk_settings(rank_by="env_reward"), args=ppo_settings(kl_coef=5.0))
     trainer.train()
-    rollout = trainer.rollout
-    assert set(rollout.tail.tolist()) == set(rollout.env_rewards.sort(stable=True).indices[:4].tolist())
+    assert set(trainer.selection.tail.tolist()) == set(
+        trainer.rollout.env_rewards.sort(stable=True).indices[:4].tolist()
+    )
 
 
 def test_rockafellar_uryasev_updates_on_everyone_with_the_clipped_reward():
     trainer = make_trainer(risk=risk_settings(estimator="rockafellar_uryasev"), args=ppo_settings(gamma=1.0, lam=1.0))
-    rollout = sampled(trainer, kept=2)
-    assert rollout.updated.tolist() == list(range(8)) and len(rollout.tail) == 2
+    rollout, estimates, selection = sampled(trainer, kept=2)
+    assert selection.updated.tolist() == list(range(8)) and len(selection.tail) == 2
     eta = rollout.env_rewards.sort().values[1]
     clipped = eta + (rollout.env_rewards - eta).clamp(max=0) / 0.25
     scaled = 0.25 * (clipped - 0.1 * rollout.kl)  # the objective times alpha' = 2 / 8
-    torch.testing.assert_close(rollout.targets[:, 0], scaled.to(rollout.targets.dtype))
+    torch.testing.assert_close(estimates.targets[:, 0], scaled.to(estimates.targets.dtype))
 
 
 @pytest.mark.parametrize("kl_average, expected", [("kept", 3.0), ("batch", 3.0 * 2 / 8)])
 def test_the_controller_sees_the_kl_of_the_kept_episodes(kl_average, expected):
     args = ppo_settings(kl_target=2.0, kl_horizon=100, kl_coef=0.2)
     trainer = make_trainer(args=args, risk=risk_settings(kl_average=kl_average))
-    rollout = sampled(trainer, kept=2)
-    rollout.kl = torch.full((8,), 50.0)
-    rollout.kl[rollout.updated] = torch.tensor([2.0, 4.0])
-    trainer.adapt_kl_coef(rollout)
+    rollout, _, selection = sampled(trainer, kept=2)
+    kl = torch.full((8,), 50.0)
+    kl[selection.updated] = torch.tensor([2.0, 4.0])
+    kl_coef = trainer.adapted_kl_coef(replace(rollout, kl=kl), selection)
     error = min(max(expected / 2.0 - 1, -0.2), 0.2)
-    assert trainer.kl_coef == pytest.approx(0.2 * (1 + error * 8 / 100))
+    assert kl_coef == pytest.approx(0.2 * (1 + error * 8 / 100))
 
 
 def test_training_raises_the_reward_of_the_tail():

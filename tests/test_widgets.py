@@ -298,9 +298,10 @@ class FakeTrainer:
         self.rollout = SimpleNamespace(
             env_rewards=rewards,
             kl=self.rng.random(len(prompts)),
-            tail=np.sort(np.argsort(rewards)[: tail_count(self.alpha, len(prompts))]),
             episodes=SimpleNamespace(prompts=prompts, completions=prompts),
         )
+        lowest = np.argsort(rewards)[: tail_count(self.alpha, len(prompts))]
+        self.selection = SimpleNamespace(tail=np.sort(lowest))
         return {}
 
 

@@ -24,19 +24,17 @@ import numpy as np
 import pandas as pd
 import peft
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from rarlhf_nb.baselines.quark_math import Pool, QuarkTerms, check_pool, quark_terms
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import QuarkSettings, SamplingSettings
 from rarlhf_nb.core.seeding import hash_seed, seeded, shuffled_stream
+from rarlhf_nb.training.loop import TrainingLoop
 from rarlhf_nb.training.policy import ActorCritic, Episodes, check_context, sampler_logits
 from rarlhf_nb.training.ppo import masked_mean
-from rarlhf_nb.training.trainer import Reward, append_row
-from rarlhf_nb.worlds.rewards import check_rewards
+from rarlhf_nb.worlds.rewards import Reward, check_rewards
 
 
 def add_reward_tokens(policy: ActorCritic, quantiles: int, seed: int) -> list[int]:
@@ -79,7 +77,7 @@ def train_these_rows(weight: torch.nn.Parameter, rows: list[int]) -> None:
     weight.requires_grad_(True).register_hook(kept)
 
 
-class QuarkTrainer:
+class QuarkTrainer(TrainingLoop):
     """Quantised reward conditioning (Lu et al. 2022, Algorithm 1).
 
     model: trained in place; it gets K reward tokens, and reads the best one's before every prompt (`prefix_ids`) from
@@ -91,6 +89,9 @@ class QuarkTrainer:
 
     Raises `UserError` where an exploration has fewer prompts than there are quantiles.
     """
+
+    title, unit = "Quark", "step"
+    progress = {"reward": "env_reward_mean", "kl": "kl_per_token"}
 
     def __init__(
         self,
@@ -105,10 +106,10 @@ class QuarkTrainer:
         log_file: Path | None = None,
     ) -> None:
         check_pool(args.exploration_prompts or len(train_dataset), args.quantiles)
-        self.args, self.sampling, self.seed, self.log_file = args, sampling, seed, log_file
+        super().__init__(model, args.steps, mixed_precision, log_file)
+        self.args, self.sampling, self.seed = args, sampling, seed
         self.reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         self.train_dataset = train_dataset
-        self.policy = model
         self.reference = reference or copy.deepcopy(model).requires_grad_(False)
         self.vocabulary = _rows(model.model)  # V, before the reward tokens
         self.reward_ids = add_reward_tokens(model, args.quantiles, hash_seed(seed, 0))
@@ -120,40 +121,23 @@ class QuarkTrainer:
         trainable = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(trainable, lr=args.learning_rate, eps=args.adam_epsilon)
         self.schedule = get_linear_schedule_with_warmup(optimizer, args.warmup_steps, args.steps)
-        self.accelerator = Accelerator(mixed_precision=mixed_precision)
         self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.pool = Pool()
-        self.steps = 0  # gradient steps made
         self.explored: dict[str, float] = {}  # statistics of the last exploration
 
-    def __iter__(self) -> Iterator[dict[str, float]]:
-        """Run the remaining steps one by one."""
-        with tqdm(total=self.args.steps, initial=self.steps, desc="Quark", unit="step") as bar:
-            while self.steps < self.args.steps:
-                stats = self.step()
-                append_row(self.log_file, stats, anew=self.steps == 1)
-                bar.set_postfix(reward=f"{stats['env_reward_mean']:.2f}", kl=f"{stats['kl_per_token']:.3f}")
-                bar.update()
-                yield stats
-        self.accelerator.end_training()
-
-    def train(self) -> pd.DataFrame:
-        """Run all steps; a row of statistics each."""
-        return pd.DataFrame(list(self))
-
-    def step(self) -> dict[str, float]:
+    def run_iteration(self) -> dict[str, float]:
         """One gradient step; every `sample_interval` of them, before it, an exploration and new quantiles."""
         started = time.perf_counter()
-        if self.steps % self.args.sample_interval == 0:
+        if self.iteration % self.args.sample_interval == 0:
             self.explored = self.explore()
             self.pool.quantise(self.args.quantiles)
         episodes, bins = self.next_batch()
         stats = self.update(episodes, bins)
-        self.steps += 1
+        self.iteration += 1
         return {
-            "step": self.steps,
+            "step": self.iteration,
             **stats,
-            "gradient_examples": self.steps * self.args.batch_size,
+            "gradient_examples": self.iteration * self.args.batch_size,
             "gradient_tokens": episodes.tokens,
             "pool_size": len(self.pool),
             **self.explored,
@@ -162,7 +146,7 @@ class QuarkTrainer:
 
     def explore(self) -> dict[str, float]:
         """One completion of each of the next prompts into the pool: p_0's at first, then those under the best token."""
-        exploration = self.steps // self.args.sample_interval
+        exploration = self.iteration // self.args.sample_interval
         sampler = self.policy if exploration else self.reference
         size = len(self.train_dataset)
         count = self.args.exploration_prompts or size
@@ -188,7 +172,7 @@ class QuarkTrainer:
 
     def next_batch(self) -> tuple[Episodes, torch.Tensor]:
         """The coming mini-batch of the pool, in seeded shuffles cut into Bs, and its completions' quantiles (B,)."""
-        exploration, at = divmod(self.steps, self.args.sample_interval)
+        exploration, at = divmod(self.iteration, self.args.sample_interval)
         batch = self.args.batch_size
         indices = shuffled_stream(len(self.pool), hash_seed(self.seed, exploration), at * batch, batch)
         return self.pool.take(indices, self.policy.processing_class.pad_token_id), self.pool.bins[indices]

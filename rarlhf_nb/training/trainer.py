@@ -1,30 +1,29 @@
 """Algorithm 1: PPO on the tail. RLHF is the same loop with every episode kept (alpha = 1).
 
-Departures from the paper, each a setting or a repair:
-1. Dropped episodes get no forward and no backward pass in the update; the authors' code masks their loss and pays for
-   them. The gradient is the same.
-2. Exactly kept(m) episodes are updated on; the authors' code keeps every tie at the boundary.
-3. `estimator = rockafellar_uryasev` is ours: CVaR of the environment reward on all episodes (see `risk`).
-4. Log-probabilities are those of the sampler's masked distribution (see `policy`).
+Departures from the paper and its authors' code:
+1. Dropped episodes cost no forward and no backward pass in the update. The authors' code masks their loss and pays for
+   them all the same; the gradient is equal.
+2. Exactly kept(m) episodes are updated on. The authors' code also keeps every episode tied with the last of them.
+3. `estimator = "rockafellar_uryasev"` is ours: it maximises the CVaR of the environment reward on all episodes (see
+   `risk`).
+4. Log-probabilities are taken under the masked distribution that the sampler draws from (see `policy`).
 """
 
-import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import PPOSettings, RiskSettings, SamplingSettings
 from rarlhf_nb.core.seeding import hash_seed, shuffled_stream
+from rarlhf_nb.training.loop import TrainingLoop
 from rarlhf_nb.training.policy import ActorCritic, Episodes, Reference, evaluate_tokens
 from rarlhf_nb.training.ppo import (
     dense_rewards,
@@ -37,40 +36,75 @@ from rarlhf_nb.training.ppo import (
     whiten,
 )
 from rarlhf_nb.training.risk import SoftRiskSchedule, kept_episodes, rockafellar_uryasev_rewards
-from rarlhf_nb.worlds.rewards import check_rewards
-
-Reward = Callable[..., Sequence[float]]
+from rarlhf_nb.worlds.rewards import Reward, check_rewards
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rollout:
-    """A batch of episodes with what Algorithm 1 computes of them before the update: (B,) or (B, T) each."""
+    """B episodes as the policy sampled them, and what reward, policy, critic and reference say of them."""
 
     episodes: Episodes
     env_rewards: torch.Tensor  # (B,)
-    log_probs: torch.Tensor  # (B, T), as the three after it
+    log_probs: torch.Tensor  # (B, T), like the next three
     ref_log_probs: torch.Tensor
     values: torch.Tensor
     entropy: torch.Tensor
-    kl: torch.Tensor  # (B,) sum over tokens of the log-ratio
-    returns: torch.Tensor = field(init=False)  # (B,) environment reward - beta KL
-    advantages: torch.Tensor = field(init=False)  # (B, T)
-    targets: torch.Tensor = field(init=False)  # (B, T) of the critic
-    tail: torch.Tensor = field(init=False)  # (kept,) indices of the lowest episodes, batch order
-    updated: torch.Tensor = field(init=False)  # indices of the episodes in the update
+    kl: torch.Tensor  # (B,) log-ratio of policy and reference, summed over the completion
 
 
-class CVaRPPOTrainer:
+@dataclass(frozen=True)
+class Estimates:
+    """What the rewards of a rollout come to, episode by episode and token by token."""
+
+    returns: torch.Tensor  # (B,) environment reward - beta KL
+    advantages: torch.Tensor  # (B, T)
+    targets: torch.Tensor  # (B, T) of the critic
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which episodes of a rollout count; both are indices into the batch, in batch order."""
+
+    tail: torch.Tensor  # (kept,) the lowest episodes
+    updated: torch.Tensor  # the episodes of the update: the tail, or everyone
+
+
+@dataclass(frozen=True)
+class UpdateBatch:
+    """The N episodes of an update with all that their loss reads."""
+
+    episodes: Episodes
+    log_probs: torch.Tensor  # (N, T), like the rest; of the policy that sampled
+    values: torch.Tensor
+    advantages: torch.Tensor  # whitened
+    targets: torch.Tensor
+
+    def take(self, rows: torch.Tensor) -> "UpdateBatch":
+        """The episodes at `rows`."""
+        tensors = (self.log_probs, self.values, self.advantages, self.targets)
+        return UpdateBatch(self.episodes.take(rows), *(tensor[rows] for tensor in tensors))
+
+
+class CVaRPPOTrainer(TrainingLoop):
     """Fine-tune a policy on the tail of its returns (RA-RLHF, Chaudhary et al. 2024, Algorithm 1).
 
-    model: the actor-critic, trained in place. reward_funcs: a callable or several, TRL's signature
-    `(prompts, completions, **columns) -> list[float]`; several are summed. args, risk, sampling: see `profiles`.
-    train_dataset: a `prompt` column; its other columns go to the rewards. reference: pi_ref; the policy as it is now
-    unless given. log_file: a JSON line an iteration. report_to: accelerate's trackers, none by default.
+    `train()` runs all iterations. Iterating over the trainer runs them one at a time and yields the statistics of each
+    (`glossary` explains the keys). `step(prompts)` runs one iteration on prompts of your own. `rollout`, `estimates`
+    and `selection` hold the last batch.
 
-    `train()` runs all iterations; iterating over the trainer runs them one by one and yields each one's statistics
-    (keys in `glossary`); `step(prompts)` runs one on prompts of your own. `rollout` holds the last batch.
+    Args:
+        model: the actor-critic, trained in place.
+        reward_funcs: one callable or several with TRL's signature `(prompts, completions, **columns) -> list[float]`;
+            the rewards of several are added up.
+        args, risk, sampling: see `core.profiles`.
+        train_dataset: has a `prompt` column; its other columns are handed to the rewards.
+        reference: pi_ref; by default a frozen copy of the policy as it is now.
+        log_file: gets one JSON line per iteration.
+        report_to: trackers of accelerate, such as "tensorboard"; none by default.
     """
+
+    title = "CVaR-PPO"
+    progress = {"reward": "env_reward_mean", "kl": "kl", "kept": "kept"}
 
     def __init__(
         self,
@@ -87,27 +121,28 @@ class CVaRPPOTrainer:
         report_to: Sequence[str] = (),
         project_dir: Path | None = None,
     ) -> None:
+        super().__init__(model, args.iterations, mixed_precision, log_file, report_to, project_dir)
         self.args, self.risk, self.sampling, self.seed = args, risk, sampling, seed
         self.schedule = SoftRiskSchedule(args.batch_size, risk.alpha, args.iterations, risk.warm_start, risk.rho)
         self.reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         self.train_dataset = train_dataset
-        self.accelerator = Accelerator(
-            mixed_precision=mixed_precision, log_with=list(report_to) or None, project_dir=project_dir
-        )
-        self.policy = model
         self.reference = reference or Reference(model)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(trainable, lr=args.learning_rate)
         self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.kl_coef = args.kl_coef
-        self.iteration = 0
         self.rollout: Rollout | None = None
-        self.log_file = log_file
+        self.estimates: Estimates | None = None
+        self.selection: Selection | None = None
         if report_to:
             self.accelerator.init_trackers("rarlhf_nb", config=args.model_dump() | risk.model_dump())
 
+    def run_iteration(self) -> dict[str, float]:
+        """One iteration on the next B prompts of the shuffled data set."""
+        return self.step(**self.next_prompts())
+
     def step(self, prompts: list[str], **columns: list) -> dict[str, float]:
-        """One iteration of Algorithm 1 on B prompts; returns its statistics. `columns` go to the rewards.
+        """One iteration of Algorithm 1 on B prompts; returns its statistics. `columns` are handed to the rewards.
 
         Raises `UserError` unless there are exactly B prompts, and for rewards that are not one finite number each.
         """
@@ -120,12 +155,12 @@ class CVaRPPOTrainer:
         self.iteration += 1
         kept = self.schedule.kept(self.iteration)
         rollout = self.sample(prompts, columns)  # Alg. 1, lines 1 and 2
-        self.shape_rewards(rollout, kept)  # lines 2 and 3
-        self.select(rollout, kept)  # line 4
-        losses = self.update(rollout)  # line 5
-        stats = self.statistics(rollout, losses)
-        self.adapt_kl_coef(rollout)  # line 6
-        self.rollout = rollout
+        estimates = self.shape_rewards(rollout, kept)  # lines 2 and 3
+        selection = self.select(rollout, estimates, kept)  # line 4
+        losses = self.update(rollout, estimates, selection)  # line 5
+        stats = self.statistics(rollout, estimates, selection, losses)
+        self.kl_coef = self.adapted_kl_coef(rollout, selection)  # line 6
+        self.rollout, self.estimates, self.selection = rollout, estimates, selection
         return stats | {"seconds": time.perf_counter() - started}
 
     def sample(self, prompts: list[str], columns: dict[str, list]) -> Rollout:
@@ -134,9 +169,9 @@ class CVaRPPOTrainer:
             episodes = self.policy.sample(prompts, self.sampling, seed=hash_seed(self.seed, self.iteration))
         env_rewards = self.env_rewards(episodes, columns)
         with torch.no_grad(), self.accelerator.autocast():
-            rows = [episodes.take(indices) for indices in self.micro_batches(torch.arange(len(episodes)))]
-            own = [evaluate_tokens(self.policy, part, self.sampling, entropy=True) for part in rows]
-            ref_log_probs = torch.cat([self.reference.token_log_probs(part, self.sampling) for part in rows])
+            parts = [episodes.take(rows) for rows in self.micro_batches(len(episodes))]
+            own = [evaluate_tokens(self.policy, part, self.sampling, entropy=True) for part in parts]
+            ref_log_probs = torch.cat([self.reference.token_log_probs(part, self.sampling) for part in parts])
         log_probs, values, entropy = (
             torch.cat([getattr(part, name) for part in own]) for name in ("log_probs", "values", "entropy")
         )
@@ -144,7 +179,7 @@ class CVaRPPOTrainer:
         return Rollout(episodes, env_rewards, log_probs, ref_log_probs, values, entropy, kl)
 
     def env_rewards(self, episodes: Episodes, columns: dict[str, list]) -> torch.Tensor:
-        """The reward functions' sum for each episode, checked: (B,)."""
+        """The sum of the reward functions for each episode, checked: (B,)."""
         rewards = [
             check_rewards(
                 reward(prompts=episodes.prompts, completions=episodes.completions, **columns),
@@ -155,11 +190,10 @@ class CVaRPPOTrainer:
         ]
         return torch.tensor(rewards, dtype=torch.float32, device=self.policy.device).sum(0)
 
-    def shape_rewards(self, rollout: Rollout, kept: int) -> None:
-        """Lines 2 and 3: eq. 5's dense rewards, their episode return, advantages and the critic's targets."""
-        mask = rollout.episodes.completion_mask
-        env_rewards = rollout.env_rewards
-        rollout.returns = env_rewards - self.kl_coef * rollout.kl
+    def shape_rewards(self, rollout: Rollout, kept: int) -> Estimates:
+        """Lines 2 and 3: the dense rewards of eq. 5, their episode returns, advantages and the critic's targets."""
+        mask, env_rewards = rollout.episodes.completion_mask, rollout.env_rewards
+        returns = env_rewards - self.kl_coef * rollout.kl
         risk_averse = self.risk.estimator == "rockafellar_uryasev"
         if risk_averse:
             env_rewards = rockafellar_uryasev_rewards(env_rewards, kept)
@@ -168,33 +202,35 @@ class CVaRPPOTrainer:
             # The objective times alpha': whitened advantages are the same, but the critic's targets stay on the scale
             # of the rewards; at 1 / alpha' of it, the critic's loss drowns the policy's in the shared trunk.
             rewards *= kept / len(env_rewards)
-        rollout.advantages, rollout.targets = generalized_advantages(
-            rewards, rollout.values, mask, self.args.gamma, self.args.lam
+        return Estimates(
+            returns, *generalized_advantages(rewards, rollout.values, mask, self.args.gamma, self.args.lam)
         )
 
-    def select(self, rollout: Rollout, kept: int) -> None:
-        """Line 4: the kept(m) lowest episodes, and those that the update is made on."""
-        rank = rollout.returns if self.risk.rank_by == "return" else rollout.env_rewards
-        rollout.tail = kept_episodes(rank, kept)
-        everyone = torch.arange(len(rank), device=rank.device)
-        rollout.updated = rollout.tail if self.risk.estimator == "tail_selection" else everyone
+    def select(self, rollout: Rollout, estimates: Estimates, kept: int) -> Selection:
+        """Line 4: the kept(m) lowest episodes, and the episodes of the update."""
+        ranked = estimates.returns if self.risk.rank_by == "return" else rollout.env_rewards
+        tail = kept_episodes(ranked, kept)
+        everyone = torch.arange(len(ranked), device=ranked.device)
+        return Selection(tail, updated=tail if self.risk.estimator == "tail_selection" else everyone)
 
-    def update(self, rollout: Rollout) -> dict[str, float]:
-        """Line 5: PPO on the episodes of `rollout.updated`, one optimizer step an epoch; mean losses of the epochs.
+    def update(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> dict[str, float]:
+        """Line 5: PPO on the selected episodes, one optimizer step per epoch; returns the mean losses of the epochs.
 
-        Micro-batches add up to the very gradient of the whole, since every loss is divided by all updated tokens.
+        The gradients of the micro-batches add up to that of the whole batch, since every loss is divided by the number
+        of all updated tokens.
         """
-        mask = rollout.episodes.completion_mask[rollout.updated]
-        rollout.advantages[rollout.updated] = whiten(rollout.advantages[rollout.updated], mask)
-        epochs = []
+        batch = self.update_batch(rollout, estimates, selection)
+        parts = [batch.take(rows) for rows in self.micro_batches(len(batch.episodes))]
+        tokens, epochs = batch.episodes.completion_mask.sum(), []
         for _ in range(self.args.epochs):
             self.optimizer.zero_grad()
-            parts = [self.backward(rollout, rows, mask.sum()) for rows in self.micro_batches(rollout.updated)]
-            epochs.append({key: sum(part[key] for part in parts) for key in parts[0]})
+            losses = [self.backward(part, tokens) for part in parts]
+            epochs.append({key: sum(part[key] for part in losses) for key in losses[0]})
             if epochs[-1]["ratio_mean"] > self.args.ratio_threshold:
                 warnings.warn(
-                    f"iteration {self.iteration}: mean ratio {epochs[-1]['ratio_mean']:.1f} is above ratio_threshold = "
-                    f"{self.args.ratio_threshold}; the rest of this update is skipped. Lower learning_rate or epochs.",
+                    f"iteration {self.iteration}: the mean ratio is {epochs[-1]['ratio_mean']:.1f}, above "
+                    f"ratio_threshold = {self.args.ratio_threshold}; the rest of this update is skipped. Lower "
+                    "learning_rate or epochs.",
                     stacklevel=2,
                 )
                 break
@@ -202,51 +238,57 @@ class CVaRPPOTrainer:
                 self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.args.max_grad_norm)
             self.optimizer.step()
         self.optimizer.zero_grad()
-        tokens = rollout.episodes.take(rollout.updated).tokens * len(epochs)
-        return pd.DataFrame(epochs).mean().to_dict() | {"gradient_tokens": tokens}
+        return pd.DataFrame(epochs).mean().to_dict() | {"gradient_tokens": batch.episodes.tokens * len(epochs)}
 
-    def backward(self, rollout: Rollout, rows: torch.Tensor, tokens: torch.Tensor) -> dict[str, float]:
-        """Eq. 11's loss of the episodes `rows`, over `tokens` tokens in all: its gradient added, its parts returned."""
+    def update_batch(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> UpdateBatch:
+        """The selected episodes alone, their advantages whitened over their own tokens."""
+        rows = selection.updated
         episodes = rollout.episodes.take(rows)
-        mask, old_log_probs = episodes.completion_mask, rollout.log_probs[rows]
+        advantages = whiten(estimates.advantages[rows], episodes.completion_mask)
+        return UpdateBatch(episodes, rollout.log_probs[rows], rollout.values[rows], advantages, estimates.targets[rows])
+
+    def backward(self, batch: UpdateBatch, tokens: torch.Tensor) -> dict[str, float]:
+        """Eq. 11's loss of a micro-batch, divided by `tokens`: adds its gradient and returns its terms."""
+        args, mask = self.args, batch.episodes.completion_mask
         with self.accelerator.autocast():
-            now = evaluate_tokens(self.policy, episodes, self.sampling, forward=self.wrapped)
-        losses = {
-            "policy_loss": policy_losses(now.log_probs, old_log_probs, rollout.advantages[rows], self.args.cliprange),
-            "value_loss": value_losses(
-                now.values, rollout.values[rows], rollout.targets[rows], self.args.cliprange_value
-            ),
+            now = evaluate_tokens(self.policy, batch.episodes, self.sampling, forward=self.wrapped)
+        ratio = (now.log_probs - batch.log_probs).detach().exp()
+        terms = {
+            "policy_loss": policy_losses(now.log_probs, batch.log_probs, batch.advantages, args.cliprange),
+            "value_loss": value_losses(now.values, batch.values, batch.targets, args.cliprange_value),
+            "ratio_mean": ratio,
+            "clip_fraction": ((ratio - 1).abs() > args.cliprange).to(ratio.dtype),
         }
-        ratio = (now.log_probs - old_log_probs).detach().exp()
-        losses["ratio_mean"] = ratio
-        losses["clip_fraction"] = ((ratio - 1).abs() > self.args.cliprange).to(ratio.dtype)
-        losses = {key: loss.masked_fill(~mask, 0.0).sum() / tokens for key, loss in losses.items()}
-        self.accelerator.backward(losses["policy_loss"] + self.args.vf_coef * losses["value_loss"])
-        return {key: loss.item() for key, loss in losses.items()}
+        terms = {key: term.masked_fill(~mask, 0.0).sum() / tokens for key, term in terms.items()}
+        self.accelerator.backward(terms["policy_loss"] + args.vf_coef * terms["value_loss"])
+        return {key: term.item() for key, term in terms.items()}
 
-    def micro_batches(self, indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """`indices` in pieces of `micro_batch_size`."""
-        return indices.split(self.args.micro_batch_size or len(indices))
+    def micro_batches(self, episodes: int) -> tuple[torch.Tensor, ...]:
+        """The indices of so many episodes, in pieces of `micro_batch_size`."""
+        return torch.arange(episodes).split(self.args.micro_batch_size or episodes)
 
-    def adapt_kl_coef(self, rollout: Rollout) -> None:
-        """Line 6, eq. 12: the KL of the updated episodes, averaged over them or, as the authors' code, over B."""
+    def adapted_kl_coef(self, rollout: Rollout, selection: Selection) -> float:
+        """Line 6, eq. 12: beta after the controller saw the KL of the updated episodes.
+
+        The KL is averaged over these episodes or, as in the authors' code, over B. Without `kl_target` beta stays.
+        """
         if self.args.kl_target is None:
-            return
-        kl = rollout.kl[rollout.updated]
+            return self.kl_coef
+        kl = rollout.kl[selection.updated]
         average = kl.mean() if self.risk.kl_average == "kept" else kl.sum() / len(rollout.kl)
-        self.kl_coef = next_kl_coef(
-            self.kl_coef, average.item(), self.args.kl_target, len(rollout.kl), self.args.kl_horizon
-        )
+        return next_kl_coef(self.kl_coef, average.item(), self.args.kl_target, len(rollout.kl), self.args.kl_horizon)
 
-    def statistics(self, rollout: Rollout, losses: dict[str, float]) -> dict[str, float]:
-        """The iteration's row of the training log; `glossary` gives each key's formula."""
-        tail, updated, mask = rollout.tail, rollout.updated, rollout.episodes.completion_mask
+    def statistics(
+        self, rollout: Rollout, estimates: Estimates, selection: Selection, losses: dict[str, float]
+    ) -> dict[str, float]:
+        """The row of the training log for this iteration; `glossary` gives the formula of each key."""
+        tail, updated, mask = selection.tail, selection.updated, rollout.episodes.completion_mask
         warn_of_negative_kl(rollout.kl, self.iteration)
         stats = {
             "env_reward_mean": rollout.env_rewards.mean(),
             "env_reward_std": rollout.env_rewards.std(correction=0),
-            "return_mean": rollout.returns.mean(),
-            "tail_return_mean": rollout.returns[tail].mean(),
+            "return_mean": estimates.returns.mean(),
+            "tail_return_mean": estimates.returns[tail].mean(),
             "tail_env_reward_mean": rollout.env_rewards[tail].mean(),
             "kl": rollout.kl.mean(),
             "kl_kept": rollout.kl[tail].mean(),
@@ -255,21 +297,6 @@ class CVaRPPOTrainer:
         }
         stats = {key: value.item() for key, value in stats.items()}
         return {"iteration": self.iteration, "kept": len(tail)} | stats | {"kl_coef": self.kl_coef} | losses
-
-    def __iter__(self) -> Iterator[dict[str, float]]:
-        """Run the remaining iterations one by one, each on the next B prompts of the shuffled data set."""
-        with tqdm(total=self.args.iterations, initial=self.iteration, desc="CVaR-PPO", unit="iteration") as bar:
-            while self.iteration < self.args.iterations:
-                stats = self.step(**self.next_prompts())
-                self.log(stats)
-                bar.set_postfix(reward=f"{stats['env_reward_mean']:.2f}", kl=f"{stats['kl']:.2f}", kept=stats["kept"])
-                bar.update()
-                yield stats
-        self.accelerator.end_training()
-
-    def train(self) -> pd.DataFrame:
-        """Run all iterations; a row of statistics each."""
-        return pd.DataFrame(list(self))
 
     def next_prompts(self) -> dict[str, list]:
         """The batch of the coming iteration: seeded shuffles of the data set, one after the other, cut into Bs."""
@@ -280,22 +307,9 @@ class CVaRPPOTrainer:
         rows = self.train_dataset[indices]
         return {"prompts": rows.pop("prompt")} | rows
 
-    def log(self, stats: dict[str, float]) -> None:
-        """Append the row to `log_file` (begun anew by the first iteration) and to the trackers."""
-        append_row(self.log_file, stats, anew=self.iteration == 1)
-        self.accelerator.log(stats, step=self.iteration)
-
-
-def append_row(log_file: Path | None, row: dict[str, float], anew: bool) -> None:
-    """Write a row to the JSON lines of `log_file`, if there is one; `anew`: in place of what it held."""
-    if log_file is not None:
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        with log_file.open("w" if anew else "a") as file:
-            file.write(json.dumps(row) + "\n")
-
 
 def warn_of_negative_kl(kl: torch.Tensor, iteration: int) -> None:
-    """A mean KL clearly below 0 is a fault: the log-probabilities are not those of the sampler."""
+    """Warn of a mean KL clearly below 0, a fault: the log-probabilities are not those of the sampler."""
     standard_error = kl.std().item() / math.sqrt(len(kl)) if len(kl) > 1 else math.inf
     if kl.mean().item() < -4 * standard_error - 0.01:
         warnings.warn(

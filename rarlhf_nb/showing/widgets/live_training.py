@@ -4,7 +4,7 @@ Nothing is imported from the training code: a factory makes the trainer, whose p
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any, NamedTuple, Protocol
 
@@ -31,13 +31,14 @@ SAMPLES = 3  # completions shown
 class Steps(Protocol):
     """What live training needs of a trainer; `CVaRPPOTrainer` has it.
 
-    rollout: the last batch, with env_rewards, kl: (B,), tail: the kept episodes' indices, episodes.prompts and
-    .completions.
+    rollout: the last batch, with env_rewards and kl, both (B,), episodes.prompts and episodes.completions.
+    selection: tail, the indices of its kept episodes.
     """
 
     args: Any  # .iterations
     iteration: int
     rollout: Any
+    selection: Any
 
     def next_prompts(self) -> dict[str, list]: ...
 
@@ -173,7 +174,8 @@ class LiveTraining(VBox):
             self._enter("failed", error_html(error))
 
     def _draw(self, name: str, trainer: Steps) -> None:
-        batch, rollout = batch_of(trainer.rollout), trainer.rollout
+        rollout = trainer.rollout
+        batch = batch_of(rollout, trainer.selection.tail.tolist())
         row = {
             "iteration": trainer.iteration,
             "of": trainer.args.iterations,
@@ -239,13 +241,13 @@ def live_training(
     return None
 
 
-def batch_of(rollout: Any) -> Batch:
+def batch_of(rollout: Any, tail: Sequence[int]) -> Batch:
     """What is drawn of a batch."""
     rewards, kl = (
         np.asarray(values, dtype=np.float64) for values in (rollout.env_rewards.tolist(), rollout.kl.tolist())
     )
     kept = np.zeros(len(rewards), dtype=bool)
-    kept[rollout.tail.tolist()] = True
+    kept[tail] = True
     pairs = zip(rollout.episodes.prompts, rollout.episodes.completions, strict=True)
     return Batch(
         rewards, kl, kept, [f"{hover_text(prompt)}<br>→ {hover_text(completion)}" for prompt, completion in pairs]
