@@ -43,7 +43,7 @@ def run(profiles: list[str]) -> None:
             experiment.train_sft()
             experiment.choose_prefix()
             experiment.train_experts()
-            experiment.train_quark()
+            experiment.train("quark")
             for method in ("rlhf", "ra_rlhf", "ra_rlhf_ru"):
                 experiment.train(method)
             for method in ("base", "prompted", "sft", "dexperts", "quark", "rlhf", "ra_rlhf", "ra_rlhf_ru"):

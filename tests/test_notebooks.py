@@ -12,35 +12,19 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from small_run import SMALL
 from transformers import AutoModelForCausalLM
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import method_name
-from rarlhf_nb.running import experiment
+from rarlhf_nb.running import workspace
 from rarlhf_nb.running.batch import check_parameters
+from rarlhf_nb.running.stages import training
 from rarlhf_nb.showing import pictures
 
 METHODS = ["base", "prompted", "sft", "dexperts", "quark", "rlhf", "ra_rlhf", "ra_rlhf_ru"]
 REPOSITORY = Path(__file__).parent.parent
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
-SMALL = {
-    "task.train_prompts": 64,
-    "task.test_prompts": 48,
-    "sft.texts": 64,
-    "prompted.validation_prompts": 16,
-    "dexperts.experts.texts": 64,
-    "quark.steps": 4,
-    "quark.sample_interval": 2,
-    "quark.exploration_prompts": 16,
-    "quark.batch_size": 8,
-    "evaluation.repeated_prompts": 4,
-    "evaluation.repeated_samples": 3,
-    "ppo.iterations": 4,
-    "ppo.batch_size": 16,
-    "risk.warm_start": 1,
-    "evaluation.held_out_texts": 16,
-    "evaluation.resamples": 50,
-}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -169,8 +153,13 @@ def test_a_notebook_out_of_order_names_the_one_to_run_first(stem, before, first,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pictures, "use_renderer", lambda: None)
     monkeypatch.setattr(go.Figure, "show", lambda figure: None)
-    for name in ("load_policy", "pocket_world", "train_sft", "choose_prefix"):
-        monkeypatch.setattr(experiment, name, work)
+    for module, name in (
+        (workspace, "load_policy"),
+        (workspace, "pocket_world"),
+        (training, "train_sft"),
+        (training, "choose_prefix"),
+    ):
+        monkeypatch.setattr(module, name, work)
     names = {}
     if before:  # what notebook 01 leaves
         data = tmp_path / "papermill_runs" / "pocket-imdb" / "data"

@@ -106,6 +106,6 @@ def test_the_other_baselines_train_and_are_measured_on_a_profile_of_the_paper(op
     run.train_sft()
     assert len(run.choose_prefix()) == len(run.profile.prompted.prefixes)
     assert set(run.train_experts()) == {"expert", "anti_expert"}
-    run.train_quark()
+    run.train("quark")
     for method in ("base", "prompted", "dexperts", "quark"):
         assert run.evaluate(method)["reward"].notna().all()

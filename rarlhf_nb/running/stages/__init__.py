@@ -1,0 +1,17 @@
+"""The stages of a run, in the order in which a run takes them: data, training, evaluation, report.
+
+Each stage names the files of the run folder that it reads and writes, and does its work in `run()`.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "data": ["PrepareData"],
+        "evaluation": ["Evaluate"],
+        "report": ["WriteReport"],
+        "stage": ["Stage"],
+        "training": ["ChoosePrefix", "FineTune", "Train", "TrainExperts"],
+    },
+)

@@ -1,0 +1,73 @@
+"""Each stage of a run works with the files that it says it reads, and leaves those that it says it writes."""
+
+import shutil
+
+import pytest
+from small_run import SMALL
+
+from rarlhf_nb.core.runs import Run
+from rarlhf_nb.running.experiment import Experiment
+from rarlhf_nb.running.stages import ChoosePrefix, Evaluate, FineTune, PrepareData, Train, TrainExperts, WriteReport
+
+STAGES = [
+    PrepareData,
+    FineTune,
+    ChoosePrefix,
+    TrainExperts,
+    lambda experiment: Train(experiment, "ra_rlhf_ru@0.2"),
+    lambda experiment: Train(experiment, "quark"),
+    *(
+        lambda experiment, method=method: Evaluate(experiment, method)
+        for method in ("base", "prompted", "sft", "dexperts", "quark", "ra_rlhf_ru@0.2")
+    ),
+    WriteReport,
+]
+
+
+@pytest.fixture
+def open_experiment(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    return lambda name: Experiment.open("pocket", run=name, overrides=SMALL)
+
+
+def files(run):
+    return {str(path.relative_to(run.folder)): path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+
+
+def belongs(file, places):
+    return any(file == place or file.startswith(f"{place}/") for place in places)
+
+
+def hand_over(source: Run, target: Run, places):
+    for place in places:
+        found = source.path(place)
+        assert found.exists(), place
+        target.path(place).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if found.is_dir() else shutil.copy)(found, target.path(place))
+
+
+def test_stages_read_and_write_what_they_say(open_experiment):
+    whole = open_experiment("whole")
+    for number, make in enumerate(STAGES):
+        alone = open_experiment(f"alone_{number}")
+        stage = make(alone)
+        hand_over(whole.run, alone.run, stage.reads)
+        before = files(alone.run)
+        stage.run()
+        after = files(alone.run)
+        written = {file for file, content in after.items() if before.get(file) != content}
+        assert written and all(belongs(file, stage.writes) for file in written), (stage, written)
+        assert all(any(belongs(file, [place]) for file in written) for place in stage.writes), (stage, written)
+        assert before.keys() <= after.keys()
+        hand_over(alone.run, whole.run, [place for place in stage.writes if place != "manifest.json"])
+    assert list(whole.report().table.index) == ["base", "prompted", "sft", "dexperts", "quark", "ra_rlhf_ru@0.2"]
+
+
+def test_a_stage_without_its_files_names_the_notebook_to_run(open_experiment):
+    experiment = open_experiment("empty")
+    for make, notebook in zip(STAGES[1:], [*["01_data_prep"] * 11, "02_baseline_rlhf"], strict=True):
+        with pytest.raises(ValueError, match=f"run notebook {notebook} first"):
+            make(experiment).run()
+    assert [path.name for path in experiment.run.folder.iterdir()] == ["manifest.json"]
