@@ -22,7 +22,7 @@ def rarlhf(*words, cwd=None):
         (["-p", "risk.warm_start", "99"], "lower warm_start"),
         (["-p", "risk.alpha"], "a value is missing; write -p KEY VALUE"),
         (["--profile", "imdb-smollm2"], "task.train_file is missing"),
-        (["-p", "task.train_file", "[x"], "-p task.train_file '[x': this is no YAML value"),
+        (["-p", "task.train_file", "[x"], "-p task.train_file '[x': this is not a YAML value"),
         (["--run", "../up"], "run = '../up'"),
     ],
 )

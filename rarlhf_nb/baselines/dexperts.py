@@ -1,17 +1,18 @@
-"""DExperts: two experts steer a base model while it decodes; nothing of the base is trained.
+"""DExperts: two experts steer a base model while it decodes; the base itself is not trained.
 
 Liu et al. 2021, "DExperts: Decoding-Time Controlled Text Generation with Experts and Anti-Experts". The experts are
-language models over the base's vocabulary, fine-tuned with `train_sft` on wanted and on unwanted texts. The order:
+language models with the base's vocabulary, fine-tuned with `train_sft` on wanted and on unwanted texts. Each token is
+drawn in four steps:
 
-1. the base's logits z, forbidden tokens masked;
-2. the base's own nucleus: the most likely tokens up to mass top_p, the one that crosses the threshold included;
-3. z + alpha (z+ - z-), the experts not truncated; tokens outside the nucleus masked last, for a difference of two
-   infinities would be NaN;
-4. a draw from all that is left, with no second nucleus.
+1. take the base's logits z and mask forbidden tokens;
+2. take the base's nucleus: its most likely tokens up to mass top_p, including the token that crosses top_p;
+3. compute z + alpha (z+ - z-) from untruncated experts, then mask the tokens outside the nucleus (masked earlier, a
+   difference of two infinities would be NaN);
+4. draw from the remaining tokens, without a second nucleus.
 
-As in the authors' code, the nucleus is the base's at temperature 1; the sampler's temperature divides the sum. Where
-the paper is silent (ours): tokens that the sampler forbids, and EOS before the minimum completion length, are masked
-before the nucleus is taken, so they use up none of its mass.
+As in the authors' code, the nucleus is taken at temperature 1, and the sampler's temperature divides the combined
+logits. The paper does not say what happens to forbidden tokens, and to EOS before the minimum completion length. Here
+they are masked before the nucleus is taken, so that they use none of its mass.
 """
 
 import torch
@@ -24,12 +25,12 @@ from rarlhf_nb.training.policy import ActorCritic, Episodes, check_context, samp
 
 
 def nucleus_mask(logits: torch.Tensor, top_p: float) -> torch.Tensor:
-    """True on the nucleus: the tokens that all more likely tokens together leave at most top_p of mass before.
+    """True on the nucleus: the tokens before which the more likely tokens have a total mass of at most top_p.
 
-    keep(v) = [ sum_{u more likely than v} softmax(logits)_u <= top_p ]; so the token that crosses top_p is kept, and
-    the most likely one always. top_p = 1 keeps every token. logits: (..., V) -> bool (..., V).
+    keep(v) = [ sum_{u more likely than v} softmax(logits)_u <= top_p ]. So the token that crosses top_p is kept, and
+    the most likely token always is. top_p = 1 keeps every token. logits: (..., V) -> bool (..., V).
     """
-    if top_p >= 1:  # rounding could lift the sum of the others above 1
+    if top_p >= 1:  # rounding could lift the sum of the more likely ones above 1
         return torch.ones_like(logits, dtype=torch.bool)
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     mass = ordered.softmax(-1).cumsum(-1)
@@ -43,10 +44,10 @@ def combined_logits(
 ) -> torch.Tensor:
     """z + alpha (z+ - z-): the logits of P(x) (P+(x) / P-(x))^alpha, all (..., V).
 
-    A missing expert or anti-expert is the base: without expert (1 + alpha) z - alpha z-. No input may be truncated
-    (-inf - -inf is NaN); the nucleus is masked afterwards.
+    The base stands in for a missing expert or anti-expert: without an expert the result is (1 + alpha) z - alpha z-.
+    No input may be truncated (-inf - -inf is NaN); the nucleus is masked afterwards.
     """
-    base = base.to(torch.promote_types(base.dtype, torch.float32))  # a large alpha would multiply bf16's rounding
+    base = base.to(torch.promote_types(base.dtype, torch.float32))  # a large alpha would amplify bf16's rounding
     expert = base if expert is None else expert.to(base.dtype)
     anti_expert = base if anti_expert is None else anti_expert.to(base.dtype)
     return base + alpha * (expert - anti_expert)
@@ -55,18 +56,18 @@ def combined_logits(
 class DExperts:
     """A base policy steered by an expert, an anti-expert or both; a `Policy`, for evaluation only.
 
-    Its log-probabilities are those of its own decoding, nucleus included; as a function it gives the combined logits
-    of the whole vocabulary, for under a nucleus most human texts have probability 0.
+    `token_log_probs` describes its own decoding, including the nucleus. Calling it gives the combined logits of the
+    whole vocabulary, since most human texts have probability 0 under a nucleus.
 
     Args:
         base: the model that writes.
-        expert: a model of wanted texts; None: the base.
-        anti_expert: a model of unwanted texts; None: the base.
-        alpha: how strongly they steer; 0: not at all.
+        expert: a model of wanted texts; None stands for the base.
+        anti_expert: a model of unwanted texts; None stands for the base.
+        alpha: the strength of the steering; 0 is none.
         top_p: the mass of the base's nucleus.
 
     Raises:
-        UserError: neither expert nor anti-expert, or one with another vocabulary than the base's.
+        UserError: both experts are missing, or the vocabulary of one differs from the base's.
     """
 
     def __init__(
@@ -78,12 +79,12 @@ class DExperts:
         top_p: float = 0.9,
     ) -> None:
         if expert is None and anti_expert is None:
-            raise UserError("DExperts has neither expert nor anti_expert: give one of them at least")
+            raise UserError("DExperts has neither expert nor anti_expert: give at least one of them")
         _check_vocabulary(base, expert, "expert")
         _check_vocabulary(base, anti_expert, "anti_expert")
         self.base, self.expert, self.anti_expert = base, expert, anti_expert
         self.alpha, self.top_p = alpha, top_p
-        self.prefix_ids: list[int] = []  # each of the models reads its own
+        self.prefix_ids: list[int] = []  # each model reads its own
 
     @property
     def processing_class(self) -> PreTrainedTokenizerBase:
@@ -101,17 +102,17 @@ class DExperts:
     def __call__(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Combined logits (B, T, V), not truncated, and values (B, T), which are 0: there is no critic."""
+        """Combined logits (B, T, V), not truncated, and values (B, T), all 0 since there is no critic."""
         logits = combined_logits(*self._all_logits(input_ids, attention_mask, completion_length), self.alpha)
         return logits, logits.new_zeros(logits.shape[:2])
 
     @torch.no_grad()
     def token_log_probs(self, episodes: Episodes, sampling: SamplingSettings) -> torch.Tensor:
-        """log pi(a_t | s_t) (B, T) of its own episodes, as they were drawn; 0 on padding.
+        """log pi(a_t | s_t) (B, T) of episodes that it sampled itself; 0 on padding.
 
-        Every completion token counts as one of the nucleus. It was when it was drawn, but without the key-value cache
-        logits round differently, and a token at the nucleus' border would get -inf, which no mean survives. Texts of
-        others must therefore be scored by the combined logits.
+        Every completion token is treated as part of the nucleus. It was when it was drawn; but logits round differently
+        without the key-value cache, and a token at the edge of the nucleus could get -inf and spoil every mean. Texts
+        from elsewhere must therefore be scored with the combined logits.
         """
         mask = episodes.completion_mask
         ids = torch.cat([episodes.prompt_ids, episodes.completion_ids], 1)
@@ -121,7 +122,7 @@ class DExperts:
 
     @torch.no_grad()
     def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int) -> Episodes:
-        """Draw one completion for each prompt; the same prompts, weights and seed give the same completions.
+        """Draw one completion for each prompt. The same prompts, weights and seed give the same completions.
 
         Raises `UserError` where the longest prompt leaves no room for the completion.
         """
@@ -138,7 +139,7 @@ class DExperts:
             pad_token_id=self.processing_class.pad_token_id,
             eos_token_id=self.processing_class.eos_token_id,
         )
-        steering = _Steering(self, prompt_ids, prompt_mask, sampling)  # masks and temperature, too
+        steering = _Steering(self, prompt_ids, prompt_mask, sampling)  # applies masks and temperature as well
         with seeded(seed, self.device):
             ids = self.base.model.generate(
                 input_ids=given,
@@ -159,9 +160,9 @@ class DExperts:
         sampling: SamplingSettings,
         drawn: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The logits that `sample` draws from, steps 1 to 4 of the module, out of the models' logits, all (B, T, V).
+        """The logits that `sample` draws from, steps 1 to 4 above, given the logits of the models, all (B, T, V).
 
-        drawn: (B, T) token ids that are kept whatever the nucleus.
+        drawn: (B, T) token ids that are kept even outside the nucleus.
         """
         forbidden = self.forbidden_ids, self.processing_class.eos_token_id
         kept = nucleus_mask(
@@ -183,7 +184,7 @@ class DExperts:
 
 
 class _Steering(LogitsProcessor):
-    """Turns the base's next-token logits into those that DExperts draws from, while the experts read along."""
+    """Turns the base's next-token logits into those of DExperts, while the experts read the text so far."""
 
     def __init__(
         self, method: DExperts, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, sampling: SamplingSettings
@@ -196,7 +197,7 @@ class _Steering(LogitsProcessor):
         ]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Next-token logits (B, V); input_ids: (B, P + step), what the base has read."""
+        """Next-token logits (B, V). input_ids: (B, P + step), the tokens that the base has read."""
         drawn = input_ids[:, input_ids.shape[1] - self.step :]
         expert, anti_expert = (
             None if reader is None else reader.read(drawn[:, -1:]).unsqueeze(1) for reader in self.readers
@@ -208,14 +209,14 @@ class _Steering(LogitsProcessor):
 
 
 class _CachedReader:
-    """A policy that reads B texts on, token by token; what it has read lies in its key-value cache."""
+    """A policy that reads B texts token by token and keeps them in its key-value cache."""
 
     def __init__(self, policy: ActorCritic, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor) -> None:
         self.policy, self.cache = policy, None
         self.unread, self.mask = policy.prefixed(prompt_ids, prompt_mask)
 
     def read(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Next-token logits (B, V) after the prompt, which the first call reads, and token_ids (B, 0 or 1)."""
+        """Next-token logits (B, V) after token_ids (B, 0 or 1); the first call reads the prompt before them."""
         ids = torch.cat([self.unread, token_ids], 1)
         self.mask = torch.cat([self.mask, torch.ones_like(token_ids, dtype=torch.bool)], 1)
         positions = (self.mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -238,7 +239,7 @@ def _check_vocabulary(base: ActorCritic, other: ActorCritic | None, name: str) -
         raise UserError(
             f"the {name}'s tokenizer has another vocabulary than the base's "
             f"({len(other.processing_class)} and {len(base.processing_class)} tokens), so their logits cannot be "
-            "added: train it from a model of the base's family"
+            f"added: train the {name} from a model of the base's family"
         )
     sizes = [policy.model.config.get_text_config().vocab_size for policy in (other, base)]
     if sizes[0] != sizes[1]:

@@ -1,6 +1,6 @@
-"""The prompted baseline: the base model as it is, with an instruction before every prompt.
+"""The prompted baseline: the untrained base model with an instruction before every prompt.
 
-The paper does not print its instruction; ours stand in the profiles, and validation prompts decide between them.
+The paper does not print its instruction. Ours are in the profiles, and validation prompts decide between them.
 """
 
 import copy
@@ -15,14 +15,14 @@ from rarlhf_nb.worlds.rewards import Reward, check_rewards
 
 
 def prompted_policy(policy: ActorCritic, prefix: str) -> ActorCritic:
-    """The same network, which reads `prefix` before every prompt in place of any prefix that it had.
+    """The same network, reading `prefix` before every prompt instead of any prefix that it had.
 
-    Weights are shared; the given policy keeps its own prefix. Prefix and prompt are joined as they are, so a prefix
-    ends with its own space or line break. Raises `UserError` where the prefix has no tokens.
+    The weights are shared, and the given policy keeps its own prefix. Prefix and prompt are joined without a separator,
+    so the prefix must end with its own space or line break. Raises `UserError` where the prefix has no tokens.
     """
     prefix_ids = policy.processing_class(prefix, add_special_tokens=False)["input_ids"]
     if not prefix_ids:
-        raise UserError(f"prefix = {prefix!r} has no tokens: give the instruction to put before every prompt")
+        raise UserError(f"prefix = {prefix!r} has no tokens: give the instruction that goes before every prompt")
     prompted = copy.copy(policy)
     prompted.prefix_ids = prefix_ids
     return prompted
@@ -37,15 +37,15 @@ def choose_prefix(
     seed: int,
     batch_size: int,
 ) -> pd.DataFrame:
-    """What each prefix earns on validation prompts: columns prefix and reward, the best first.
+    """The mean reward of each prefix on validation prompts: columns prefix and reward, best prefix first.
 
-    reward: the mean over the prompts of the reward of prompt + completion; the prefix is no part of the rated text.
-    Every prefix is sampled with the same seeds. Raises `UserError` where prompts or prefixes are missing, and as
-    `prompted_policy` and `check_rewards`.
+    The reward is that of prompt + completion; the prefix is not part of the rated text. All prefixes are sampled with
+    the same seeds. Raises `UserError` where prompts or prefixes are missing, and the errors of `prompted_policy` and
+    `check_rewards`.
     """
     for name, given in (("prompts", prompts), ("prefixes", prefixes)):
         if not given:
-            raise UserError(f"{name} is empty: choosing a prefix needs one at least")
+            raise UserError(f"{name} is empty: choosing a prefix needs at least one")
     means = [
         _mean_reward(prompted_policy(policy, prefix), reward, prompts, sampling, seed, batch_size)
         for prefix in prefixes

@@ -1,16 +1,16 @@
-"""Quark (Lu et al. 2022): sort what the policy says by its reward, and teach it to say what it is told to.
+"""Quark (Lu et al. 2022): label completions with the quantile of their reward, and train the policy on the labels.
 
-A pool of scored completions is cut into K quantiles. The policy learns each completion after its prompt and, before
-the prompt, a token that names the completion's quantile; it then explores under the best quantile's token, the pool
-grows, and is cut anew.
+A pool of scored completions is cut into K quantiles. The policy learns each completion, given its prompt and, before
+the prompt, a token that names the completion's quantile. It then explores under the token of the best quantile, the
+pool grows, and its quantiles are computed again.
 
-Departures, from the paper unless it says otherwise:
-1. Log-likelihood, KL and entropy are those of the sampler's distribution (tempered, special tokens out, EOS out before
-   the minimum length), as everywhere in this package; the authors' are of the bare logits.
-2. The pool keeps token ids. The authors' code keeps text, tokenises it again, and loses EOS in doing so.
-3. No adaptive controllers of beta and lambda, which the authors' code offers and leaves off.
-4. An exploration may be on some of the prompts (`exploration_prompts`), each on the next ones of a seeded shuffle.
-5. Under a LoRA adapter the reward tokens' embeddings learn with it; all other embeddings stay frozen.
+Departures from the paper, or where it says so from the authors' code:
+1. Log-likelihood, KL and entropy are taken under the sampler's distribution (tempered, without special tokens, without
+   EOS before the minimum length), as everywhere in this package; the authors take them from the bare logits.
+2. The pool keeps token ids. The authors' code keeps text, tokenises it again, and so loses EOS.
+3. There are no adaptive controllers of beta and lambda; the authors' code has them, switched off.
+4. An exploration may use fewer than all prompts (`exploration_prompts`); each takes the next ones of a seeded shuffle.
+5. With a LoRA adapter, the embeddings of the reward tokens are trained too; all other embeddings stay frozen.
 """
 
 import copy
@@ -40,20 +40,20 @@ from rarlhf_nb.worlds.rewards import Reward, check_rewards
 def add_reward_tokens(policy: ActorCritic, quantiles: int, seed: int) -> list[int]:
     """Give the policy K special tokens, best quantile first, and return their ids.
 
-    A copy of its tokenizer gets them, so that they are never sampled. Each one's embedding is drawn from a Normal with
-    the mean and standard deviation of the existing embeddings, dimension by dimension. Raises `UserError` for a policy
-    that has such tokens.
+    They are added to a copy of its tokenizer, as special tokens, which are never sampled. Each embedding is drawn from
+    a normal distribution with the mean and standard deviation of the existing embeddings, dimension by dimension.
+    Raises `UserError` for a policy that already has such tokens.
     """
     tokenizer, model = copy.deepcopy(policy.processing_class), policy.model
     names = [f"<|quantile_{k}|>" for k in range(quantiles)]
     tokens_before = len(tokenizer)
     added = tokenizer.add_special_tokens({"extra_special_tokens": names}, replace_extra_special_tokens=False)
     if added < quantiles:
-        raise UserError("the policy already has reward tokens: Quark starts from a policy that it did not train.")
+        raise UserError("the policy already has reward tokens: start Quark from a policy that it did not train.")
     old = model.get_input_embeddings().weight.detach()[:tokens_before]
     mean, std = old.float().mean(0), old.float().std(0)
     with seeded(seed, policy.device):
-        # some models have more rows than their tokenizer has tokens: those suffice, or are added to
+        # some models have more rows than their tokenizer has tokens: spare rows are used first
         model.resize_token_embeddings(max(len(tokenizer), _rows(model)), mean_resizing=False)
         drawn = mean + std * torch.randn(quantiles, len(mean)).to(mean.device)
     ids = tokenizer.convert_tokens_to_ids(names)
@@ -67,7 +67,7 @@ def _rows(model: torch.nn.Module) -> int:
 
 
 def train_these_rows(weight: torch.nn.Parameter, rows: list[int]) -> None:
-    """Make a frozen matrix learn in `rows` alone: the others' gradient is 0."""
+    """Make `rows` of a frozen matrix trainable; the gradient of every other row is 0."""
 
     def kept(gradient: torch.Tensor) -> torch.Tensor:
         masked = torch.zeros_like(gradient)
@@ -80,14 +80,17 @@ def train_these_rows(weight: torch.nn.Parameter, rows: list[int]) -> None:
 class QuarkTrainer(TrainingLoop):
     """Quantised reward conditioning (Lu et al. 2022, Algorithm 1).
 
-    model: trained in place; it gets K reward tokens, and reads the best one's before every prompt (`prefix_ids`) from
-    then on, saved and loaded too. reward_funcs, train_dataset, log_file: as `CVaRPPOTrainer`'s, but that a reward may
-    be missing (None or NaN). reference: p_0, which reads no reward token; the model as it is now unless given.
+    `train()` runs all gradient steps. Iterating over the trainer runs them one at a time and yields the statistics of
+    each (`glossary.QUARK_GLOSSARY` explains the keys). `pool` holds every explored completion.
 
-    `train()` runs all steps; iterating over the trainer runs them one by one and yields each one's statistics (keys in
-    `glossary.QUARK_GLOSSARY`). `pool` holds what was explored.
+    Args:
+        model: trained in place. It gets K reward tokens and from then on reads that of the best quantile before every
+            prompt (`prefix_ids`), also after it was saved and loaded.
+        reward_funcs, train_dataset, log_file: see `CVaRPPOTrainer`; here a reward may be missing (None or NaN).
+        reference: p_0, which reads no reward token; by default a frozen copy of the model as it is now.
 
-    Raises `UserError` where an exploration has fewer prompts than there are quantiles.
+    Raises:
+        UserError: an exploration has fewer prompts than there are quantiles.
     """
 
     title, unit = "Quark", "step"
@@ -113,7 +116,7 @@ class QuarkTrainer(TrainingLoop):
         self.reference = reference or copy.deepcopy(model).requires_grad_(False)
         self.vocabulary = _rows(model.model)  # V, before the reward tokens
         self.reward_ids = add_reward_tokens(model, args.quantiles, hash_seed(seed, 0))
-        # where a model has more rows than its tokenizer has tokens, the reward tokens are among the V
+        # where a model has more rows than its tokenizer has tokens, the reward tokens are among these V
         self.forbidden_ids = [i for i in model.forbidden_ids if i < self.vocabulary]
         model.prefix_ids = self.reward_ids[:1]
         if isinstance(model.model, peft.PeftModel):
@@ -126,7 +129,7 @@ class QuarkTrainer(TrainingLoop):
         self.explored: dict[str, float] = {}  # statistics of the last exploration
 
     def run_iteration(self) -> dict[str, float]:
-        """One gradient step; every `sample_interval` of them, before it, an exploration and new quantiles."""
+        """One gradient step; before every `sample_interval`-th, an exploration and new quantiles."""
         started = time.perf_counter()
         if self.iteration % self.args.sample_interval == 0:
             self.explored = self.explore()
@@ -145,7 +148,7 @@ class QuarkTrainer(TrainingLoop):
         }
 
     def explore(self) -> dict[str, float]:
-        """One completion of each of the next prompts into the pool: p_0's at first, then those under the best token."""
+        """Add one completion of each of the next prompts to the pool: first p_0's, later those under the best token."""
         exploration = self.iteration // self.args.sample_interval
         sampler = self.policy if exploration else self.reference
         size = len(self.train_dataset)
@@ -157,7 +160,7 @@ class QuarkTrainer(TrainingLoop):
             prompts = columns.pop("prompt")
             with self.accelerator.autocast():
                 episodes = sampler.sample(prompts, self.sampling, hash_seed(self.seed, exploration, part))
-            # p_0 reads one token less than the policy will
+            # the policy will read one token more than p_0
             check_context(self.policy, 1 + episodes.prompt_ids.shape[1], self.sampling.completion_length)
             rewards.append(self.env_rewards(episodes, columns))
             lengths.append(episodes.completion_mask.sum(1))
@@ -166,19 +169,19 @@ class QuarkTrainer(TrainingLoop):
         return {"env_reward_mean": scored.mean(), "completion_length": torch.cat(lengths).float().mean().item()}
 
     def env_rewards(self, episodes: Episodes, columns: dict[str, list]) -> np.ndarray:
-        """The reward functions' sum for each episode (B,), NaN where one of them is missing."""
+        """The sum of the reward functions for each episode (B,), NaN where one of them is missing."""
         texts = {"prompts": episodes.prompts, "completions": episodes.completions}
         return np.sum([check_scores(reward(**texts, **columns), **texts) for reward in self.reward_funcs], axis=0)
 
     def next_batch(self) -> tuple[Episodes, torch.Tensor]:
-        """The coming mini-batch of the pool, in seeded shuffles cut into Bs, and its completions' quantiles (B,)."""
+        """The next B completions from a stream of seeded shuffles of the pool, and their quantiles (B,)."""
         exploration, at = divmod(self.iteration, self.args.sample_interval)
         batch = self.args.batch_size
         indices = shuffled_stream(len(self.pool), hash_seed(self.seed, exploration), at * batch, batch)
         return self.pool.take(indices, self.policy.processing_class.pad_token_id), self.pool.bins[indices]
 
     def update(self, episodes: Episodes, bins: torch.Tensor) -> dict[str, float]:
-        """One gradient step on B completions and their quantiles (B,); the terms of its loss."""
+        """Make one gradient step on B completions with their quantiles (B,); returns the terms of the loss."""
         terms = self.terms(episodes, bins)
         means = {key: masked_mean(value, episodes.completion_mask) for key, value in vars(terms).items()}
         learning_rate = self.schedule.get_last_lr()[0]
@@ -192,7 +195,7 @@ class QuarkTrainer(TrainingLoop):
         return {key: value.item() for key, value in means.items()} | {"learning_rate": learning_rate}
 
     def terms(self, episodes: Episodes, bins: torch.Tensor) -> QuarkTerms:
-        """The loss of every completion token, each episode read after its quantile's token."""
+        """The loss of every completion token, each episode read after the token of its quantile."""
         reward_ids = torch.tensor(self.reward_ids, device=self.policy.device)[bins].unsqueeze(1)
         ids = torch.cat([episodes.prompt_ids, episodes.completion_ids], 1)
         mask = torch.cat([episodes.prompt_mask, episodes.completion_mask], 1)
@@ -200,7 +203,7 @@ class QuarkTrainer(TrainingLoop):
         with self.accelerator.autocast():
             with torch.no_grad():
                 ref_logits, _ = self.reference(ids, mask, length)
-            with without_prefix(self.policy):  # each episode has its own
+            with without_prefix(self.policy):  # each episode has its own reward token
                 given = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)
                 logits, _ = self.wrapped(torch.cat([reward_ids, ids], 1), given, length)
         return quark_terms(
@@ -213,14 +216,14 @@ class QuarkTrainer(TrainingLoop):
         )
 
     def sampled(self, logits: torch.Tensor) -> torch.Tensor:
-        """The sampler's logits, reward tokens cut off: (B, T, V + K) or (B, T, V) -> (B, T, V)."""
+        """The sampler's logits without the reward tokens: (B, T, V + K) or (B, T, V) -> (B, T, V)."""
         eos_id = self.policy.processing_class.eos_token_id
         return sampler_logits(logits[..., : self.vocabulary], self.sampling, self.forbidden_ids, eos_id)
 
 
 @contextmanager
 def without_prefix(policy: ActorCritic) -> Iterator[None]:
-    """The policy reads no prefix inside, and the one it had again outside."""
+    """Take the policy's prefix away inside the block."""
     prefix_ids, policy.prefix_ids = policy.prefix_ids, []
     try:
         yield
@@ -229,7 +232,7 @@ def without_prefix(policy: ActorCritic) -> Iterator[None]:
 
 
 def check_scores(rewards: Any, prompts: list[str], completions: list[str]) -> np.ndarray:
-    """As `check_rewards`, but a score may be missing, None or NaN, and comes back as NaN: (B,)."""
+    """Like `check_rewards`, but a missing score (None or NaN) is allowed and becomes NaN: (B,)."""
     values = rewards.tolist() if hasattr(rewards, "tolist") else rewards
     if not isinstance(values, Iterable):
         return np.array(check_rewards(values, prompts, completions))  # says what is wrong

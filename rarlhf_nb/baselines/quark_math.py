@@ -1,4 +1,4 @@
-"""The equations of Quark (Lu et al. 2022), one function each, and the pool that they label.
+"""The equations of Quark (Lu et al. 2022), one function each, and its pool of completions.
 
 Shapes: N scored completions in the pool, K quantiles; B episodes, T completion tokens, V tokens in the vocabulary.
 """
@@ -17,8 +17,8 @@ from rarlhf_nb.training.policy import Episodes, token_entropy, token_log_probs
 def quantile_bins(rewards: torch.Tensor, quantiles: int) -> torch.Tensor:
     """Section 2.1: the quantile of each completion, 0 = best: (N,) -> (N,) int64.
 
-    Sorted by reward, descending, equal rewards in the order in which they came, the completions fall into K - 1 bins
-    of floor(N / K) and one, the worst, that takes the rest. Rewards are finite: `Pool` drops missing ones.
+    The completions are sorted by reward, highest first, ties in their order in the pool. They fall into K - 1 bins of
+    floor(N / K) and a last, worst bin with the rest. Rewards are finite, since `Pool` drops missing ones.
 
     Raises `UserError` where there are fewer completions than quantiles.
     """
@@ -34,22 +34,22 @@ def check_pool(completions: int, quantiles: int) -> None:
     """Raise `UserError` where a pool has fewer scored completions than quantiles."""
     if completions < quantiles:
         raise UserError(
-            f"quark.quantiles = {quantiles}, but the pool holds {completions} scored completions, too few for a bin "
-            "each; lower quark.quantiles or raise quark.exploration_prompts."
+            f"quark.quantiles = {quantiles}, but the pool holds only {completions} scored completions, fewer than one "
+            "per quantile; lower quark.quantiles or raise quark.exploration_prompts."
         )
 
 
 def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """KL(p || q) = sum_v p(v) (log p(v) - log q(v)), exact, in nats: log-probabilities (..., V) twice -> (...).
+    """KL(p || q) = sum_v p(v) (log p(v) - log q(v)), exact, in nats: log-probabilities (..., V), (..., V) -> (...).
 
-    The expectation is under p. Tokens that both forbid (`sampler_logits`) have probability 0 and add nothing.
+    The expectation is under p. Tokens that both forbid (`sampler_logits`) have probability 0 and contribute nothing.
     """
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 @dataclass
 class QuarkTerms:
-    """The loss of each completion token and what it is made of; all (B, T), padding not yet masked."""
+    """The loss of each completion token and its terms; all (B, T), padding not yet masked."""
 
     loss: torch.Tensor
     log_likelihood: torch.Tensor
@@ -80,7 +80,7 @@ def quark_terms(
 
 
 class Pool:
-    """Every completion that was ever explored, with its reward; `quantise` labels them all anew."""
+    """Every explored completion with its reward; `quantise` computes the quantiles of all of them again."""
 
     def __init__(self) -> None:
         self.episodes: list[tuple[str, str, torch.Tensor, torch.Tensor]] = []  # texts, then ids without padding
@@ -91,7 +91,7 @@ class Pool:
         return len(self.rewards)
 
     def add(self, episodes: Episodes, rewards: Sequence[float]) -> None:
-        """Take in B episodes, but those whose reward is missing (NaN)."""
+        """Add B episodes, except those whose reward is missing (NaN)."""
         for i, reward in enumerate(rewards):
             if not np.isnan(reward):
                 prompt = episodes.prompt_ids[i][episodes.prompt_mask[i]]
@@ -100,11 +100,11 @@ class Pool:
                 self.rewards.append(reward)
 
     def quantise(self, quantiles: int) -> None:
-        """Label the whole pool; a completion's quantile may be another than before."""
+        """Label the whole pool; the quantile of a completion may change as the pool grows."""
         self.bins = quantile_bins(torch.tensor(self.rewards, dtype=torch.float64), quantiles)
 
     def take(self, indices: Sequence[int], pad_id: int) -> Episodes:
-        """The completions at `indices` (B,), padded to the longest of them."""
+        """The completions at `indices` (B,), padded to the longest one."""
         prompts, completions, prompt_ids, completion_ids = zip(*(self.episodes[i] for i in indices), strict=True)
         prompt_batch, completion_batch = _padded(prompt_ids, pad_id, "left"), _padded(completion_ids, pad_id, "right")
         return Episodes(list(prompts), list(completions), *prompt_batch, *completion_batch)
@@ -114,6 +114,6 @@ def _padded(rows: Sequence[torch.Tensor], pad_id: int, side: str) -> tuple[torch
     """Ids and mask, both (B, L)."""
     pad = torch.nn.utils.rnn.pad_sequence
     ids = pad(list(rows), batch_first=True, padding_value=pad_id, padding_side=side)
-    # the mask comes of the lengths, since a tokenizer may pad with EOS
+    # the mask is made from the lengths, since a tokenizer may pad with EOS
     ones = [torch.ones_like(row, dtype=torch.bool) for row in rows]
     return ids, pad(ones, batch_first=True, padding_value=False, padding_side=side)

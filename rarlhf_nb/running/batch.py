@@ -1,4 +1,4 @@
-"""A run, headless: the notebooks in order by papermill, those again whose inputs changed."""
+"""A headless run: papermill executes the notebooks in order, skipping those whose inputs have not changed."""
 
 import ast
 import hashlib
@@ -20,20 +20,20 @@ from rarlhf_nb.core.runs import Run
 
 PACKAGE = Path(__file__).parents[1]
 KERNEL_ENVIRONMENT = {
-    "TQDM_DISABLE": "1",  # a progress bar in an executed notebook reads "0%" for ever
+    "TQDM_DISABLE": "1",  # in an executed notebook a progress bar stays at "0%"
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "RARLHF_STATIC": "1",  # nobody is there to move a widget: pictures and tables in their place
+    "RARLHF_STATIC": "1",  # pictures and tables instead of widgets, which nobody is there to move
 }
 
 
 class NotebookFailed(RuntimeError):
-    """A notebook did not run to its end; the message says where and why, and names the notebook as it failed."""
+    """A notebook did not run to its end; the message says where and why, and names the copy that shows the error."""
 
 
 class IPCKernelManager(AsyncKernelManager):
-    """Kernels that talk over sockets of the file system: no port to race for, no warning about plain TCP.
+    """Kernels that talk over file-system sockets: no race for a port, no warning about plain TCP.
 
-    They get `KERNEL_ENVIRONMENT`, but for what the user has set.
+    They get `KERNEL_ENVIRONMENT`, except for variables that the user has set.
     """
 
     transport = "ipc"
@@ -53,13 +53,13 @@ def run_notebooks(
 ) -> None:
     """Execute `notebooks` in order into the run folder.
 
-    parameters: what each notebook's parameters cell is set to. inputs: the data files that the run reads. A notebook
-    is left out where nothing that determines it changed since it last succeeded: its code, the library modules it
-    imports, the parameters, the inputs, and the notebooks before it; `force` executes all. A failed one is kept as
-    <name>.failed.ipynb, and the notebook that an earlier execution left stays.
+    A notebook is skipped where nothing that determines its outputs has changed since it last succeeded: its code, the
+    library modules that it imports, the parameters, the inputs, and the notebooks before it. `force` executes all.
+    parameters: the values for every notebook's parameters cell. inputs: the data files that the run reads. A notebook
+    that fails is kept as <name>.failed.ipynb beside the result of an earlier execution.
 
-    Raises `UserError` for a notebook without a `parameters` cell or without one of the parameters, and hands on a
-    `UserError` that a notebook raised; any other failure comes as `NotebookFailed`.
+    Raises `UserError` for a notebook without a `parameters` cell or without one of the parameters, and passes on a
+    `UserError` that a notebook raised. Any other failure becomes `NotebookFailed`.
     """
     check_parameters(notebooks, parameters)
     past = ""
@@ -85,7 +85,7 @@ def _execute(run: Run, notebook: Path, parameters: dict[str, Any], past: str) ->
 
     working = run.path(f".{notebook.stem}.running.ipynb")
     failed = run.path(f"{notebook.stem}.failed.ipynb")
-    note("running")  # a runner that is killed leaves this, and the notebook runs again
+    note("running")  # stays if the runner is killed, so that the notebook runs again
     try:
         _papermill(notebook, working, parameters)
     except BaseException as error:
@@ -112,13 +112,13 @@ def _papermill(notebook: Path, target: Path, parameters: dict[str, Any]) -> None
         language="python",
         kernel_manager_class=IPCKernelManager,
         start_timeout=120,
-        store_widget_state=False,  # plotly's widget would add 5 MB a figure
+        store_widget_state=False,  # plotly's widget state would add 5 MB per figure
         progress_bar=False,
     )
 
 
 def _forget_paths(executed: Path) -> None:
-    """Drop papermill's note of where the notebook lay: an executed notebook is there to be shared."""
+    """Drop papermill's record of the notebook's paths, since executed notebooks are shared."""
     notebook = nbformat.read(executed, as_version=4)
     for key in ("input_path", "output_path"):
         notebook.metadata["papermill"].pop(key, None)
@@ -126,15 +126,15 @@ def _forget_paths(executed: Path) -> None:
 
 
 def _account(error: Exception, notebook: Path, failed: Path) -> str:
-    """What failed, the last lines of the notebook's traceback if it has one, and where to look."""
+    """The error, the last lines of the notebook's traceback if there is one, and where to look."""
     lines = strip_color("\n".join(getattr(error, "traceback", []))).splitlines()
     what = f"{error.ename}: {error.evalue}" if lines else f"{type(error).__name__}: {error}"
-    where = [f"The notebook as it failed: {failed}"] if failed.exists() else []
+    where = [f"The failed notebook: {failed}"] if failed.exists() else []
     return "\n".join([f"{notebook.stem} failed with {what}", *lines[-8:], *where])
 
 
 def check_parameters(notebooks: list[Path], parameters: dict[str, Any]) -> None:
-    """Papermill only logs a missing parameters cell and an unknown parameter; here both are errors."""
+    """Raise `UserError` for a missing parameters cell and for an unknown parameter, which papermill only logs."""
     for notebook in notebooks:
         cells = [c for c in _cells(notebook) if "parameters" in c.metadata.get("tags", [])]
         if len(cells) != 1:
@@ -147,9 +147,9 @@ def check_parameters(notebooks: list[Path], parameters: dict[str, Any]) -> None:
 
 
 def fingerprint(notebook: Path, parameters: dict[str, Any], digests: list[str], past: str) -> str:
-    """A name for all that determines what the notebook does.
+    """A hash of everything that determines the outputs of a notebook.
 
-    digests: of the data files. past: the fingerprint of the notebook before it.
+    digests: hashes of the data files. past: the fingerprint of the notebook before this one.
     """
     code = "\n".join(cell.source for cell in _cells(notebook))
     parts = [past, code, json.dumps(parameters, sort_keys=True, default=str), *digests]
@@ -158,8 +158,8 @@ def fingerprint(notebook: Path, parameters: dict[str, Any], digests: list[str], 
 
 
 def imported_modules(notebook: Path) -> list[Path]:
-    """The files of this package that the notebook imports, directly or through others, sorted."""
-    python = TransformerManager().transform_cell  # magics and shell lines are no Python
+    """The files of this package that the notebook imports, directly or indirectly, sorted."""
+    python = TransformerManager().transform_cell  # turns magics and shell lines into Python
     source = "\n".join(python(cell.source) for cell in _cells(notebook) if cell.cell_type == "code")
     found: set[Path] = set()
     waiting = list(_imports(source))
@@ -172,7 +172,7 @@ def imported_modules(notebook: Path) -> list[Path]:
 
 
 def _imports(source: str) -> Iterator[Path]:
-    """The files of `rarlhf_nb` that the imports of `source` run, those of the packages on the way included."""
+    """The files of `rarlhf_nb` that the imports of `source` execute, including each package's `__init__.py`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{_home(node.module, alias.name)}" for alias in node.names)]
@@ -188,7 +188,7 @@ def _imports(source: str) -> Iterator[Path]:
 
 
 def _home(package: str, name: str) -> str:
-    """The submodule of `package` that `name` is imported from lazily; `name` itself where it is not."""
+    """The submodule from which `package` imports `name` lazily; otherwise `name` itself."""
     init = PACKAGE.parent.joinpath(*package.split("."), "__init__.py")
     if init.is_file():
         for node in ast.walk(ast.parse(init.read_text())):

@@ -1,6 +1,6 @@
 """The command line: `rarlhf run`, `rarlhf report`, `rarlhf explore` and `rarlhf profiles`."""
 
-# Only what is light is imported here; the rest, torch with it, by the command that needs it.
+# Heavy modules such as torch are imported by the commands that need them, so that `rarlhf --help` is quick.
 import sys
 import time
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def main() -> None:
 
 @contextmanager
 def told_errors() -> Iterator[None]:
-    """What the user did wrong is said in a line, and ends the command with status 2."""
+    """Print a `UserError` as one line and end the command with status 2."""
     try:
         yield
     except UserError as error:
@@ -37,19 +37,19 @@ def profiles() -> None:
     from rarlhf_nb.core.profiles import profile_files
 
     for name, file in profile_files().items():
-        # read, not loaded: a profile may need files that are not there yet
+        # not load_profile: a profile may need files that are not there yet
         typer.echo(f"{name:16} {yaml.safe_load(file.read_text())['description']}")
 
 
 @app.command()
 def run(
     profile: Annotated[str, typer.Option(help="Name of the profile; `rarlhf profiles` lists them.")] = "pocket",
-    run: Annotated[str | None, typer.Option(help="Name of the run folder; the profile's name unless given.")] = None,
+    run: Annotated[str | None, typer.Option(help="Name of the run folder; by default the profile's name.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of SFT, training and evaluation.")] = 1,
     parameter: Annotated[
         list[str] | None, typer.Option("-p", metavar="KEY VALUE", help="A setting of the profile: -p risk.alpha 0.2")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Run every notebook again, changed or not.")] = False,
+    force: Annotated[bool, typer.Option(help="Run every notebook again, even if nothing has changed.")] = False,
 ) -> None:
     """Execute the notebooks in order into papermill_runs/RUN and print the report."""
     with told_errors():
@@ -58,7 +58,7 @@ def run(
 
 @app.command()
 def report(run: Annotated[str, typer.Argument(help="Name of a run folder in papermill_runs/.")]) -> None:
-    """Write RUN's tables and figures into one HTML file that opens offline."""
+    """Write the tables and figures of RUN into one HTML file that opens offline."""
     from rarlhf_nb.measuring.sweeps import related_scores
     from rarlhf_nb.running.experiment import Experiment
     from rarlhf_nb.showing.page import build_page
@@ -66,7 +66,7 @@ def report(run: Annotated[str, typer.Argument(help="Name of a run folder in pape
     with told_errors():
         experiment = Experiment.reopen(run)
         title = f"{run} ({experiment.profile.name}, seed {experiment.seed})"
-        found = experiment.report()  # before the scores, which are read from the report that it writes
+        found = experiment.report()  # writes the report that related_scores reads
         page = build_page(title, experiment.profile, experiment.tables(), found, related_scores(experiment.run))
         typer.echo(f"written: {experiment.run.write_text('report.html', page)}")
 
@@ -74,9 +74,9 @@ def report(run: Annotated[str, typer.Argument(help="Name of a run folder in pape
 @app.command()
 def explore(
     run: Annotated[str, typer.Argument(help="Name of a run folder in papermill_runs/.")],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Where on 127.0.0.1 it is served.")] = 8866,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port on 127.0.0.1.")] = 8866,
 ) -> None:
-    """Serve RUN's explorer and schedule designer to a browser on this machine, read-only; Ctrl-C ends it."""
+    """Serve the explorer of RUN and the schedule designer, read-only, to a browser on this machine; Ctrl-C ends it."""
     from rarlhf_nb.running.experiment import Experiment
     from rarlhf_nb.showing.explore import serve
 
@@ -85,7 +85,7 @@ def explore(
 
 
 def execute(profile: str, run_name: str | None, seed: int, overrides: dict[str, Any], force: bool) -> None:
-    """`rarlhf run`, with its arguments parsed."""
+    """`rarlhf run` after its arguments are parsed."""
     from rarlhf_nb.core.profiles import load_profile
     from rarlhf_nb.core.runs import Run, repository
 
@@ -107,7 +107,7 @@ def execute(profile: str, run_name: str | None, seed: int, overrides: dict[str, 
     if run.path("summary.md").exists():
         typer.echo(run.path("summary.md").read_text())
     typer.echo(
-        f"{time.perf_counter() - started:.0f} s in all; report.md, notebooks, policies and tables lie in {run.folder}"
+        f"{time.perf_counter() - started:.0f} s in all; report.md, notebooks, policies and tables are in {run.folder}"
     )
 
 
@@ -116,7 +116,7 @@ def parse_parameters(pairs: list[str]) -> dict[str, Any]:
     split = [pair.partition("=") for pair in pairs]
     missing = [key for key, equals, _ in split if not equals]
     if missing:
-        raise UserError(f"-p {missing[0]}: a value is missing; write -p KEY VALUE.")
+        raise UserError(f"-p {missing[0]}: the value is missing; write -p KEY VALUE.")
     return {key: _read_value(key, value) for key, _, value in split}
 
 
@@ -124,11 +124,11 @@ def _read_value(key: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise UserError(f"-p {key} {text!r}: this is no YAML value; quote it, as in -p {key} '\"...\"'.") from None
+        raise UserError(f"-p {key} {text!r}: this is not a YAML value; quote it, as in -p {key} '\"...\"'.") from None
 
 
 def join_pairs(words: list[str]) -> list[str]:
-    """`-p KEY VALUE`, as papermill has it, as the one word that typer's repeated options take: `-p KEY=VALUE`."""
+    """Turn papermill's `-p KEY VALUE` into `-p KEY=VALUE`, the single word that a repeated typer option takes."""
     joined: list[str] = []
     waiting = iter(words)
     for word in waiting:

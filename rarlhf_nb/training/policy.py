@@ -1,9 +1,9 @@
 """The actor-critic: a causal LM with a value head; sampling, log-probabilities, and the frozen reference.
 
 Shapes: B episodes, P prompt tokens (padded on the left), T completion tokens (padded on the right), V tokens in the
-vocabulary, H hidden units. A mask is True on real tokens. Sampling forbids some tokens, and every log-probability
-here is taken under that same masked and tempered distribution: otherwise a policy could move mass to a forbidden
-token and be paid for it as negative KL.
+vocabulary, H hidden units. A mask is True on real tokens. The sampler forbids some tokens, and every log-probability
+here is taken under the sampler's own masked and tempered distribution. Otherwise a policy could move probability to a
+forbidden token and be rewarded for it with negative KL.
 """
 
 import copy
@@ -33,7 +33,7 @@ PREFIX = "prefix.json"
 
 @dataclass
 class Episodes:
-    """B pairs of a prompt and a completion, as text and as tokens."""
+    """B prompts with their completions, as text and as tokens."""
 
     prompts: list[str]
     completions: list[str]
@@ -55,12 +55,12 @@ class Episodes:
 
     @property
     def tokens(self) -> int:
-        """How many real tokens, prompts and completions together."""
+        """The number of real tokens in prompts and completions together."""
         return int(self.prompt_mask.sum() + self.completion_mask.sum())
 
 
 class Policy(Protocol):
-    """What evaluation asks of a method: completions, and how likely it finds completions and human texts."""
+    """What evaluation needs of a method: its completions, and the likelihood it gives to completions and to texts."""
 
     processing_class: PreTrainedTokenizerBase
     prefix_ids: list[int]
@@ -71,23 +71,24 @@ class Policy(Protocol):
     def __call__(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `ActorCritic.forward`."""
+        """See `ActorCritic.forward`."""
 
     def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int) -> Episodes:
-        """As `ActorCritic.sample`."""
+        """See `ActorCritic.sample`."""
 
     def token_log_probs(self, episodes: Episodes, sampling: SamplingSettings) -> torch.Tensor:
-        """log pi(a_t | s_t) (B, T) under the very distribution that `sample` draws from; 0 on padding."""
+        """log pi(a_t | s_t) (B, T) under the distribution that `sample` draws from; 0 on padding."""
 
 
 class ActorCritic(nn.Module):
     """A causal LM (the actor) and a linear value head on its last hidden state (the critic): one trunk, two heads.
 
-    The module stays in eval mode: dropout would make the PPO ratio differ from 1 before any update. The checkpoint's
-    own generation settings are replaced, since the sampler must be the distribution that `token_log_probs` describes.
+    The module stays in eval mode, since dropout would make the PPO ratio differ from 1 before any update. The
+    checkpoint's own generation settings are replaced, since the sampler must draw from the distribution that
+    `token_log_probs` describes.
 
-    prefix_ids: tokens that the model reads before every prompt, such as an instruction or a reward token. They are
-    part of no episode: neither of its prompt nor of its completion.
+    prefix_ids: tokens that the model reads before every prompt, such as an instruction or a reward token. They belong
+    neither to the prompt nor to the completion of an episode.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class ActorCritic(nn.Module):
 
     @property
     def forbidden_ids(self) -> list[int]:
-        """Tokens that are never sampled: the special ones but EOS, for a completion is text."""
+        """The tokens that are never sampled: all special tokens except EOS, since a completion is text."""
         return [i for i in self.processing_class.all_special_ids if i != self.processing_class.eos_token_id]
 
     def forward(
@@ -142,7 +143,7 @@ class ActorCritic(nn.Module):
         return output.logits[:, :-1], self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
 
     def prefixed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask with the prefix before them; the padding of shorter prompts then lies between the two."""
+        """Ids and mask with the prefix in front; padding of shorter prompts then lies between prefix and prompt."""
         prefix = torch.tensor(self.prefix_ids, dtype=input_ids.dtype, device=input_ids.device)
         prefix = prefix.expand(len(input_ids), -1)
         mask = torch.ones_like(prefix, dtype=attention_mask.dtype)
@@ -159,7 +160,7 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int) -> Episodes:
-        """Draw one completion for each prompt; the same prompts, weights and seed give the same completions.
+        """Draw one completion for each prompt. The same prompts, weights and seed give the same completions.
 
         Raises `UserError` where the longest prompt leaves no room for the completion.
         """
@@ -187,7 +188,7 @@ class ActorCritic(nn.Module):
     def completion_texts(
         self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, completion_ids: torch.Tensor, mask: torch.Tensor
     ) -> list[str]:
-        """The completions' texts: the whole text beyond the prompt (alone, they would lose leading spaces)."""
+        """The completions as text: the decoded episode after its prompt, so that leading spaces are kept."""
         prompts = [ids[keep].tolist() for ids, keep in zip(prompt_ids, prompt_mask, strict=True)]
         completions = [ids[keep].tolist() for ids, keep in zip(completion_ids, mask, strict=True)]
         heads = self._decode(prompts)
@@ -202,7 +203,7 @@ class ActorCritic(nn.Module):
         return self.processing_class.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def save(self, folder: Path) -> None:
-        """Write the policy in the hub's format (an adapter merged in), the value head and the prefix beside it."""
+        """Write the policy in the hub's format, with its adapter merged in, and the value head and prefix beside it."""
         model = self.model
         if isinstance(model, peft.PeftModel):
             model = copy.deepcopy(model).merge_and_unload()
@@ -215,11 +216,11 @@ class ActorCritic(nn.Module):
 def load_policy(
     model: str | Path, lora: LoraSettings | None = None, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> ActorCritic:
-    """The policy in a folder or of a hub id, on the GPU if there is one.
+    """Load a policy from a folder or a hub id, onto the GPU if there is one.
 
-    A value head and a prefix that were saved beside it are loaded too. A tokenizer without a pad token pads with EOS.
-    Safetensors only, no remote code. With `lora`, the model gets a fresh adapter, drawn with `seed`. Raises `UserError`
-    where the model cannot be had.
+    A value head and a prefix that were saved with the policy are loaded as well. A tokenizer without a pad token pads
+    with EOS. Loads safetensors only and runs no remote code. With `lora`, the model gets a fresh adapter, initialised
+    with `seed`. Raises `UserError` where the model cannot be found or loaded.
     """
     folder = resolve_model(str(model))
     try:
@@ -240,7 +241,7 @@ def load_policy(
             task_type="CAUSAL_LM",
         )
         with seeded(seed, causal_lm.device), warnings.catch_warnings():
-            # peft asks transformers under a name that transformers is about to drop
+            # peft uses a name that transformers is about to drop
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             causal_lm = peft.get_peft_model(causal_lm, config)
     policy = ActorCritic(causal_lm, tokenizer)
@@ -254,7 +255,7 @@ def load_policy(
 
 
 def check_context(policy: ActorCritic, prompt_length: int, completion_length: int) -> None:
-    """Raise `UserError` where prompt and completion do not fit into the model's context."""
+    """Raise `UserError` where prompt and completion together exceed the model's context."""
     context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and prompt_length + completion_length > context:
         raise UserError(
@@ -264,7 +265,7 @@ def check_context(policy: ActorCritic, prompt_length: int, completion_length: in
 
 
 class Reference:
-    """pi_ref: a frozen copy of the policy, or, where the policy is a peft model, the same network, adapter off."""
+    """pi_ref: a frozen copy of the policy or, for a peft model, the same network with its adapter switched off."""
 
     def __init__(self, policy: ActorCritic) -> None:
         self._policy = policy if isinstance(policy.model, peft.PeftModel) else _frozen(policy)
@@ -284,7 +285,7 @@ def _frozen(policy: ActorCritic) -> ActorCritic:
 
 @dataclass
 class TokenEvaluation:
-    """What policy and critic say of each completion token; all (B, T), 0 on padding."""
+    """The policy's and the critic's numbers for each completion token; all (B, T), 0 on padding."""
 
     log_probs: torch.Tensor
     values: torch.Tensor
@@ -298,9 +299,9 @@ def evaluate_tokens(
     entropy: bool = False,
     forward: nn.Module | None = None,
 ) -> TokenEvaluation:
-    """log pi(a_t | s_t) and V(s_t) of every completion token, and on demand the entropy of pi(. | s_t).
+    """log pi(a_t | s_t) and V(s_t) of every completion token, and if asked the entropy of pi(. | s_t).
 
-    forward: accelerate's wrapper of the policy, through which gradients must flow in training.
+    forward: accelerate's wrapper of the policy; in training the gradients must flow through it.
     """
     mask = episodes.completion_mask
     logits, values = (forward or policy)(
@@ -320,7 +321,7 @@ def evaluate_tokens(
 def sampler_logits(
     logits: torch.Tensor, sampling: SamplingSettings, forbidden_ids: list[int], eos_id: int | None
 ) -> torch.Tensor:
-    """The logits of the distribution that the sampler draws from: tempered, forbidden tokens masked.
+    """The logits of the sampler's distribution: divided by the temperature, forbidden tokens masked.
 
     logits: (B, T, V). `forbidden_ids` are masked everywhere, EOS before the minimum completion length.
     """
@@ -329,7 +330,7 @@ def sampler_logits(
     masked[:, forbidden_ids] = True
     if eos_id is not None:
         masked[: sampling.minimum_completion_length, eos_id] = True
-    # the lowest finite number rather than -inf: its probability is 0 and its share of the entropy 0, not NaN
+    # the lowest finite number, not -inf: probability 0 and a contribution of 0, not NaN, to the entropy
     return logits.masked_fill(masked, torch.finfo(logits.dtype).min)
 
 
@@ -344,6 +345,6 @@ def token_entropy(logits: torch.Tensor) -> torch.Tensor:
 
 
 def until_eos(token_ids: torch.Tensor, eos_id: int | None) -> torch.Tensor:
-    """Mask (B, T): True up to and including the first EOS."""
+    """Mask (B, T) that is True up to and including the first EOS."""
     is_eos = token_ids == (-1 if eos_id is None else eos_id)
     return (is_eos.cumsum(1) - is_eos.long()) == 0

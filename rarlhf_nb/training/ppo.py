@@ -1,26 +1,26 @@
 """The equations of PPO on episodes, one function each; tensors in, tensors out.
 
-Shapes: B episodes, T completion tokens, padded on the right. `mask` (B, T) is True on real tokens; whatever stands in
-padded positions changes no result.
+Shapes: B episodes, T completion tokens, padded on the right. `mask` (B, T) is True on real tokens; the contents of
+padded positions change no result.
 """
 
 import torch
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the positions where mask is True: (B, T), (B, T) -> ()."""
+    """Mean over the real tokens: (B, T), (B, T) -> ()."""
     return values.masked_fill(~mask, 0.0).sum() / mask.sum()
 
 
 def masked_sum(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Sum over each episode's tokens: (B, T), (B, T) -> (B,)."""
+    """Sum over the real tokens of each episode: (B, T), (B, T) -> (B,)."""
     return values.masked_fill(~mask, 0.0).sum(1)
 
 
 def episode_kl(log_probs: torch.Tensor, ref_log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Sum_t log pi(a_t|s_t) - log pi_ref(a_t|s_t): (B, T) -> (B,), nats per episode.
 
-    Its mean over episodes drawn from pi estimates KL(pi || pi_ref) without bias, and so is not negative but by noise.
+    Its mean over episodes drawn from pi is an unbiased estimate of KL(pi || pi_ref), so only noise makes it negative.
     """
     return masked_sum(log_probs - ref_log_probs, mask)
 
@@ -32,7 +32,7 @@ def dense_rewards(
     mask: torch.Tensor,
     kl_coef: float,
 ) -> torch.Tensor:
-    """Eq. 5: r_bar_t = r_t - beta log(pi / pi_ref), r paid at the last completion token: (B,), (B, T) -> (B, T)."""
+    """Eq. 5: r_bar_t = r_t - beta log(pi / pi_ref); r is paid at the last completion token: (B,), (B, T) -> (B, T)."""
     rewards = (-kl_coef * (log_probs - ref_log_probs)).masked_fill(~mask, 0.0)
     last = mask.sum(1) - 1
     rewards[torch.arange(len(rewards)), last] += env_rewards.to(rewards.dtype)
@@ -45,7 +45,7 @@ def generalized_advantages(
     """GAE (Schulman et al. 2016): advantages and the critic's targets, both (B, T), 0 on padding.
 
     delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lambda A_{t+1};  target_t = A_t + V_t.
-    An episode ends with its last real token: the value after it is 0.
+    An episode ends with its last real token; the value after it is 0.
     """
     rewards, values = rewards.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0)
     advantages = torch.zeros_like(values)
@@ -80,7 +80,7 @@ def value_losses(
 ) -> torch.Tensor:
     """Eq. 13 with PPO's clipping, per token: max((V - R)^2, (clip(V) - R)^2) / 2: (B, T) -> (B, T).
 
-    The draft leaves out the square; the half is that of TRL's PPO, on which the authors built.
+    The draft leaves out the square. The factor 1/2 is that of TRL's PPO, on which the authors built.
     """
     clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
     return 0.5 * torch.max((values - targets) ** 2, (clipped - targets) ** 2)

@@ -1,7 +1,7 @@
-"""What the tail is: VaR, CVaR, the soft-risk schedule, and which episodes an iteration keeps.
+"""The tail: VaR, CVaR, the soft-risk schedule, and the choice of the episodes that an iteration keeps.
 
-Higher is better throughout, so the tail is the *lowest* share of the values. `alpha` is a fraction in (0, 1];
-`kept` is a count of episodes (the paper's draft calls both alpha').
+Higher is better throughout, so the tail is the *lowest* share of the values. `alpha` is a fraction in (0, 1]; `kept`
+is a count of episodes (the paper's draft calls both alpha').
 """
 
 import math
@@ -15,9 +15,11 @@ from rarlhf_nb.core.errors import UserError
 
 
 def check_alpha(alpha: float) -> float:
-    """Return `alpha` if it is a tail share, else raise `UserError`."""
+    """Return `alpha`; raise `UserError` unless it lies in (0, 1]."""
     if not 0 < alpha <= 1:
-        raise UserError(f"alpha = {alpha}: the tail share must lie in (0, 1]; 1 is plain RLHF, 0.4 the paper's IMDB.")
+        raise UserError(
+            f"alpha = {alpha}: the tail share must lie in (0, 1]; 1 is plain RLHF, 0.4 is the paper's IMDB."
+        )
     return alpha
 
 
@@ -27,7 +29,7 @@ def ceil_count(share: float) -> int:
 
 
 def tail_count(alpha: float, n: int) -> int:
-    """⌈alpha n⌉: how many of `n` episodes make up the tail (at least one)."""
+    """⌈alpha n⌉, at least one: the number of episodes in the tail of `n`."""
     return max(1, ceil_count(check_alpha(alpha) * n))
 
 
@@ -36,15 +38,15 @@ def _finite_sorted(values: ArrayLike) -> np.ndarray:
     if values.shape[-1] == 0:
         raise ValueError("values is empty: a tail needs at least one value")
     if np.isnan(values).any():
-        raise ValueError("values holds NaN: an episode without a value has no rank; drop or repair it first")
+        raise ValueError("values holds NaN: an episode without a value has no rank; drop it or repair its value")
     return np.sort(values, axis=-1)
 
 
 def var(values: ArrayLike, alpha: float) -> float:
     """Value at risk. Eq. 6: q_alpha(R) = inf{z : F_R(z) >= alpha}, the ⌈alpha N⌉-th lowest of the N values.
 
-    values: (N,), higher is better. Ties need no rule: equal values are one quantile.
-    Raises `ValueError` on NaN or an empty array, `UserError` on alpha outside (0, 1].
+    values: (N,), higher is better. Ties need no rule, since tied values are equal. Raises `ValueError` for NaN and for
+    an empty array, `UserError` for alpha outside (0, 1].
     """
     values = _finite_sorted(values)
     return float(values[tail_count(alpha, values.shape[-1]) - 1])
@@ -53,15 +55,15 @@ def var(values: ArrayLike, alpha: float) -> float:
 def cvar(values: ArrayLike, alpha: float) -> float:
     """Conditional value at risk: the mean of the lowest alpha share. Eq. 6: E[R | R <= q_alpha(R)].
 
-    Where alpha N is not whole, the boundary value counts with the fraction that is left, which makes CVaR continuous
-    in alpha and equal to max_eta eta - E[(eta - R)_+] / alpha (Rockafellar and Uryasev 2000). Ties share one value,
-    so their order cannot matter. values: (N,). Raises like `var`.
+    Where alpha N is not whole, the boundary value counts with the remaining fraction. CVaR is then continuous in alpha
+    and equal to max_eta eta - E[(eta - R)_+] / alpha (Rockafellar and Uryasev 2000). The order of ties cannot matter.
+    values: (N,). Raises the errors of `var`.
     """
     return float(cvar_sorted(_finite_sorted(values), alpha))
 
 
 def cvar_sorted(values: np.ndarray, alpha: float) -> np.ndarray:
-    """`cvar` along the last axis of values that are sorted ascending already: (..., N) -> (...)."""
+    """`cvar` along the last axis of values in ascending order: (..., N) -> (...)."""
     n = values.shape[-1]
     kept = tail_count(alpha, n)
     boundary = alpha * n - (kept - 1)
@@ -70,10 +72,10 @@ def cvar_sorted(values: np.ndarray, alpha: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SoftRiskSchedule:
-    """How many episodes each iteration keeps (eqs. 8-10): all at first, then fewer at a constant rate, then ⌈alpha B⌉.
+    """The number of episodes that each iteration keeps (eqs. 8-10): all, then fewer at a constant rate, then ⌈alpha B⌉.
 
-    batch_size: B; alpha: the final tail share; iterations: M; warm_start: n, the iterations that keep every episode;
-    rho: the share of M after which alpha is reached. Raises `UserError` where these do not fit together.
+    batch_size: B. alpha: the final tail share. iterations: M. warm_start: n, the number of first iterations that keep
+    every episode. rho: the share of M at which alpha is reached. Raises `UserError` where these do not fit together.
     """
 
     batch_size: int
@@ -114,8 +116,8 @@ class SoftRiskSchedule:
 def kept_episodes(returns: torch.Tensor, kept: int) -> torch.Tensor:
     """Alg. 1, line 4: the indices of the `kept` lowest returns, exactly that many, in batch order.
 
-    returns: (B,) -> (kept,) int64. Ties at the boundary go to the earlier episodes (stable order); the authors' code
-    keeps every tied one. Raises `ValueError` on NaN.
+    returns: (B,) -> (kept,) int64. Of episodes that tie at the boundary the earlier ones are kept (stable order); the
+    authors' code keeps them all. Raises `ValueError` for NaN.
     """
     if torch.isnan(returns).any():
         raise ValueError("returns holds NaN: an episode without a return has no rank")
@@ -123,12 +125,12 @@ def kept_episodes(returns: torch.Tensor, kept: int) -> torch.Tensor:
 
 
 def rockafellar_uryasev_rewards(rewards: torch.Tensor, kept: int) -> torch.Tensor:
-    """Environment rewards whose plain mean is the batch's CVaR at alpha' = kept / B (Rockafellar and Uryasev 2000).
+    """Rewards whose plain mean is the batch's CVaR at alpha' = kept / B (Rockafellar and Uryasev 2000).
 
-    r~ = eta + min(r - eta, 0) / alpha', eta = VaR of the batch at alpha'. rewards: (B,) -> (B,).
-    Every episode stays in the update: those above eta count as eta, those below count 1 / alpha' as much.
-    The added eta changes no gradient of the policy, makes the mean CVaR itself, and at alpha' = 1 gives r back,
-    so that plain PPO is the same code.
+    r~ = eta + min(r - eta, 0) / alpha', where eta is the VaR of the batch at alpha'. rewards: (B,) -> (B,).
+    Every episode stays in the update: a reward above eta counts as eta, and a shortfall below it is multiplied by
+    1 / alpha'. The added constant eta changes no gradient of the policy; with it the mean is CVaR itself, and at
+    alpha' = 1 r~ is r, so that the same code runs plain PPO.
     """
     if kept == rewards.shape[0]:
         return rewards

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on positive / non-toxic texts: the start and the reference of every RL method."""
+"""Supervised fine-tuning on positive or non-toxic texts: the start and the reference of every RL method."""
 
 import tempfile
 import warnings
@@ -21,7 +21,7 @@ def train_sft(
     Raises `UserError` where packing is on and the texts do not fill one block.
     """
     with tempfile.TemporaryDirectory() as folder, seeded(seed, policy.device), warnings.catch_warnings():
-        # TRL sets this argument itself, under the name that transformers is about to drop
+        # TRL sets this argument under a name that transformers is about to drop
         warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
         args = SFTConfig(
             output_dir=folder,
@@ -54,20 +54,20 @@ def train_sft(
 
 
 def _training_set(tokenizer: PreTrainedTokenizerBase, texts: list[str], settings: SFTSettings) -> Dataset:
-    # TRL ends texts with EOS and truncates them by itself. Its own packing either needs flash attention to keep texts
-    # apart or keeps a leftover for every thousand texts; blocks as the DExperts authors make them need neither.
+    # TRL itself truncates texts and appends EOS. Its packing either needs flash attention to keep texts apart or leaves
+    # a short block for every thousand texts; the blocks of the DExperts authors do neither.
     if not settings.packing:
         return Dataset.from_dict({"text": texts})
     return Dataset.from_dict({"input_ids": packed_blocks(tokenizer, texts, settings.max_length)})
 
 
 def packed_blocks(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> list[list[int]]:
-    """The texts' tokens, an EOS after each text, in blocks of exactly `length` tokens; the leftover is dropped.
+    """The tokens of all texts, each followed by EOS, cut into blocks of exactly `length` tokens; the rest is dropped.
 
-    A block reads on across its texts: tokens attend to the text before, as in pre-training. Raises `UserError` where
-    the texts do not fill one block.
+    Tokens attend to earlier texts of their block, as in pre-training. Raises `UserError` where the texts do not fill
+    one block.
     """
-    texts_ids = tokenizer(texts, verbose=False)["input_ids"]  # no warning of a text beyond the context: it is cut
+    texts_ids = tokenizer(texts, verbose=False)["input_ids"]  # no warning of texts beyond the context: they are cut
     stream = [token for ids in texts_ids for token in [*ids, tokenizer.eos_token_id]]
     if len(stream) < length:
         raise UserError(

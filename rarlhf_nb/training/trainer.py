@@ -41,7 +41,7 @@ from rarlhf_nb.worlds.rewards import Reward, check_rewards
 
 @dataclass(frozen=True)
 class Rollout:
-    """B episodes as the policy sampled them, and what reward, policy, critic and reference say of them."""
+    """B sampled episodes with their rewards and the numbers of policy, critic and reference, all before the update."""
 
     episodes: Episodes
     env_rewards: torch.Tensor  # (B,)
@@ -54,7 +54,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Estimates:
-    """What the rewards of a rollout come to, episode by episode and token by token."""
+    """Returns, advantages and the critic's targets, computed from the rewards of a rollout."""
 
     returns: torch.Tensor  # (B,) environment reward - beta KL
     advantages: torch.Tensor  # (B, T)
@@ -63,18 +63,18 @@ class Estimates:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which episodes of a rollout count; both are indices into the batch, in batch order."""
+    """The episodes that an iteration selects, as indices into the batch, in batch order."""
 
     tail: torch.Tensor  # (kept,) the lowest episodes
-    updated: torch.Tensor  # the episodes of the update: the tail, or everyone
+    updated: torch.Tensor  # the episodes that the update uses: the tail, or all of them
 
 
 @dataclass(frozen=True)
 class UpdateBatch:
-    """The N episodes of an update with all that their loss reads."""
+    """The N episodes of an update, with every number that their loss depends on."""
 
     episodes: Episodes
-    log_probs: torch.Tensor  # (N, T), like the rest; of the policy that sampled
+    log_probs: torch.Tensor  # (N, T), like the rest; under the policy that sampled them
     values: torch.Tensor
     advantages: torch.Tensor  # whitened
     targets: torch.Tensor
@@ -199,15 +199,16 @@ class CVaRPPOTrainer(TrainingLoop):
             env_rewards = rockafellar_uryasev_rewards(env_rewards, kept)
         rewards = dense_rewards(env_rewards, rollout.log_probs, rollout.ref_log_probs, mask, self.kl_coef)
         if risk_averse:
-            # The objective times alpha': whitened advantages are the same, but the critic's targets stay on the scale
-            # of the rewards; at 1 / alpha' of it, the critic's loss drowns the policy's in the shared trunk.
+            # Multiplied by alpha', the objective has the same whitened advantages, but the critic's targets stay on the
+            # scale of the rewards. At 1 / alpha' of that scale, the critic's loss would drown the policy's in the
+            # shared trunk.
             rewards *= kept / len(env_rewards)
         return Estimates(
             returns, *generalized_advantages(rewards, rollout.values, mask, self.args.gamma, self.args.lam)
         )
 
     def select(self, rollout: Rollout, estimates: Estimates, kept: int) -> Selection:
-        """Line 4: the kept(m) lowest episodes, and the episodes of the update."""
+        """Line 4: the kept(m) lowest episodes, and the episodes that the update uses."""
         ranked = estimates.returns if self.risk.rank_by == "return" else rollout.env_rewards
         tail = kept_episodes(ranked, kept)
         everyone = torch.arange(len(ranked), device=ranked.device)
@@ -241,14 +242,14 @@ class CVaRPPOTrainer(TrainingLoop):
         return pd.DataFrame(epochs).mean().to_dict() | {"gradient_tokens": batch.episodes.tokens * len(epochs)}
 
     def update_batch(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> UpdateBatch:
-        """The selected episodes alone, their advantages whitened over their own tokens."""
+        """The selected episodes, with advantages whitened over their tokens alone."""
         rows = selection.updated
         episodes = rollout.episodes.take(rows)
         advantages = whiten(estimates.advantages[rows], episodes.completion_mask)
         return UpdateBatch(episodes, rollout.log_probs[rows], rollout.values[rows], advantages, estimates.targets[rows])
 
     def backward(self, batch: UpdateBatch, tokens: torch.Tensor) -> dict[str, float]:
-        """Eq. 11's loss of a micro-batch, divided by `tokens`: adds its gradient and returns its terms."""
+        """Eq. 11 on a micro-batch, its sum over tokens divided by `tokens`: adds the gradient, returns the terms."""
         args, mask = self.args, batch.episodes.completion_mask
         with self.accelerator.autocast():
             now = evaluate_tokens(self.policy, batch.episodes, self.sampling, forward=self.wrapped)
@@ -264,13 +265,13 @@ class CVaRPPOTrainer(TrainingLoop):
         return {key: term.item() for key, term in terms.items()}
 
     def micro_batches(self, episodes: int) -> tuple[torch.Tensor, ...]:
-        """The indices of so many episodes, in pieces of `micro_batch_size`."""
+        """The indices 0 ... episodes - 1, in pieces of `micro_batch_size`."""
         return torch.arange(episodes).split(self.args.micro_batch_size or episodes)
 
     def adapted_kl_coef(self, rollout: Rollout, selection: Selection) -> float:
-        """Line 6, eq. 12: beta after the controller saw the KL of the updated episodes.
+        """Line 6, eq. 12: the next beta, from the KL of the updated episodes.
 
-        The KL is averaged over these episodes or, as in the authors' code, over B. Without `kl_target` beta stays.
+        The KL is averaged over these episodes or, as in the authors' code, over B. Without `kl_target` beta is fixed.
         """
         if self.args.kl_target is None:
             return self.kl_coef
@@ -299,7 +300,7 @@ class CVaRPPOTrainer(TrainingLoop):
         return {"iteration": self.iteration, "kept": len(tail)} | stats | {"kl_coef": self.kl_coef} | losses
 
     def next_prompts(self) -> dict[str, list]:
-        """The batch of the coming iteration: seeded shuffles of the data set, one after the other, cut into Bs."""
+        """The batch of the next iteration: B rows from a stream of seeded shuffles of the data set."""
         if self.train_dataset is None:
             raise UserError("train_dataset is missing: give the trainer a data set, or call step(prompts) yourself.")
         batch = self.args.batch_size
@@ -309,7 +310,7 @@ class CVaRPPOTrainer(TrainingLoop):
 
 
 def warn_of_negative_kl(kl: torch.Tensor, iteration: int) -> None:
-    """Warn of a mean KL clearly below 0, a fault: the log-probabilities are not those of the sampler."""
+    """Warn where the mean KL is clearly negative: then the log-probabilities are not those of the sampler."""
     standard_error = kl.std().item() / math.sqrt(len(kl)) if len(kl) > 1 else math.inf
     if kl.mean().item() < -4 * standard_error - 0.01:
         warnings.warn(
