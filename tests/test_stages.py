@@ -18,7 +18,7 @@ STAGES = [
     lambda experiment: Train(experiment, "quark"),
     *(
         lambda experiment, method=method: Evaluate(experiment, method)
-        for method in ("base", "prompted", "sft", "dexperts", "quark", "ra_rlhf_ru@0.2")
+        for method in ("base", "prompted", "sft", "dexperts", "best_of_n", "quark", "ra_rlhf_ru@0.2")
     ),
     WriteReport,
 ]
@@ -62,12 +62,13 @@ def test_stages_read_and_write_what_they_say(open_experiment):
         assert all(any(belongs(file, [place]) for file in written) for place in stage.writes), (stage, written)
         assert before.keys() <= after.keys()
         hand_over(alone.run, whole.run, [place for place in stage.writes if place != "manifest.json"])
-    assert list(whole.report().table.index) == ["base", "prompted", "sft", "dexperts", "quark", "ra_rlhf_ru@0.2"]
+    methods = ["base", "prompted", "sft", "dexperts", "best_of_n", "quark", "ra_rlhf_ru@0.2"]
+    assert list(whole.report().table.index) == methods
 
 
 def test_a_stage_without_its_files_names_the_notebook_to_run(open_experiment):
     experiment = open_experiment("empty")
-    for make, notebook in zip(STAGES[1:], [*["01_data_prep"] * 11, "02_baseline_rlhf"], strict=True):
+    for make, notebook in zip(STAGES[1:], [*["01_data_prep"] * 12, "02_baseline_rlhf"], strict=True):
         with pytest.raises(ValueError, match=f"run notebook {notebook} first"):
             make(experiment).run()
     assert [path.name for path in experiment.run.folder.iterdir()] == ["manifest.json"]

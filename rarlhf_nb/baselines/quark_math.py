@@ -34,8 +34,8 @@ def check_pool(completions: int, quantiles: int) -> None:
     """Raise `UserError` where a pool has fewer scored completions than quantiles."""
     if completions < quantiles:
         raise UserError(
-            f"quark.quantiles = {quantiles}, but the pool holds only {completions} scored completions, fewer than one "
-            "per quantile; lower quark.quantiles or raise quark.exploration_prompts."
+            f"quark.quantiles = {quantiles}, but the pool holds {completions} scored completions, fewer than one per "
+            "quantile; lower quark.quantiles or raise quark.exploration_prompts."
         )
 
 

@@ -151,6 +151,12 @@ class DExpertsSettings(Section):
     experts: SFTSettings  # how expert and anti-expert are trained
 
 
+class BestOfNSettings(Section):
+    """Best-of-n: the SFT policy writes several completions per prompt, and the one with the highest reward counts."""
+
+    samples: int = Field(gt=1, default=4)  # n, completions per prompt
+
+
 class QuarkSettings(Section):
     """Quantised reward conditioning: the policy reads the quantile of its text's reward before the prompt."""
 
@@ -256,6 +262,7 @@ class Profile(Section):
     prompted: PromptedSettings
     dexperts: DExpertsSettings
     quark: QuarkSettings
+    best_of_n: BestOfNSettings = BestOfNSettings()
     evaluation: EvaluationSettings
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from rarlhf_nb.baselines.best_of_n import BestOfN
 from rarlhf_nb.baselines.dexperts import DExperts
 from rarlhf_nb.core.methods import BASELINES_NOTEBOOK, DATA_NOTEBOOK, SFT_NOTEBOOK, find_method
 from rarlhf_nb.core.profiles import Profile
@@ -79,6 +80,8 @@ class Workspace:
                 for name in EXPERTS
             )
             return DExperts(base or self.base(), *experts, settings.alpha, settings.top_p)
+        if method == "best_of_n":
+            return BestOfN(self.saved("sft"), self.reward(), self.profile.best_of_n.samples)
         return self.saved(method)
 
     @property

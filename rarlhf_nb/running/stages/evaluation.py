@@ -6,7 +6,7 @@ from functools import partial
 import pandas as pd
 
 from rarlhf_nb.measuring.evaluation import evaluate, held_out_log_likelihoods
-from rarlhf_nb.measuring.report import HELD_OUT, SAMPLES
+from rarlhf_nb.measuring.tables import HELD_OUT, SAMPLES
 from rarlhf_nb.running.stages.stage import Stage
 
 
@@ -18,7 +18,8 @@ class Evaluate(Stage):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        own = {"base": (), "sft": ()}.get(self.method, (f"policies/{self.method}",))
+        untrained = ("base", "sft", "best_of_n")  # the last one chooses among completions of the SFT policy
+        own = () if self.method in untrained else (f"policies/{self.method}",)
         return ("data/test.parquet", "data/held_out.parquet", "policies/sft", *own, *self.trained_reward)
 
     @property

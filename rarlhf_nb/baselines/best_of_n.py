@@ -1,0 +1,88 @@
+"""Best-of-n: a policy writes n completions of each prompt, and the one with the highest reward is kept.
+
+Nothing is trained (Stiennon et al. 2020, "Learning to summarize from human feedback"). The price is paid at every use:
+n completions and n rewards for each one that is kept.
+"""
+
+import math
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.profiles import SamplingSettings
+from rarlhf_nb.training.policy import ActorCritic, Episodes
+from rarlhf_nb.worlds.rewards import Reward, check_rewards
+
+
+def best_of_n_kl(samples: int) -> float:
+    """KL(best-of-n || policy) in nats per episode: log n - (n - 1) / n.
+
+    It is exact where no two completions have the same reward, and an upper bound otherwise (Beirami et al. 2024,
+    "Theoretical guarantees on the best-of-n alignment policy").
+    """
+    return math.log(samples) - (samples - 1) / samples
+
+
+class BestOfN:
+    """The best of n completions of a policy, by a reward; a `Policy`, for evaluation only.
+
+    Calling it gives the logits of the policy, since the choice among whole completions changes the probability of no
+    single next token.
+
+    Args:
+        policy: the model that writes.
+        reward: TRL's signature; it gets no other columns of the data set.
+        samples: n, completions per prompt.
+
+    Raises:
+        UserError: samples below 1.
+    """
+
+    def __init__(self, policy: ActorCritic, reward: Reward, samples: int) -> None:
+        if samples < 1:
+            raise UserError(f"best_of_n.samples = {samples}: give the number of completions per prompt, at least 1.")
+        self.policy, self.reward, self.samples = policy, reward, samples
+
+    @property
+    def processing_class(self) -> PreTrainedTokenizerBase:
+        return self.policy.processing_class
+
+    @property
+    def prefix_ids(self) -> list[int]:
+        return self.policy.prefix_ids
+
+    @property
+    def device(self) -> torch.device:
+        return self.policy.device
+
+    def __call__(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `ActorCritic.forward`."""
+        return self.policy(input_ids, attention_mask, completion_length)
+
+    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int) -> Episodes:
+        """Draw n completions for each prompt and keep the best; of equal rewards, the first.
+
+        Raises `UserError` for rewards that are not one finite number each, and where a prompt leaves no room.
+        """
+        episodes = self.policy.sample([prompt for prompt in prompts for _ in range(self.samples)], sampling, seed)
+        rewards = check_rewards(
+            self.reward(prompts=episodes.prompts, completions=episodes.completions),
+            episodes.prompts,
+            episodes.completions,
+        )
+        best = torch.tensor(rewards).view(len(prompts), self.samples).argmax(1)
+        return episodes.take(torch.arange(len(prompts)) * self.samples + best)
+
+    def token_log_probs(self, episodes: Episodes, sampling: SamplingSettings) -> torch.Tensor:
+        """log pi(a_t | s_t) (B, T) of the policy, with `best_of_n_kl` added at the last token; 0 on padding.
+
+        The probability that an episode is chosen is not known token by token. Its log-ratio to the policy is, on
+        average over episodes, that KL.
+        """
+        log_probs = self.policy.token_log_probs(episodes, sampling).clone()
+        last = episodes.completion_mask.sum(1) - 1
+        log_probs[torch.arange(len(episodes)), last] += best_of_n_kl(self.samples)
+        return log_probs
