@@ -1,12 +1,17 @@
 import os
+import re
+import subprocess
+import sys
+import time
 
 import nbformat
 import pytest
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.runs import Run
-from rarlhf_nb.running import batch
-from rarlhf_nb.running.batch import NotebookFailed, fingerprint, imported_modules, run_notebooks
+from rarlhf_nb.running import fingerprints
+from rarlhf_nb.running.batch import NotebookFailed, run_notebooks
+from rarlhf_nb.running.fingerprints import fingerprint, imported_modules
 
 PARAMETERS = {"seed": 5}
 
@@ -74,7 +79,7 @@ def test_a_kernel_that_dies_is_a_failure_like_any_other(run, tmp_path):
     with pytest.raises(NotebookFailed, match="01_first failed with DeadKernelError"):
         execute(run, [path])
     assert run.manifest["notebooks"]["01_first"]["state"] == "failed"
-    assert sorted(file.name for file in run.folder.iterdir()) == ["01_first.failed.ipynb", "manifest.json"]
+    assert sorted(file.name for file in run.folder.iterdir()) == [".lock", "01_first.failed.ipynb", "manifest.json"]
 
 
 def test_unknown_parameters_and_a_missing_cell_are_refused_before_anything_runs(run, tmp_path):
@@ -110,7 +115,7 @@ def test_only_a_module_that_the_notebook_imports_changes_its_fingerprint(tmp_pat
     }
     for name, source in sources.items():
         (package / name).write_text(source)
-    monkeypatch.setattr(batch, "PACKAGE", package)
+    monkeypatch.setattr(fingerprints, "PACKAGE", package)
     path = notebook(tmp_path, "01_first", "%matplotlib inline\n!true\nfrom rarlhf_nb import used")
 
     def changes(name):
@@ -127,3 +132,64 @@ def test_the_kernel_has_no_bars_and_no_widgets_and_the_runner_keeps_its_environm
     code = "import os; assert (os.environ['RARLHF_STATIC'], os.environ['TQDM_DISABLE']) == ('1', '0')"
     execute(run, [notebook(tmp_path, "01_first", code)])
     assert "RARLHF_STATIC" not in os.environ
+
+
+ONE_RUN = """
+import sys
+from pathlib import Path
+from rarlhf_nb.core.runs import Run
+from rarlhf_nb.running.batch import run_notebooks
+run_notebooks(Run.open(sys.argv[1], {}, 5, root=Path("runs")), [Path("01_first.ipynb")], {"seed": 5}, [])
+"""
+
+
+def start(folder, name):
+    command = [sys.executable, "-c", ONE_RUN, name]
+    return subprocess.Popen(command, cwd=folder, env=os.environ | {"WHO": name}, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_runs_at_once_from_one_folder_never_meet(count, tmp_path):
+    notebook(tmp_path, "01_first", "import os, time; time.sleep(2); print('kernel of', os.environ['WHO'])")
+    names = [f"run_{number}" for number in range(count)]
+    runners = [start(tmp_path, name) for name in names]
+    for name, runner in zip(names, runners, strict=True):
+        _, errors = runner.communicate(timeout=120)
+        assert runner.returncode == 0, errors
+        executed = nbformat.read(tmp_path / "runs" / name / "01_first.ipynb", 4)
+        assert executed.cells[-1].outputs[0].text == f"kernel of {name}\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"01_first.ipynb", "runs"}
+    for name in names:
+        assert {path.name for path in (tmp_path / "runs" / name).iterdir()} == {
+            ".lock",
+            "01_first.ipynb",
+            "manifest.json",
+        }
+
+
+def test_a_run_in_use_is_refused_and_a_killed_one_leaves_nothing_in_the_way(tmp_path):
+    notebook(tmp_path, "01_first", "print('begun', flush=True)\nimport time; time.sleep(60)")
+    runner = start(tmp_path, "mine")
+    run = tmp_path / "runs" / "mine"
+    for _ in range(600):
+        if (run / ".kernel" / "kernel.json").exists():
+            break
+        time.sleep(0.1)
+    before = (run / "manifest.json").read_bytes()
+    second = start(tmp_path, "mine")
+    _, errors = second.communicate(timeout=120)
+    assert re.search(rf"run = 'mine' is in use by process {runner.pid} on \S+ since \d{{4}}-.*choose another", errors)
+    assert second.returncode != 0 and (run / "manifest.json").read_bytes() == before and runner.poll() is None
+    runner.kill()
+    runner.communicate()
+    assert {path.name for path in tmp_path.iterdir()} == {"01_first.ipynb", "runs"}
+    notebook(tmp_path, "01_first", "print('again')")
+    third = start(tmp_path, "mine")
+    _, errors = third.communicate(timeout=120)
+    assert third.returncode == 0, errors
+    assert {path.name for path in run.iterdir()} == {".lock", "01_first.ipynb", "manifest.json"}
+
+
+def test_a_path_too_long_for_a_socket_is_no_hindrance(tmp_path):
+    run = Run.open("n" * 120, {}, seed=5, root=tmp_path / "runs")
+    assert execute(run, [notebook(tmp_path, "01_first", "print(seed)")]) == ["01_first"]

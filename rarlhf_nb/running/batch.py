@@ -1,46 +1,25 @@
 """A headless run: papermill executes the notebooks in order, skipping those whose inputs have not changed."""
 
 import ast
-import hashlib
-import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import papermill
-from IPython.core.inputtransformer2 import TransformerManager
-from jupyter_client.manager import AsyncKernelManager
 from papermill.exceptions import strip_color
 
 from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.lock import held
 from rarlhf_nb.core.runs import Run
-
-PACKAGE = Path(__file__).parents[1]
-KERNEL_ENVIRONMENT = {
-    "TQDM_DISABLE": "1",  # in an executed notebook a progress bar stays at "0%"
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "RARLHF_STATIC": "1",  # pictures and tables instead of widgets, which nobody is there to move
-}
+from rarlhf_nb.running.fingerprints import cells, digest, fingerprint
+from rarlhf_nb.running.kernels import kernel_folder, kernel_manager
 
 
 class NotebookFailed(RuntimeError):
     """A notebook did not run to its end; the message says where and why, and names the copy that shows the error."""
-
-
-class IPCKernelManager(AsyncKernelManager):
-    """Kernels that talk over file-system sockets: no race for a port, no warning about plain TCP.
-
-    They get `KERNEL_ENVIRONMENT`, except for variables that the user has set.
-    """
-
-    transport = "ipc"
-
-    async def _async_pre_start_kernel(self, **launch: Any) -> Any:
-        environment = KERNEL_ENVIRONMENT | dict(launch.pop("env", os.environ))
-        return await super()._async_pre_start_kernel(env=environment, **launch)
 
 
 def run_notebooks(
@@ -59,20 +38,22 @@ def run_notebooks(
     that fails is kept as <name>.failed.ipynb beside the result of an earlier execution.
 
     Raises `UserError` for a notebook without a `parameters` cell or without one of the parameters, and passes on a
-    `UserError` that a notebook raised. Any other failure becomes `NotebookFailed`.
+    `UserError` that a notebook raised; also where another process works on the run. Any other failure becomes
+    `NotebookFailed`.
     """
     check_parameters(notebooks, parameters)
     past = ""
-    digests = [_digest(path) for path in inputs]
-    for notebook in notebooks:
-        past = fingerprint(notebook, parameters, digests, past)
-        entry = run.manifest["notebooks"].get(notebook.stem, {})
-        if not force and entry.get("state") == "done" and entry.get("fingerprint") == past:
-            say(f"{notebook.stem}: unchanged, kept ({entry['seconds']:.0f} s when it ran)")
-            continue
-        say(f"{notebook.stem}: running")
-        seconds = _execute(run, notebook, parameters, past)
-        say(f"{notebook.stem}: done in {seconds:.0f} s")
+    digests = [digest(path) for path in inputs]
+    with held(run):
+        for notebook in notebooks:
+            past = fingerprint(notebook, parameters, digests, past)
+            entry = run.manifest["notebooks"].get(notebook.stem, {})
+            if not force and entry.get("state") == "done" and entry.get("fingerprint") == past:
+                say(f"{notebook.stem}: unchanged, kept ({entry['seconds']:.0f} s when it ran)")
+                continue
+            say(f"{notebook.stem}: running")
+            seconds = _execute(run, notebook, parameters, past)
+            say(f"{notebook.stem}: done in {seconds:.0f} s")
 
 
 def _execute(run: Run, notebook: Path, parameters: dict[str, Any], past: str) -> float:
@@ -87,7 +68,8 @@ def _execute(run: Run, notebook: Path, parameters: dict[str, Any], past: str) ->
     failed = run.path(f"{notebook.stem}.failed.ipynb")
     note("running")  # stays if the runner is killed, so that the notebook runs again
     try:
-        _papermill(notebook, working, parameters)
+        with kernel_folder(run) as folder:
+            _papermill(notebook, working, parameters, folder)
     except BaseException as error:
         note("failed")
         if working.exists():
@@ -103,14 +85,14 @@ def _execute(run: Run, notebook: Path, parameters: dict[str, Any], past: str) ->
     return note("done")
 
 
-def _papermill(notebook: Path, target: Path, parameters: dict[str, Any]) -> None:
+def _papermill(notebook: Path, target: Path, parameters: dict[str, Any], folder: str) -> None:
     papermill.execute_notebook(
         notebook,
         target,
         parameters,
         kernel_name="python3",
         language="python",
-        kernel_manager_class=IPCKernelManager,
+        kernel_manager_class=kernel_manager(folder),
         start_timeout=120,
         store_widget_state=False,  # plotly's widget state would add 5 MB per figure
         progress_bar=False,
@@ -136,72 +118,11 @@ def _account(error: Exception, notebook: Path, failed: Path) -> str:
 def check_parameters(notebooks: list[Path], parameters: dict[str, Any]) -> None:
     """Raise `UserError` for a missing parameters cell and for an unknown parameter, which papermill only logs."""
     for notebook in notebooks:
-        cells = [c for c in _cells(notebook) if "parameters" in c.metadata.get("tags", [])]
-        if len(cells) != 1:
-            raise UserError(f"{notebook.name} has {len(cells)} cells tagged `parameters`; it needs exactly one.")
-        names = [node for node in ast.walk(ast.parse(cells[0].source)) if isinstance(node, ast.Name)]
+        tagged = [cell for cell in cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+        if len(tagged) != 1:
+            raise UserError(f"{notebook.name} has {len(tagged)} cells tagged `parameters`; it needs exactly one.")
+        names = [node for node in ast.walk(ast.parse(tagged[0].source)) if isinstance(node, ast.Name)]
         assigned = {node.id for node in names if isinstance(node.ctx, ast.Store)}
         unknown = sorted(set(parameters) - assigned)
         if unknown:
             raise UserError(f"{notebook.name} has no parameter {', '.join(unknown)}; add it to its parameters cell.")
-
-
-def fingerprint(notebook: Path, parameters: dict[str, Any], digests: list[str], past: str) -> str:
-    """A hash of everything that determines the outputs of a notebook.
-
-    digests: hashes of the data files. past: the fingerprint of the notebook before this one.
-    """
-    code = "\n".join(cell.source for cell in _cells(notebook))
-    parts = [past, code, json.dumps(parameters, sort_keys=True, default=str), *digests]
-    parts += [path.read_text() for path in imported_modules(notebook)]
-    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
-
-
-def imported_modules(notebook: Path) -> list[Path]:
-    """The files of this package that the notebook imports, directly or indirectly, sorted."""
-    python = TransformerManager().transform_cell  # turns magics and shell lines into Python
-    source = "\n".join(python(cell.source) for cell in _cells(notebook) if cell.cell_type == "code")
-    found: set[Path] = set()
-    waiting = list(_imports(source))
-    while waiting:
-        path = waiting.pop()
-        if path not in found:
-            found.add(path)
-            waiting.extend(_imports(path.read_text()))
-    return sorted(found)
-
-
-def _imports(source: str) -> Iterator[Path]:
-    """The files of `rarlhf_nb` that the imports of `source` execute, including each package's `__init__.py`."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{_home(node.module, alias.name)}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        for name in names:
-            first, *rest = name.split(".")
-            bases = [PACKAGE.joinpath(*rest[:depth]) for depth in range(len(rest) + 1)]
-            candidates = [path for base in bases for path in (base.with_suffix(".py"), base / "__init__.py")]
-            yield from (path for path in candidates if first == PACKAGE.name and path.is_file())
-
-
-def _home(package: str, name: str) -> str:
-    """The submodule from which `package` imports `name` lazily; otherwise `name` itself."""
-    init = PACKAGE.parent.joinpath(*package.split("."), "__init__.py")
-    if init.is_file():
-        for node in ast.walk(ast.parse(init.read_text())):
-            if isinstance(node, ast.keyword) and node.arg == "submod_attrs":
-                homes = ast.literal_eval(node.value)
-                return next((module for module, names in homes.items() if name in names), name)
-    return name
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _cells(notebook: Path) -> list[nbformat.NotebookNode]:
-    return nbformat.read(notebook, as_version=4).cells
