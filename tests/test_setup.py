@@ -5,9 +5,12 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import rarlhf_nb
 
 REPOSITORY = Path(__file__).parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -48,9 +51,19 @@ def test_run_real_names_what_is_missing_before_it_sets_anything_up(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_the_readme_names_exists():
-    readme = read("README.md")
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_what_a_page_names_exists(page):
+    text = read(page)
     targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.M))
-    assert set(re.findall(r"`?make ([a-z-]+)", readme)) <= targets
-    for link in re.findall(r"\]\(([^)#]+)\)", readme):
+    assert set(re.findall(r"`?make ([a-z-]+)", text)) <= targets
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert link.startswith("https://") or (REPOSITORY / link).exists(), link
+    for path in re.findall(r"`((?:rarlhf_nb|tests|notebooks|benchmarks|docs)/[\w./-]*)`", text):
+        assert (REPOSITORY / path).exists(), path
+    tests = "".join(path.read_text() for path in (REPOSITORY / "tests").glob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in tests, name
+
+
+def test_the_changelog_begins_with_this_version():
+    assert re.search(r"^## (\S+)", read("CHANGELOG.md"), flags=re.M)[1] == rarlhf_nb.__version__
