@@ -21,16 +21,17 @@ class Method(NamedTuple):
     name: str
     color: str
     notebook: str
+    trained: bool = True  # it leaves a policy in the run folder
 
 
-# In the order of every table and figure. The colours are Okabe and Ito's (and a violet and a brown), which people with any colour
-# vision can tell apart.
+# In the order of every table and figure. The colours are Okabe and Ito's, with a violet and a brown, which people with
+# any colour vision can tell apart.
 METHODS = {
-    "base": Method("Base", "#8A8A8A", SFT_NOTEBOOK),
+    "base": Method("Base", "#8A8A8A", SFT_NOTEBOOK, trained=False),
     "prompted": Method("Prompted", "#CC79A7", BASELINES_NOTEBOOK),
     "sft": Method("SFT", "#E69F00", SFT_NOTEBOOK),
     "dexperts": Method("DExperts", "#56B4E9", BASELINES_NOTEBOOK),
-    "best_of_n": Method("Best-of-n", "#7B4A12", BASELINES_NOTEBOOK),
+    "best_of_n": Method("Best-of-n", "#7B4A12", BASELINES_NOTEBOOK, trained=False),
     "quark": Method("Quark", "#5D3A9B", BASELINES_NOTEBOOK),
     "rlhf": Method("RLHF", "#0072B2", SFT_NOTEBOOK),
     "ra_rlhf": Method("RA-RLHF", "#D55E00", RISK_NOTEBOOK),

@@ -5,6 +5,7 @@ from functools import partial
 
 import pandas as pd
 
+from rarlhf_nb.core.methods import find_method
 from rarlhf_nb.measuring.evaluation import evaluate, held_out_log_likelihoods
 from rarlhf_nb.measuring.tables import HELD_OUT, SAMPLES
 from rarlhf_nb.running.stages.stage import Stage
@@ -18,9 +19,9 @@ class Evaluate(Stage):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        untrained = ("base", "sft", "best_of_n")  # the last one chooses among completions of the SFT policy
-        own = () if self.method in untrained else (f"policies/{self.method}",)
-        return ("data/test.parquet", "data/held_out.parquet", "policies/sft", *own, *self.trained_reward)
+        policies = {"sft", self.method} if find_method(self.method).trained else {"sft"}
+        data = ("data/test.parquet", "data/held_out.parquet")
+        return (*data, *(f"policies/{name}" for name in sorted(policies)), *self.trained_reward)
 
     @property
     def writes(self) -> tuple[str, ...]:
