@@ -26,9 +26,10 @@ from datasets import Dataset
 
 from rarlhf_nb.core.methods import method_name
 from rarlhf_nb.core.profiles import Profile, load_profile
+from rarlhf_nb.measuring.cells import markdown_table
 from rarlhf_nb.measuring.evaluation import evaluate
 from rarlhf_nb.measuring.metrics import Interval, seed_interval
-from rarlhf_nb.measuring.report import markdown_table, summary
+from rarlhf_nb.measuring.report import summary
 from rarlhf_nb.showing.figures import frontier
 from rarlhf_nb.training.policy import Reference, load_policy
 from rarlhf_nb.training.risk import SoftRiskSchedule, cvar

@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 
 from benchmarks.variants import measures
+from rarlhf_nb.measuring.cells import interval_cell, markdown_table
 from rarlhf_nb.measuring.evaluation import evaluate
 from rarlhf_nb.measuring.metrics import seed_interval
-from rarlhf_nb.measuring.report import interval_cell, markdown_table
 from rarlhf_nb.measuring.sweeps import related_scores, seed_table
 from rarlhf_nb.running.experiment import Experiment
 

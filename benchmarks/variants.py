@@ -22,9 +22,10 @@ from datasets import Dataset
 
 from benchmarks.risk_comparison import SEEDS, TEST_SEED, sft_folder
 from rarlhf_nb.core.profiles import Profile, load_profile
+from rarlhf_nb.measuring.cells import interval_cell, markdown_table
 from rarlhf_nb.measuring.evaluation import evaluate, held_out_log_likelihoods
 from rarlhf_nb.measuring.metrics import perplexity, seed_interval
-from rarlhf_nb.measuring.report import interval_cell, markdown_table, summary
+from rarlhf_nb.measuring.report import summary
 from rarlhf_nb.training.policy import Reference, load_policy
 from rarlhf_nb.training.trainer import CVaRPPOTrainer
 from rarlhf_nb.worlds.pocket import pocket_world

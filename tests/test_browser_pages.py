@@ -1,4 +1,4 @@
-"""Pages in a real browser: report.html from the disk, offline; and what `rarlhf explore` serves."""
+"""Pages in a real browser: report.html from the disk, offline, and the page that `rarlhf explore` serves."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def log(method):
     return "".join(json.dumps({"iteration": i + 1, "mean_reward": mean}) + "\n" for i, mean in enumerate(means))
 
 
-# The first test: two of playwright's event loops cannot live at once, and that of `served` lives to the end.
+# This test comes first: only one event loop of playwright can live at a time, and that of `served` lives to the end.
 def test_the_report_opens_from_the_disk_offline(tmp_path):
     path = chromium()
     run = made_up_run(tmp_path)
@@ -54,10 +54,17 @@ def test_the_report_opens_from_the_disk_offline(tmp_path):
         figures = file.read_text().count("Plotly.newPlot(")
         until(lambda: page.locator(".js-plotly-plot:has(.main-svg)").count() == figures, 60)
         assert figures >= 5
-        plots = page.locator(".js-plotly-plot")
-        plots.first.scroll_into_view_if_needed()
-        plots.first.locator(".nsewdrag").first.hover()
-        plots.first.locator(".hoverlayer .hovertext").first.wait_for()
+        curves = page.locator(".js-plotly-plot").nth(1)
+        curves.scroll_into_view_if_needed()
+        curves.locator(".nsewdrag").first.hover()
+        curves.locator(".hoverlayer .hovertext").first.wait_for()
+        assert "has the best tail" in page.locator(".finding").inner_text()
+        heights = (
+            page.locator("table.dataframe")
+            .first.locator("tbody tr")
+            .evaluate_all("rows => rows.map(row => row.offsetHeight)")
+        )
+        assert len(heights) == 4 and max(heights) < 40  # pixels: every cell of the main table on one line
         text = page.locator("body").inner_text()
         hardest = episodes("sft").sort_values("prompt_score").head(8)
         for column in ("prompt", "completion"):

@@ -1,4 +1,4 @@
-"""Embeddings do not see padding, and k-means finds clusters that are there."""
+"""Padding does not change an embedding, and k-means finds the true clusters."""
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ def test_clusters_that_are_there_are_found_and_numbered_by_size():
     found = cluster_prompts(prompts, embeddings, clusters=3)
     assert found["cluster"].tolist() == truth.tolist()
     centred = embeddings - embeddings.mean(0)
-    spread = np.linalg.eigvalsh(centred.T @ centred)[::-1]  # PCA by the other road
+    spread = np.linalg.eigvalsh(centred.T @ centred)[::-1]  # PCA from the covariance
     np.testing.assert_allclose((found[["x", "y"]] ** 2).sum(), spread[:2])
     pd.testing.assert_frame_equal(found, cluster_prompts(prompts, embeddings, clusters=3))
 

@@ -21,7 +21,7 @@ def test_the_episodes_of_two_methods_pair_row_by_row():
     assert list(one) == columns and set(one["completion_length"]) == {5}
     assert one["seed"].tolist() == [0] * 8 + [1] * 8 and one["prompt"].tolist() == PROMPTS * 2
     assert one[["prompt", "prompt_score", "seed"]].equals(two[["prompt", "prompt_score", "seed"]])
-    assert one["kl"].abs().max() < 1e-5 and two["kl"].mean() > 0.1  # the reference itself, and a stranger
+    assert one["kl"].abs().max() < 1e-5 and two["kl"].mean() > 0.1  # the reference itself, and another policy
     assert one["reward"].tolist() == good_minus_bad(one["prompt"].tolist(), one["completion"].tolist())
     assert one["completion"][:8].tolist() != one["completion"][8:].tolist()  # the samples differ
     again = evaluate(policy, reference, good_minus_bad, TEST, sampling_settings(), SETTINGS, seed=3)
@@ -33,7 +33,11 @@ def test_held_out_log_likelihood_is_the_sum_over_scored_tokens(batch_size):
     policy = tiny_policy()
     texts = ["the film is very good", "bad plot", "the the the the the the the the"]
     table = held_out_log_likelihoods(policy, texts, length=6, batch_size=batch_size)
-    assert table["text"].tolist() == texts and table["tokens"].tolist() == [4, 1, 5]  # no BOS: the first has no context
+    assert table["text"].tolist() == texts and table["tokens"].tolist() == [
+        4,
+        1,
+        5,
+    ]  # no BOS: the first token has no context
     for text, found in zip(texts, table["log_likelihood"], strict=True):
         ids = policy.processing_class(text, return_tensors="pt")["input_ids"][:, :6]
         log_probs = policy.model(ids).logits.log_softmax(-1)

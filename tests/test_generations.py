@@ -1,4 +1,4 @@
-"""Other people's generations: the report of a made-up file by hand, and files that do not fit."""
+"""Other people's generations: a made-up file whose report is worked by hand, and files that are refused."""
 
 import pandas as pd
 import pytest
@@ -42,7 +42,7 @@ def test_columns_of_other_names_are_given(tmp_path):
         (TABLE.drop(columns="prompt_score"), "lacks the column 'prompt_score'; it has: query, rlhf_response"),
         (TABLE.drop(columns="rlhf_reward"), "lacks the column 'rlhf_reward'"),
         (TABLE[["query", "prompt_score"]], "lacks a pair of columns <method>_response"),
-        (TABLE.assign(rlhf_reward=["1", "2", "three", "4"]), "rlhf_reward = 'three' in data row 3 is no number"),
+        (TABLE.assign(rlhf_reward=["1", "2", "three", "4"]), "rlhf_reward = 'three' in data row 3 is not a number"),
         (TABLE.assign(prompt_score=[0.0, 1.0, None, 2.0]), "prompt_score = .*nan.* in data row 3"),
     ],
 )

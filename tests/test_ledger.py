@@ -1,4 +1,6 @@
-"""The ledger: published numbers beside ours, and the reason where they do not compare."""
+"""The ledger: published numbers beside ours, with the reason where the two do not compare."""
+
+import json
 
 import numpy as np
 import pandas as pd
@@ -32,17 +34,19 @@ def test_a_run_of_the_papers_profile_compares():
     missing = ledger.query("published_for == 'imdb-gpt2' and method == 'sft' and metric == 'reward'").squeeze()
     assert not missing["comparable"] and missing["reason"] == "not measured in this run"
     other = ledger.query("published_for == 'imdb-gptj' and method == 'rlhf' and metric == 'reward'").squeeze()
-    assert not other["comparable"] and "another policy" in other["reason"] and "GPT-2" in other["reason"]
+    assert not other["comparable"] and other["differs"] == ["policy.model", "ppo.iterations"]
+    assert other["reason"].startswith("differs in policy, iterations; the draft's reference and SFT model were GPT-2")
 
 
 def test_a_run_of_other_models_and_data_does_not():
     ledger = build_ledger(made_up_report(), load_profile("pocket-imdb"))
     assert not ledger["comparable"].any() and len(ledger) == 24  # 3 metrics, 4 methods, GPT-2 and GPT-J
-    reason = ledger["reason"].iloc[0]
-    for what in ("another policy", "another reward model", "another data set", "another prompt length"):
-        assert what in reason
+    row = ledger.iloc[0]
+    assert row["differs"][:4] == ["policy.model", "reward.model", "task.dataset", "task.prompt_length"]
+    assert row["reason"].startswith("differs in policy, reward model, data set, prompt length, completion length, ")
+    assert json.loads(ledger.to_json(orient="records"))[0]["differs"] == row["differs"]
     shown = ledger_table(ledger)
-    assert shown["comparable"].str.startswith("not comparable: another policy").all()
+    assert shown["comparable"].str.startswith("no: differs in policy, reward model, ").all()
     assert shown["published"].iloc[2] == "1.26 ± 0.02" and shown["ours"].iloc[2].startswith("1.50 [")
     assert (shown.loc[ledger["ours"].isna(), "ours"] == "–").all()
 

@@ -59,7 +59,7 @@ def test_quantile_curve_is_cumulative_and_ends_with_the_mean():
 
 def test_perplexity_is_the_mean_over_texts():
     log_likelihoods, tokens = np.log([1 / 4, 1 / 8, 1.0]), np.array([2, 1, 0])
-    # Texts: 4^(1/2) = 2 and 8; over all tokens together it would be 32^(1/3).
+    # the texts have 4^(1/2) = 2 and 8; over all tokens together it would be 32^(1/3)
     assert perplexity(log_likelihoods, tokens, np.ones(3)) == pytest.approx(5.0)
 
 
@@ -116,7 +116,7 @@ def test_distinct_n_by_hand():
     texts = ["the cat sat on the mat", " the cat sat down"]  # a completion brings its own leading space
     assert [distinct_n(texts, n) for n in (1, 2, 3)] == pytest.approx([0.6, 0.6, 0.5])
     assert [distinct_n(texts, n, "ngrams") for n in (1, 2, 3)] == pytest.approx([0.6, 0.75, 0.8333], abs=1e-4)
-    assert distinct_n(["a b", "b a"], 2) == 0.5  # "b b", across the texts, is none
+    assert distinct_n(["a b", "b a"], 2) == 0.5  # "b b" crosses from one text into the next and does not count
     assert np.isnan(distinct_n(["", " "], 1))
 
 
@@ -127,7 +127,7 @@ def test_interquartile_mean_cuts_a_quarter_at_each_end():
 def test_stratified_interval_draws_seeds_within_each_task():
     scores = np.array([[0.0, 10.0], [0.0, 10.0], [0.0, 10.0]])  # tasks differ, seeds do not
     mean = stratified_interval(scores, lambda values: values.mean(-1), resamples=50)
-    assert mean == (5, 5, 5)  # were tasks resampled, too, it would vary
+    assert mean == (5, 5, 5)  # it would vary if tasks were resampled as well
     one_task = np.random.default_rng(0).normal(size=(6, 1))
     found = stratified_interval(one_task, lambda values: values.mean(-1), resamples=20_000)
     theirs = stats.bootstrap((one_task[:, 0],), np.mean, n_resamples=20_000, method="percentile", rng=1)

@@ -1,4 +1,4 @@
-"""report.html: one file, every text of it escaped, nothing fetched."""
+"""report.html: one file that opens with the finding, escapes every text and fetches nothing."""
 
 import re
 
@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from rarlhf_nb.core.profiles import load_profile
-from rarlhf_nb.measuring.report import Tables, build_report
+from rarlhf_nb.measuring.report import build_report
+from rarlhf_nb.measuring.tables import Tables
 from rarlhf_nb.showing.figures import TRAINING_PANELS
 from rarlhf_nb.showing.page import build_page
 
@@ -35,10 +36,18 @@ def page():
 
 def test_the_page_holds_the_report_and_escapes_what_is_data():
     text, report = page()
-    assert report.main().loc["RLHF", "reward"] in text and "not comparable: another policy" in text
+    assert report.main().loc["RLHF", "reward"] in text and "no: differs in policy, reward model, " in text
     assert text.count("Plotly.newPlot(") >= 5
     assert HOSTILE not in text and "<script>window" not in text and "<img src=x" not in text
     assert "&lt;script&gt;window.hit" in text
+
+
+def test_the_page_opens_with_the_finding_one_figure_and_the_main_table():
+    text, report = page()
+    places = [text.index(part) for part in (report.finding(), "Plotly.newPlot(", "<td>" + report.main().iloc[0, 0])]
+    assert places == sorted(places)
+    drawn = [part.split(",", 1)[1].partition("</script>")[0] for part in text.split("Plotly.newPlot(")[1:]]
+    assert len(set(drawn)) == len(drawn)
 
 
 def test_the_page_asks_for_nothing():

@@ -1,4 +1,4 @@
-"""The report's cells by hand on a table of six episodes, and what a made-up run leaves in its folder."""
+"""The report of a table of six episodes against numbers worked by hand, and the tables of a made-up run folder."""
 
 import json
 import re
@@ -9,20 +9,16 @@ import pytest
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import method_name, method_order
-from rarlhf_nb.measuring.report import (
-    build_report,
-    load_tables,
-    summary_table,
-    tail_prompts_html,
-    tail_prompts_table,
-)
+from rarlhf_nb.measuring.report import build_report, summary_table
+from rarlhf_nb.measuring.tables import load_tables
+from rarlhf_nb.measuring.tail_prompts import tail_prompts_html, tail_prompts_table
 from rarlhf_nb.showing.glossary import glossary_table
 
 HOSTILE = "<script>alert('|')</script>"
 
 
 def episodes(rewards, samples=1, group=HOSTILE):
-    """Six prompts, two of them hard, one of a rare group."""
+    """Six prompts: two are hard, one belongs to a rare group."""
     table = pd.DataFrame(
         {
             "prompt": ["a", "b", "c", "d", "e", HOSTILE],
@@ -83,7 +79,7 @@ def test_differences_are_paired():
     tables = {"sft": RLHF.assign(reward=RLHF["reward"] - 1), "rlhf": RLHF, "ra_rlhf": RISK_AVERSE}
     found = report(tables).differences
     assert list(found.index) == [("sft", "rlhf"), ("ra_rlhf", "rlhf"), ("rlhf", "sft"), ("ra_rlhf", "sft")]
-    # The same shift on every episode: paired, nothing is left to vary.
+    # every episode shifts by the same amount, so the paired difference does not vary
     shift = found.loc[("rlhf", "sft")]
     for metric in ("reward", "cvar_20"):
         assert shift[[metric, f"{metric}_low", f"{metric}_high"]].tolist() == pytest.approx([1.0] * 3)
@@ -92,7 +88,7 @@ def test_differences_are_paired():
 
 def test_prompts_are_resampled_with_all_their_samples():
     once = report({"rlhf": RLHF}).table.loc["rlhf"]
-    # Every prompt sampled twice with one result: as sure as before; resampled episodes would look surer.
+    # two equal samples per prompt say no more than one; resampling episodes would narrow the interval
     twice = report({"rlhf": episodes(RLHF["reward"].tolist() * 2, samples=2)}).table.loc["rlhf"]
     pd.testing.assert_series_equal(once, twice)
 

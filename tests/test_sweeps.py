@@ -1,4 +1,4 @@
-"""Runs that belong together are found by their settings, and compared over seeds."""
+"""Runs with the same settings are found, and compared over seeds."""
 
 import json
 
@@ -11,7 +11,7 @@ from rarlhf_nb.running.experiment import Experiment
 
 
 def leave_report(root, name, seed, kl_coef, rewards, alpha=0.4):
-    # what else a run swept (here other alphas in each) does not part it from the others
+    # runs may differ in their sweeps (here in the alphas) and still belong together
     sweep = {"alphas": [seed / 10]}
     settings = {"name": "x", "risk": {"alpha": alpha}, "ppo": {"kl_coef": kl_coef, "epochs": 4}, "sweep": sweep}
     run = Run.open(name, settings, seed, root)
@@ -46,7 +46,9 @@ def test_seed_table_pairs_by_seed(tmp_path):
         run = leave_report(tmp_path, f"r{seed}", seed, 0.2, {"rlhf": rlhf, "ra_rlhf": risk_averse})
     table = seed_table(related_scores(run), {"reward": "reward"})
     low, high = seed_interval([1.0, 1.5, 0.5])[1:]
-    assert table.loc["RA-RLHF", "reward: − RLHF"] == f"1.00 [{low:.2f}, {high:.2f}]"  # narrow: seeds differ by 10
+    assert (
+        table.loc["RA-RLHF", "reward: − RLHF"] == f"1.00 [{low:.2f}, {high:.2f}]"
+    )  # narrow, although seeds differ by 10
     assert table.loc["RLHF", "reward: mean"].startswith("10.00 [-") and table.loc["RLHF", "seeds"] == "3"
     assert table.loc["RLHF", "reward: − RLHF"] == "–"
 

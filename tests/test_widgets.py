@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.measuring.metrics import bootstrap_interval, bootstrap_weights, perplexity, tail_mean
-from rarlhf_nb.measuring.report import interval_cell
+from rarlhf_nb.measuring.cells import interval_cell
+from rarlhf_nb.measuring.metrics import bootstrap_interval, bootstrap_weights, perplexity, tail_mean, tail_means
 from rarlhf_nb.showing import widgets
-from rarlhf_nb.showing.explorer_figures import saved_share, tail_means
+from rarlhf_nb.showing.explorer_figures import saved_share
 from rarlhf_nb.showing.figures import TRAINING_PANELS
 from rarlhf_nb.showing.pictures import is_static
 from rarlhf_nb.showing.widgets import live_training, risk_explorer, schedule_designer

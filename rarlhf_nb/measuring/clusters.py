@@ -1,4 +1,4 @@
-"""Which prompts are alike to the policy: their embeddings, k-means, and two principal components to draw."""
+"""Groups of prompts that the policy sees as similar: embeddings, k-means, and two principal components to draw."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ def embed_prompts(policy: ActorCritic, prompts: list[str], batch_size: int = 64)
     """The mean of the last hidden states over each prompt's tokens: (N, H)."""
     embeddings = []
     for at in range(0, len(prompts), batch_size):
-        # padded on the right, where it moves no position
+        # padding on the right shifts no position
         texts = prompts[at : at + batch_size]
         batch = policy.processing_class(texts, padding=True, padding_side="right", return_tensors="pt").to(
             policy.device
@@ -26,10 +26,10 @@ def embed_prompts(policy: ActorCritic, prompts: list[str], batch_size: int = 64)
 
 
 def cluster_prompts(prompts: pd.DataFrame, embeddings: np.ndarray, clusters: int = 8, seed: int = 0) -> pd.DataFrame:
-    """The prompts with `cluster` (k-means on the embeddings) and `x`, `y` (their first two principal components).
+    """The prompts with the columns `cluster` (k-means on the embeddings) and `x`, `y` (the first two components).
 
-    embeddings: (N, H), a row for each row of `prompts`. Clusters are numbered by size, 0 the largest; there are fewer
-    than asked for where there are fewer prompts.
+    embeddings: (N, H), one row for each row of `prompts`. Clusters are numbered by size, 0 is the largest. With fewer
+    prompts than `clusters` there is one cluster per prompt at most.
     """
     centred = embeddings - embeddings.mean(0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)

@@ -1,4 +1,4 @@
-"""Any method on the same test prompts with the same seeds: generate, score, one table of episodes."""
+"""Evaluates any method on the same test prompts with the same seeds, into one table of episodes."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -27,13 +27,13 @@ def evaluate(
     mixed_precision: str = "no",
     base: Policy | None = None,
 ) -> pd.DataFrame:
-    """The episodes table: a row per test prompt and sample.
+    """Returns the episodes table: one row per test prompt and sample.
 
-    prompts: columns prompt, prompt_score, label, group. Returns these and completion, reward, kl (nats per episode,
-    from `reference`), completion_length (tokens) and seed (of the sample); from a `ClassifierReward`
-    normalised_reward, too (its probability, in [0, 1]); with `base` base_log_likelihood (nats that the base model gives
-    the completion after its prompt). A batch of prompts is sampled with the same seed by every method, and rows come
-    in the same order, so the tables of two methods pair row by row.
+    prompts: columns prompt, prompt_score, label, group. The table has these columns and completion, reward, kl (nats
+    per episode, from `reference`), completion_length (tokens) and seed (of the sample). A `ClassifierReward` adds
+    normalised_reward (its probability, in [0, 1]); `base` adds base_log_likelihood (log-likelihood of the completion
+    after its prompt under the base model, in nats). Every method samples a batch of prompts with the same seed and in
+    the same order, so the tables of two methods pair row by row.
     """
     autocast = Accelerator(mixed_precision=mixed_precision).autocast
     batches = [prompts.iloc[at : at + settings.batch_size] for at in range(0, len(prompts), settings.batch_size)]
@@ -84,7 +84,7 @@ def _rewards(reward: Reward, episodes: Episodes, batch: pd.DataFrame) -> dict[st
 
 
 def completion_log_likelihoods(base: Policy, episodes: Episodes) -> list[float]:
-    """log p(completion | prompt) in nats under `base`, no token forbidden, for each of the B episodes."""
+    """log p(completion | prompt) of each of the B episodes under `base`, in nats, with no token forbidden."""
     mask = episodes.completion_mask
     ids = torch.cat([episodes.prompt_ids, episodes.completion_ids], 1)
     logits, _ = base(ids, torch.cat([episodes.prompt_mask, mask], 1), mask.shape[1])
@@ -93,11 +93,11 @@ def completion_log_likelihoods(base: Policy, episodes: Episodes) -> list[float]:
 
 @torch.no_grad()
 def held_out_log_likelihoods(policy: Policy, texts: list[str], length: int, batch_size: int) -> pd.DataFrame:
-    """How likely the policy finds human texts, by teacher forcing on their first `length` tokens.
+    """Log-likelihoods of human texts under the policy, by teacher forcing on their first `length` tokens.
 
-    Columns text, log_likelihood (nats, summed over the scored tokens), tokens (how many were scored). BOS is prepended
-    where the tokenizer has one; without one the first token is not scored, as it has no context. A policy that reads a
-    prefix reads it in BOS's place, and the same tokens are scored.
+    Columns text, log_likelihood (nats, summed over the scored tokens), tokens (the number of scored tokens). BOS is
+    prepended where the tokenizer has one; without BOS the first token has no context and is not scored. A policy with
+    a prefix reads the prefix in place of BOS, and the same tokens are scored.
     """
     tokenizer = policy.processing_class
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -114,7 +114,7 @@ def held_out_log_likelihoods(policy: Policy, texts: list[str], length: int, batc
 
 
 def _log_likelihoods(policy: Policy, ids: list[list[int]], unscored: int) -> list[tuple[float, int]]:
-    """The likelihood of each text but for its first `unscored` tokens and what nothing comes before."""
+    """(log-likelihood, scored tokens) of each text; skips its first `unscored` tokens and a token without context."""
     batch = policy.processing_class.pad({"input_ids": ids}, padding_side="right", return_tensors="pt")
     input_ids, mask = batch["input_ids"].to(policy.device), batch["attention_mask"].bool().to(policy.device)
     first = unscored if policy.prefix_ids else 1

@@ -1,4 +1,4 @@
-"""Other people's generations as our episodes: a CSV with a prompt a row and each method's response and reward."""
+"""Other people's generations as episodes: a CSV with one prompt per row and each method's response and reward."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from rarlhf_nb.core.errors import UserError
 
 
 def read_generations(path: str | Path, columns: dict[str, tuple[str, str]] | None = None) -> dict[str, pd.DataFrame]:
-    """The published evaluation format as episodes tables by method, for `build_report` and the figures.
+    """Reads the published evaluation format as one episodes table per method, for `build_report` and the figures.
 
-    The file has the columns `query` and `prompt_score`, and for each method one with its responses and one with their
-    rewards. columns: method -> (response column, reward column); unless given, every pair `<method>_response`,
-    `<method>_reward` is a method. KL is not in such files, so the report leaves it out.
+    The file has the columns `query` and `prompt_score`, and for each method a column of responses and one of rewards.
+    columns: method -> (response column, reward column); by default every pair `<method>_response`, `<method>_reward`
+    is a method. Such files hold no KL, so the report leaves it out.
 
-    Raises `UserError` where the file cannot be read, a column is missing or a number is none.
+    Raises `UserError` where the file cannot be read, a column is missing, or a value is not a number.
     """
     try:
         table = pd.read_csv(path)
@@ -40,7 +40,9 @@ def _episodes(table: pd.DataFrame, response: str, reward: str, path: str | Path)
         if values.isna().any():
             row = int(values.isna().argmax())
             value = table[name].iloc[row]
-            raise UserError(f"generations = '{path}': {name} = {value!r} in data row {row + 1} is no number; mend it.")
+            raise UserError(
+                f"generations = '{path}': {name} = {value!r} in data row {row + 1} is not a number: correct it."
+            )
     return pd.DataFrame(
         {
             "prompt": table["query"].fillna("").astype(str),

@@ -1,4 +1,4 @@
-"""The ledger: every number that the paper's draft published for a task, ours beside it, and whether they compare."""
+"""The ledger: every number that the paper's draft published for a task, our number, and whether the two compare."""
 
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,12 @@ import yaml
 
 from rarlhf_nb.core.methods import method_name
 from rarlhf_nb.core.profiles import Profile, load_profile
+from rarlhf_nb.measuring.cells import ENDS
 from rarlhf_nb.measuring.report import Report
 
 PUBLISHED = Path(__file__).parent / "published.yaml"
 METRICS = ("reward", "tail_reward", "perplexity")
-# What has to be as published for a number to compare, and how a reader calls it.
+# Two numbers compare only where these settings are the same; each with its name for readers.
 IDENTITIES = {
     "policy.model": "policy",
     "reward.model": "reward model",
@@ -21,20 +22,21 @@ IDENTITIES = {
     "task.prompt_length": "prompt length",
     "sampling.completion_length": "completion length",
     "task.tail_threshold": "tail threshold",
-    "ppo.iterations": "number of iterations",
-    "task.test_prompts": "number of test prompts",
+    "ppo.iterations": "iterations",
+    "task.test_prompts": "test prompts",
 }
 
 
 def build_ledger(report: Report, profile: Profile) -> pd.DataFrame:
-    """A row per published number of the profile's task.
+    """One row per published number of the profile's task.
 
     Columns: published_for (profile), method, metric, published, published_std, ours, ours_low, ours_high (95 %
-    bootstrap interval), difference (ours - published), comparable, reason (why not; empty where it is).
+    bootstrap interval), difference (ours - published), comparable, differs (a list of the settings in `IDENTITIES`
+    that are not as published), reason (in words, why the two do not compare; empty where they do).
     """
     entries = [(entry, load_profile(entry["profile"])) for entry in yaml.safe_load(PUBLISHED.read_text())]
     rows = [
-        _row(entry["profile"], method, metric, number, report, _why_not(entry, published, profile))
+        _row(entry, method, metric, number, report, _differs(published, profile))
         for entry, published in entries
         if published.task.name == profile.task.name
         for metric in METRICS
@@ -43,12 +45,9 @@ def build_ledger(report: Report, profile: Profile) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _why_not(entry: dict[str, Any], published: Profile, profile: Profile) -> str:
-    """Why our number does not compare with the published one; empty where it does."""
+def _differs(published: Profile, profile: Profile) -> list[str]:
     stored, used = published.model_dump(), profile.model_dump()
-    different = [name for key, name in IDENTITIES.items() if _at(stored, key) != _at(used, key)]
-    reasons = [f"another {' and another '.join(different)}"] if different else []
-    return "; ".join(reasons + [entry[key] for key in ("departs",) if key in entry])
+    return [key for key in IDENTITIES if _at(stored, key) != _at(used, key)]
 
 
 def _at(settings: dict[str, Any], key: str) -> Any:
@@ -57,13 +56,19 @@ def _at(settings: dict[str, Any], key: str) -> Any:
 
 
 def _row(
-    profile: str, method: str, metric: str, number: float | list[float], report: Report, reason: str
+    entry: dict[str, Any],
+    method: str,
+    metric: str,
+    number: float | list[float],
+    report: Report,
+    differs: list[str],
 ) -> dict[str, Any]:
     published, std = number if isinstance(number, list) else (number, np.nan)
     found = report.table.loc[method] if method in report.table.index else {}
-    ours, low, high = (found.get(metric + end, np.nan) for end in ("", "_low", "_high"))
+    ours, low, high = (found.get(metric + end, np.nan) for end in ENDS)
+    reason = _reason(differs, entry.get("departs"), measured=not np.isnan(ours))
     return {
-        "published_for": profile,
+        "published_for": entry["profile"],
         "method": method,
         "metric": metric,
         "published": published,
@@ -72,16 +77,24 @@ def _row(
         "ours_low": low,
         "ours_high": high,
         "difference": ours - published,
-        "comparable": not reason and not np.isnan(ours),
-        "reason": reason or ("" if not np.isnan(ours) else "not measured in this run"),
+        "comparable": not reason,
+        "differs": differs,
+        "reason": reason,
     }
 
 
+def _reason(differs: list[str], departs: str | None, measured: bool) -> str:
+    """Why our number does not compare with the published one; empty where it does."""
+    reasons = [f"differs in {', '.join(IDENTITIES[key] for key in differs)}"] if differs else []
+    reasons += [departs] if departs else []
+    return "; ".join(reasons) or ("" if measured else "not measured in this run")
+
+
 def ledger_table(ledger: pd.DataFrame) -> pd.DataFrame:
-    """The ledger for reading: a row per published number, rounded, with "not comparable" and the reason."""
+    """The ledger for reading: one row per published number, rounded; `comparable` is "yes", or "no" with the reason."""
     if ledger.empty:
         return ledger
-    comparable = np.where(ledger["comparable"], "yes", "not comparable: " + ledger["reason"])
+    comparable = np.where(ledger["comparable"], "yes", "no: " + ledger["reason"])
     return pd.DataFrame(
         {
             "published for": ledger["published_for"],

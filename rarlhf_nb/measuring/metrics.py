@@ -1,7 +1,7 @@
-"""What a table of episodes says, and how sure it is: tail means, quantile curves, perplexity, Dist-n, intervals.
+"""Statistics of a table of episodes and their intervals: tail means, quantile curves, perplexity, Dist-n.
 
-Every statistic here takes `weights`, how often each row counts: ones give the estimate, the rows of
-`bootstrap_weights` its resamples, and one set of weights for two methods makes their difference a paired one.
+A statistic that can be resampled takes `weights`, how often each row counts: ones give the estimate, the rows of
+`bootstrap_weights` give its resamples, and the same weights for two methods give their paired difference.
 Shapes: N rows (episodes or texts), R resamples; weights (..., N) -> statistic (...).
 """
 
@@ -14,9 +14,11 @@ from scipy import stats
 
 from rarlhf_nb.training.risk import check_alpha
 
+ROWS_AT_ONCE = 64  # resamples; bounds the memory of (rows, N) temporaries
+
 
 class Interval(NamedTuple):
-    """An estimate and its interval."""
+    """An estimate and both ends of its interval."""
 
     value: float
     low: float
@@ -30,9 +32,9 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def tail_mean(values: np.ndarray, keys: np.ndarray, share: float, weights: np.ndarray) -> np.ndarray:
-    """Mean value of the lowest `share` of the rows by key; the boundary row counts with the fraction left.
+    """Mean value of the lowest `share` of the rows by key; the boundary row counts with the fraction that is left.
 
-    With keys = values it is CVaR (eq. 6, `risk.cvar`); with keys = prompt scores, the reward of the hardest
+    With keys = values it is CVaR (eq. 6, `risk.cvar`); with keys = prompt scores, the mean reward of the hardest
     prompts. values, keys: (N,); weights: (..., N) -> (...). Equal keys keep their order. Raises `UserError`
     on a share outside (0, 1].
     """
@@ -44,10 +46,30 @@ def tail_mean(values: np.ndarray, keys: np.ndarray, share: float, weights: np.nd
     return weighted_mean(values[order], counted)
 
 
+def tail_means(values: np.ndarray, keys: np.ndarray, weights: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """`tail_mean` for many shares at once: (N,), (N,), (R, N), (K,) -> (K, R).
+
+    Cumulative sums serve all shares with one pass over the rows, which makes the explorer's hundred shares fast. They
+    add up in another order than `tail_mean`, so the two agree only up to rounding, and the report keeps `tail_mean`.
+    """
+    order = np.argsort(keys, kind="stable")
+    ordered = values[order]
+    means = np.empty((len(shares), len(weights)))
+    for start in range(0, len(weights), ROWS_AT_ONCE):
+        counts = weights[start : start + ROWS_AT_ONCE][:, order].astype(np.float64)
+        reached, totals = np.cumsum(counts, axis=1), np.cumsum(counts * ordered, axis=1)
+        for row, (episodes, total, count) in enumerate(zip(reached, totals, counts, strict=True), start=start):
+            size = shares * episodes[-1]
+            last = np.minimum(np.searchsorted(episodes, size), len(ordered) - 1)  # the boundary row of each share
+            before = size - (episodes[last] - count[last])  # how much of the boundary row counts
+            means[:, row] = (total[last] - count[last] * ordered[last] + before * ordered[last]) / size
+    return means
+
+
 def quantile_curve(rewards: ArrayLike, prompt_scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """The paper's curve: mean reward over the lowest q share of prompts, by prompt score, for q = 1/N ... 1.
 
-    Cumulative: the point at q averages everything up to q, so that the last is the mean reward.
+    It is cumulative: the point at q averages all prompts up to q, so the last point is the mean reward.
     (N,), (N,) -> q (N,) and mean reward (N,).
     """
     ordered = np.asarray(rewards, dtype=np.float64)[np.argsort(prompt_scores, kind="stable")]
@@ -58,8 +80,8 @@ def quantile_curve(rewards: ArrayLike, prompt_scores: ArrayLike) -> tuple[np.nda
 def perplexity(log_likelihoods: np.ndarray, tokens: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mean over texts of exp(-log-likelihood / tokens), the paper's (and Hugging Face evaluate's) definition.
 
-    The other one in use, exp(total / total tokens), weighs long texts more and is lower where texts differ.
-    log_likelihoods: (N,) nats a text; tokens: (N,) scored tokens, a text with none is left out;
+    The other definition in use, exp(-total / total tokens), weighs long texts more and is lower where texts differ.
+    log_likelihoods: (N,) nats per text; tokens: (N,) scored tokens, where a text without any is left out;
     weights: (..., N).
     """
     scored = tokens > 0
@@ -68,11 +90,11 @@ def perplexity(log_likelihoods: np.ndarray, tokens: np.ndarray, weights: np.ndar
 
 
 def distinct_n(texts: Sequence[str], n: int, denominator: Literal["words", "ngrams"] = "words") -> float:
-    """Dist-n: the number of different n-grams of all `texts` together, over the number of words.
+    """Dist-n: the number of different n-grams in all `texts` together, divided by the number of words.
 
-    N-grams are of words between single spaces and never cross from one text into the next. "words" is the
-    definition of Li et al. 2016, DExperts and Quark, with which Dist-2 and Dist-3 cannot reach 1; "ngrams" divides by
-    the number of n-grams instead. It falls with the number of texts: compare only over equally many. NaN without words.
+    Words are split at single spaces, and no n-gram crosses from one text into the next. "words" is the definition of
+    Li et al. 2016, DExperts and Quark, with which Dist-2 and Dist-3 cannot reach 1; "ngrams" divides by the number of
+    n-grams instead. Dist-n falls with the number of texts: compare equal numbers of texts only. NaN without words.
     """
     words = [text.strip(" ").split(" ") if text.strip(" ") else [] for text in texts]
     ngrams = [tuple(line[at : at + n]) for line in words for at in range(len(line) - n + 1)]
@@ -81,14 +103,14 @@ def distinct_n(texts: Sequence[str], n: int, denominator: Literal["words", "ngra
 
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:
-    """Mean of the middle half (Agarwal et al. 2021): (..., N) -> (...); a quarter is cut at each end."""
+    """Mean of the middle half (Agarwal et al. 2021), with a quarter cut at each end: (..., N) -> (...)."""
     return stats.trim_mean(values, 0.25, axis=-1)
 
 
 def bootstrap_weights(count: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each of `count` prompts is drawn when that many are drawn with replacement: (1 + R, count).
+    """How often each of `count` prompts is drawn when `count` are drawn with replacement: (1 + R, count).
 
-    The first row is the sample itself, all ones, so that a statistic's first value is the estimate.
+    The first row is the sample itself, all ones, so the first value of a statistic is the estimate.
     """
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
     return np.vstack([np.ones(count, dtype=np.int64), drawn])
@@ -97,8 +119,8 @@ def bootstrap_weights(count: int, resamples: int, rng: np.random.Generator) -> n
 def bootstrap_interval(statistics: np.ndarray, level: float = 0.95) -> Interval:
     """Estimate and percentile interval of a statistic over `bootstrap_weights`: (1 + R,) -> Interval.
 
-    A paired difference is the interval of one method's statistics minus the other's. Resamples in which the
-    statistic does not exist (an empty tail) are left out; without an estimate everything is NaN.
+    For a paired difference, pass one method's statistics minus the other's. Resamples in which the statistic does not
+    exist (an empty tail) are left out; without an estimate everything is NaN.
     """
     estimate, resampled = float(statistics[0]), statistics[1:][~np.isnan(statistics[1:])]
     if np.isnan(estimate) or not len(resampled):
@@ -117,7 +139,7 @@ def stratified_interval(
     """A statistic over training seeds and tasks, with the stratified bootstrap of Agarwal et al. 2021.
 
     scores: (S, K), seeds by tasks. Each resample draws S seeds with replacement within each task (the stratum), so
-    that every task stays in. statistic: (..., S * K) -> (...). One seed has no interval (NaN).
+    every resample holds every task. statistic: (..., S * K) -> (...). One seed has no interval (NaN).
     """
     size, tasks = scores.shape
     estimate = float(statistic(scores.reshape(-1)))
@@ -129,9 +151,9 @@ def stratified_interval(
 
 
 def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval:
-    """Mean over training seeds and Student's t interval: (S,) -> Interval; one seed has no interval (NaN).
+    """Mean over training seeds with Student's t interval: (S,) -> Interval; one seed has no interval (NaN).
 
-    For two methods trained from the same seeds, pass their differences by seed: that is the paired interval.
+    For the paired interval of two methods trained from the same seeds, pass their differences by seed.
     """
     values = np.asarray(values, dtype=np.float64)
     mean = float(values.mean())

@@ -1,4 +1,4 @@
-"""Every metric of the report as a statistic of a table, ready to be resampled; `glossary` gives the formulas.
+"""Every metric of the report as a statistic that can be resampled; `glossary` gives the formulas.
 
 Shapes: N rows of a table, P prompts; weights (..., N) -> statistic (...).
 """
@@ -14,12 +14,12 @@ from rarlhf_nb.measuring.metrics import distinct_n, perplexity, tail_mean, weigh
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # weights (..., N) -> (...)
 DIST_SIZES = (1, 2, 3)
-TOXIC = 0.5  # a text is toxic from this probability on
-ABSURD_PERPLEXITY = 1e4  # completions above are left out, as DExperts does: a few would be the whole mean
+TOXIC = 0.5  # a text is toxic at this probability or above
+ABSURD_PERPLEXITY = 1e4  # completions above it are left out, as in DExperts: a few of them would dominate the mean
 
 
 class Metric(NamedTuple):
-    """What readers call a metric, the statistic that computes it, and how many rows that averages."""
+    """A metric's name for readers, the statistic that computes it, and how many rows the statistic averages."""
 
     name: str
     statistic: Statistic
@@ -29,7 +29,7 @@ class Metric(NamedTuple):
 def episode_metrics(
     table: pd.DataFrame, tail_threshold: float, tail_share: float, cvar_levels: Sequence[float]
 ) -> dict[str, Metric]:
-    """Every metric of a table of episodes; those of optional columns only where the table has them."""
+    """The metrics of a table of episodes; a metric of an optional column only where the table has that column."""
     reward, score = (table[column].to_numpy(dtype=float) for column in ("reward", "prompt_score"))
     size = len(table)
 
@@ -61,7 +61,7 @@ def episode_metrics(
 
 
 def rare_groups(table: pd.DataFrame) -> list[str]:
-    """Every group of prompts but the largest, by size."""
+    """Every group of prompts except the largest, ordered by size."""
     return table["group"].value_counts().index[1:].tolist()
 
 
@@ -90,7 +90,7 @@ def _completion_perplexity(table: pd.DataFrame) -> dict[str, Metric]:
 def pooled_dist(table: pd.DataFrame) -> dict[str, tuple[str, float]]:
     """Dist-1/2/3 over all completions of the first sample together: key -> (name, value).
 
-    Without intervals: a resample repeats texts, which alone lowers Dist-n.
+    They have no intervals: a resample repeats texts, and that alone lowers Dist-n.
     """
     completions = table.loc[table["seed"] == table["seed"].iloc[0], "completion"].tolist()
     return {f"dist_{n}": (f"Dist-{n}, all completions", distinct_n(completions, n)) for n in DIST_SIZES}
@@ -99,14 +99,14 @@ def pooled_dist(table: pd.DataFrame) -> dict[str, tuple[str, float]]:
 def sample_metrics(samples: pd.DataFrame, toxicity: bool) -> dict[str, Metric]:
     """Metrics of prompts with several completions each: statistics of weights over the P prompts.
 
-    samples: an episodes table, the samples of a prompt told apart by `seed`. toxicity: the reward is civility, so
-    that 1 - normalised_reward is a toxicity; expected maximum and probability as RealToxicityPrompts defines them.
+    samples: an episodes table; `seed` tells the samples of a prompt apart. toxicity: whether the reward is civility, so
+    that 1 - normalised_reward is the toxicity; RealToxicityPrompts defines its expected maximum and its probability.
     """
     by_prompt = [samples.iloc[rows] for rows in samples.groupby(prompt_positions(samples)).indices.values()]
     count = len(by_prompt[0])
     values = {
         f"prompt_dist_{n}": (
-            f"Dist-{n} of {count} completions a prompt",
+            f"Dist-{n} of {count} completions per prompt",
             [distinct_n(rows["completion"].tolist(), n) for rows in by_prompt],
         )
         for n in DIST_SIZES
@@ -122,5 +122,5 @@ def sample_metrics(samples: pd.DataFrame, toxicity: bool) -> dict[str, Metric]:
 
 
 def prompt_positions(table: pd.DataFrame) -> np.ndarray:
-    """Which prompt each episode belongs to: (N,), counted within each sample (`seed`)."""
+    """The position of each episode's prompt within its sample (`seed`): (N,)."""
     return table.groupby("seed").cumcount().to_numpy()

@@ -1,4 +1,4 @@
-"""Runs that belong together: the same settings but for the seed, or for the seed and beta."""
+"""Runs with the same settings that differ only in the seed, or in the seed and beta, compared over seeds."""
 
 import json
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ import pandas as pd
 
 from rarlhf_nb.core.methods import method_name, method_order
 from rarlhf_nb.core.runs import MANIFEST, Run
+from rarlhf_nb.measuring.cells import interval_cell
 from rarlhf_nb.measuring.metrics import Interval, seed_interval, stratified_interval
-from rarlhf_nb.measuring.report import interval_cell
 
 
 def related_scores(run: Run, free: Sequence[str] = ()) -> pd.DataFrame:
-    """The reports of all runs beside `run` whose settings are the same but for the seed and the `free` ones.
+    """The reports of `run` and of all runs beside it that differ from it only in the seed and the `free` settings.
 
-    free: dotted keys such as "ppo.kl_coef". A row per run and method: columns run, seed, kl_coef, method and every
-    metric of report.json; of two runs with one seed and the same settings only the first by name.
+    free: dotted keys such as "ppo.kl_coef". One row per run and method: columns run, seed, kl_coef, method and every
+    metric of report.json. Of two runs with the same seed and settings only the first by name is kept.
     """
     wanted = _comparable(run.manifest["settings"], free)
     rows = []
@@ -30,7 +30,7 @@ def related_scores(run: Run, free: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def _comparable(settings: dict, free: Sequence[str]) -> dict:
-    """The settings without those that may differ; what else a run swept changes none of its methods."""
+    """The settings without those that may differ. A run's sweep may differ too: it adds methods and changes none."""
     return {
         section: {key: value for key, value in values.items() if f"{section}.{key}" not in free}
         for section, values in settings.items()
@@ -51,11 +51,11 @@ def _number(value: float | None) -> float:
 
 
 def seed_table(scores: pd.DataFrame, metrics: dict[str, str], baseline: str = "rlhf") -> pd.DataFrame:
-    """Metrics over seeds, for reading: a row per method.
+    """Metrics over seeds, for reading: one row per method.
 
-    metrics: key -> what it is called. For each its mean over seeds with the 95 % t interval, its interquartile mean
-    with the 95 % bootstrap interval over seeds, and the mean difference to the baseline, paired by seed, with its
-    t interval.
+    metrics: key -> its name for readers. Each metric has three columns: its mean over seeds with the 95 % t interval,
+    its interquartile mean with the 95 % bootstrap interval over seeds, and the mean difference to the baseline, paired
+    by seed, with its t interval.
     """
     rows = {}
     for method in method_order(scores["method"].unique()):

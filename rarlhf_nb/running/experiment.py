@@ -19,7 +19,8 @@ from rarlhf_nb.core.profiles import Profile, load_profile
 from rarlhf_nb.core.runs import MANIFEST, Run, default_root
 from rarlhf_nb.measuring.clusters import cluster_prompts, embed_prompts
 from rarlhf_nb.measuring.ledger import build_ledger
-from rarlhf_nb.measuring.report import Report, Tables, load_tables
+from rarlhf_nb.measuring.report import Report
+from rarlhf_nb.measuring.tables import Tables, load_tables
 from rarlhf_nb.running.stages import ChoosePrefix, Evaluate, FineTune, PrepareData, Train, TrainExperts, WriteReport
 from rarlhf_nb.running.workspace import Workspace
 from rarlhf_nb.training.loop import TrainingLoop

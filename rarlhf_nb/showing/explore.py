@@ -24,7 +24,7 @@ from traitlets.config import Config
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import Profile
 from rarlhf_nb.core.runs import Run
-from rarlhf_nb.measuring.report import check_episodes, load_tables
+from rarlhf_nb.measuring.tables import check_episodes, load_tables
 from rarlhf_nb.showing.widgets import risk_explorer, schedule_designer
 from rarlhf_nb.showing.widgets.binding import page
 from rarlhf_nb.showing.widgets.text import framed, visible

@@ -15,16 +15,15 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rarlhf_nb.core.methods import OTHER_COLOR, method_order
-from rarlhf_nb.measuring.metrics import bootstrap_interval, bootstrap_weights
-from rarlhf_nb.measuring.report import check_episodes
+from rarlhf_nb.measuring.metrics import bootstrap_interval, bootstrap_weights, tail_means
 from rarlhf_nb.measuring.report_metrics import prompt_positions
+from rarlhf_nb.measuring.tables import check_episodes
 from rarlhf_nb.showing.figures import REWARD, TEMPLATE, label_text, line_style, method_color
 from rarlhf_nb.training.risk import SoftRiskSchedule, check_alpha, tail_count
 
 Ranking = Literal["reward", "prompt_score"]
 RANKINGS: tuple[Ranking, ...] = ("reward", "prompt_score")
 ALPHAS = np.arange(1, 101) / 100  # the slider's steps
-ROWS_AT_ONCE = 64  # resamples, bounds the memory of (rows, N) temporaries
 REST_OPACITY, BAND_OPACITY = 0.3, 0.15
 PER_METHOD, PER_CURVE = 7, 3  # traces
 PRICES = {
@@ -75,25 +74,6 @@ class Slot(NamedTuple):
 def alpha_index(alpha: float) -> int:
     """Where `ALPHAS` holds the nearest step to alpha."""
     return max(1, round(100 * check_alpha(alpha))) - 1
-
-
-def tail_means(values: np.ndarray, keys: np.ndarray, weights: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """`metrics.tail_mean` for many shares with one pass over the rows.
-
-    values, keys: (N,); weights: (R, N) -> (len(shares), R).
-    """
-    order = np.argsort(keys, kind="stable")
-    ordered = values[order]
-    means = np.empty((len(shares), len(weights)))
-    for start in range(0, len(weights), ROWS_AT_ONCE):
-        counts = weights[start : start + ROWS_AT_ONCE][:, order].astype(np.float64)
-        reached, totals = np.cumsum(counts, axis=1), np.cumsum(counts * ordered, axis=1)
-        for row, (episodes, total, count) in enumerate(zip(reached, totals, counts, strict=True), start=start):
-            size = shares * episodes[-1]
-            last = np.minimum(np.searchsorted(episodes, size), len(ordered) - 1)  # the boundary episode of each share
-            before = size - (episodes[last] - count[last])  # how much of it counts
-            means[:, row] = (total[last] - count[last] * ordered[last] + before * ordered[last]) / size
-    return means
 
 
 def measure_tails(

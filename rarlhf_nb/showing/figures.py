@@ -11,8 +11,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rarlhf_nb.core.methods import OTHER_COLOR, find_method, method_name, method_order, split_alpha
+from rarlhf_nb.measuring.cells import ENDS
 from rarlhf_nb.measuring.metrics import bootstrap_weights, seed_interval, tail_mean
-from rarlhf_nb.measuring.report import ENDS, Report
+from rarlhf_nb.measuring.report import Report
 from rarlhf_nb.measuring.report_metrics import prompt_positions
 from rarlhf_nb.training.risk import SoftRiskSchedule
 

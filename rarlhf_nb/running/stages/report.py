@@ -1,12 +1,13 @@
 """Notebook 05: all methods that were evaluated, compared with each other and with the paper."""
 
 from rarlhf_nb.core.methods import SFT_NOTEBOOK
-from rarlhf_nb.measuring.report import Report, build_report, load_tables, markdown_table
+from rarlhf_nb.measuring.report import Report, build_report
+from rarlhf_nb.measuring.tables import load_tables
 from rarlhf_nb.running.stages.stage import Stage
 
 
 class WriteReport(Stage):
-    """Compare all methods: report.json, report.md, and summary.md with the main table."""
+    """Compare all methods: report.json, report.md, and summary.md with the finding and the main table."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -33,5 +34,5 @@ class WriteReport(Stage):
         )
         run.write_text("report.json", report.to_json())
         run.write_text("report.md", report.to_markdown())
-        run.write_text("summary.md", markdown_table(report.main()) + "\n")
+        run.write_text("summary.md", report.summary())
         return report

@@ -11,8 +11,9 @@ from ipywidgets import Dropdown, FloatSlider, SelectionSlider, ToggleButtons, VB
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import method_name, split_alpha
+from rarlhf_nb.measuring.cells import interval_cell
 from rarlhf_nb.measuring.metrics import Interval, perplexity
-from rarlhf_nb.measuring.report import BASELINES, interval_cell
+from rarlhf_nb.measuring.report import BASELINES
 from rarlhf_nb.showing.explorer_figures import (
     Ranking,
     Slot,

@@ -1,0 +1,58 @@
+"""What a run found, in one sentence."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from rarlhf_nb.core.methods import method_name
+from rarlhf_nb.measuring.cells import interval_cell, read_interval
+from rarlhf_nb.measuring.metrics import Interval
+
+
+def tail_metric(metrics: Iterable[str]) -> str:
+    """The metric that ranks the methods: CVaR 10 %, or else CVaR at the smallest level, or else tail reward."""
+    levels = [key for key in metrics if key.startswith("cvar_")]
+    if "cvar_10" in levels:
+        return "cvar_10"
+    return min(levels, key=lambda key: float(key.removeprefix("cvar_")), default="tail_reward")
+
+
+def finding(table: pd.DataFrame, differences: pd.DataFrame, names: dict[str, str]) -> str:
+    """Which method has the best tail, by how much, and at what KL.
+
+    The best method is compared with the first baseline of `differences`; where it is that baseline, with the
+    runner-up. The arguments are the fields of `Report`.
+    """
+    metric = tail_metric(names)
+    what = names[metric].replace(", ", " on ", 1)  # "reward, prompts scored ..." is a column's heading
+    tails = table[metric].dropna()
+    if tails.empty:
+        return f"This run says nothing about the tail: its {what} has no value."
+    best = tails.idxmax()
+    own = interval_cell(read_interval(table.loc[best], metric))
+    if len(tails) == 1:
+        return f"Only {method_name(best)} has a measured tail: its {what} is {own}."
+    baseline = next((name for name in differences.index.unique("baseline") if name in tails), None)
+    rival = tails.drop(best).idxmax() if baseline == best else baseline
+    lead = "" if rival is None else _lead(differences, metric, best, rival, baseline)
+    return f"{method_name(best)} has the best tail: its {what} is {own}{lead}{_kl(table, best, rival)}."
+
+
+def _lead(differences: pd.DataFrame, metric: str, best: str, rival: str, baseline: str) -> str:
+    """By how much the best method is ahead, and whether the paired interval leaves out 0."""
+    if best == baseline:
+        value, low, high = read_interval(differences.loc[(rival, best)], metric)
+        ahead, other = Interval(-value, -high, -low), f"the runner-up {method_name(rival)}"
+    else:
+        ahead, other = read_interval(differences.loc[(best, rival)], metric), method_name(rival)
+    if ahead.low > 0:
+        return f", {interval_cell(ahead)} above {other}"
+    return f", ahead of {other} by {interval_cell(ahead)}, which this run cannot tell from 0"
+
+
+def _kl(table: pd.DataFrame, best: str, rival: str | None) -> str:
+    kl = table["kl"].dropna() if "kl" in table else pd.Series(dtype=float)
+    if best not in kl:
+        return ""
+    other = f" ({method_name(rival)}: {kl[rival]:.2f})" if rival in kl else ""
+    return f"; its KL from the SFT policy is {kl[best]:.2f} nats{other}"
