@@ -31,6 +31,7 @@ from rarlhf_nb.baselines.quark_math import Pool, QuarkTerms, check_pool, quark_t
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import QuarkSettings, SamplingSettings
 from rarlhf_nb.core.seeding import hash_seed, seeded, shuffled_stream
+from rarlhf_nb.training.checkpoint import Checkpoint, Checkpoints
 from rarlhf_nb.training.loop import TrainingLoop
 from rarlhf_nb.training.policy import ActorCritic, Episodes, check_context, sampler_logits
 from rarlhf_nb.training.ppo import masked_mean
@@ -86,7 +87,8 @@ class QuarkTrainer(TrainingLoop):
     Args:
         model: trained in place. It gets K reward tokens and from then on reads that of the best quantile before every
             prompt (`prefix_ids`), also after it was saved and loaded.
-        reward_funcs, train_dataset, log_file: see `CVaRPPOTrainer`; here a reward may be missing (None or NaN).
+        reward_funcs, train_dataset, log_file, checkpoints: see `CVaRPPOTrainer`. Here a reward may be missing (None or
+            NaN).
         reference: p_0, which reads no reward token; by default a frozen copy of the model as it is now.
 
     Raises:
@@ -107,9 +109,10 @@ class QuarkTrainer(TrainingLoop):
         seed: int = 0,
         mixed_precision: str = "no",
         log_file: Path | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         check_pool(args.exploration_prompts or len(train_dataset), args.quantiles)
-        super().__init__(model, args.steps, mixed_precision, log_file)
+        super().__init__(model, args.steps, mixed_precision, log_file, checkpoints)
         self.args, self.sampling, self.seed = args, sampling, seed
         self.reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         self.train_dataset = train_dataset
@@ -127,6 +130,25 @@ class QuarkTrainer(TrainingLoop):
         self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.pool = Pool()
         self.explored: dict[str, float] = {}  # statistics of the last exploration
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of Quark and sampling, and the seed."""
+        sections = {"quark": self.args, "sampling": self.sampling}
+        return {name: section.model_dump(mode="json") for name, section in sections.items()} | {"seed": self.seed}
+
+    def own_state(self) -> Checkpoint:
+        """The pool, the statistics of the last exploration, and where the learning rate's schedule is."""
+        tensors, texts = self.pool.state()
+        return Checkpoint(tensors, {"texts": texts, "explored": self.explored, "step": self.schedule.last_epoch})
+
+    def load_own_state(self, own: Checkpoint) -> None:
+        """Restore them; the quantiles follow from the pool."""
+        self.pool.load_state(own.tensors, own.state["texts"])
+        self.pool.quantise(self.args.quantiles)
+        self.explored = own.state["explored"]
+        self.schedule.last_epoch = own.state["step"]
+        self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def run_iteration(self) -> dict[str, float]:
         """One gradient step; before every `sample_interval`-th, an exploration and new quantiles."""

@@ -109,6 +109,24 @@ class Pool:
         prompt_batch, completion_batch = _padded(prompt_ids, pad_id, "left"), _padded(completion_ids, pad_id, "right")
         return Episodes(list(prompts), list(completions), *prompt_batch, *completion_batch)
 
+    def state(self) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
+        """The pool for a checkpoint: ids one after the other with their lengths, rewards; and the texts."""
+        tensors = {"pool.rewards": torch.tensor(self.rewards, dtype=torch.float64)}
+        for name, column in (("prompt", 2), ("completion", 3)):
+            rows = [episode[column].cpu() for episode in self.episodes]
+            tensors[f"pool.{name}_ids"] = torch.cat(rows)
+            tensors[f"pool.{name}_lengths"] = torch.tensor([len(row) for row in rows])
+        return tensors, [[prompt, completion] for prompt, completion, *_ in self.episodes]
+
+    def load_state(self, tensors: dict[str, torch.Tensor], texts: list[list[str]]) -> None:
+        """Restore what `state` gave."""
+        prompts, completions = (
+            tensors[f"pool.{name}_ids"].split(tensors[f"pool.{name}_lengths"].tolist())
+            for name in ("prompt", "completion")
+        )
+        self.episodes = [(*pair, *ids) for pair, *ids in zip(texts, prompts, completions, strict=True)]
+        self.rewards = tensors["pool.rewards"].tolist()
+
 
 def _padded(rows: Sequence[torch.Tensor], pad_id: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask, both (B, L)."""

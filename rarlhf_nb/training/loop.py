@@ -1,15 +1,24 @@
-"""The loop that every trainer shares: repeat a step, log its statistics, show the progress."""
+"""The loop that every trainer shares: repeat a step, log its statistics, save checkpoints, show the progress."""
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
+import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.training.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    InterruptLater,
+    load_optimizer,
+    optimizer_tensors,
+)
 from rarlhf_nb.training.policy import ActorCritic
 
 
@@ -17,11 +26,14 @@ class TrainingLoop(ABC):
     """A trainer that repeats one step: `CVaRPPOTrainer` and `QuarkTrainer` differ in that step alone.
 
     `train()` runs all iterations. Iterating over the trainer runs them one at a time and yields the statistics of each.
+    Both go on from the last checkpoint where there is one; the result is the same, number for number, as without an
+    interruption. Ctrl-C saves a checkpoint after the iteration under way.
 
     Args:
         policy: the policy, trained in place.
         iterations: how many steps to make.
         log_file: gets one JSON line per iteration; the first iteration starts the file anew.
+        checkpoints: where to save them; none by default.
         report_to: trackers of accelerate, such as "tensorboard"; none by default.
     """
 
@@ -35,38 +47,105 @@ class TrainingLoop(ABC):
         iterations: int,
         mixed_precision: str,
         log_file: Path | None,
+        checkpoints: Checkpoints | None = None,
         report_to: Sequence[str] = (),
         project_dir: Path | None = None,
     ) -> None:
-        self.policy, self.iterations, self.log_file = policy, iterations, log_file
+        self.policy, self.iterations, self.log_file, self.checkpoints = policy, iterations, log_file, checkpoints
         self.accelerator = Accelerator(
             mixed_precision=mixed_precision, log_with=list(report_to) or None, project_dir=project_dir
         )
         self.iteration = 0  # the last one's number, counted from 1
+        self.rows: list[dict[str, float]] = []  # the log so far
+        self.optimizer: torch.optim.Optimizer  # made by the subclass
 
     @abstractmethod
     def run_iteration(self) -> dict[str, float]:
         """Run the next iteration, which counts `iteration` up, and return its statistics."""
 
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint must agree in, as JSON."""
+
+    @abstractmethod
+    def own_state(self) -> Checkpoint:
+        """What the subclass must remember besides policy, optimizer and log."""
+
+    @abstractmethod
+    def load_own_state(self, own: Checkpoint) -> None:
+        """Restore what `own_state` gave."""
+
     def __iter__(self) -> Iterator[dict[str, float]]:
         """Run the remaining iterations one at a time."""
+        self.resume()
         with tqdm(total=self.iterations, initial=self.iteration, desc=self.title, unit=self.unit) as bar:
             while self.iteration < self.iterations:
-                stats = self.run_iteration()
-                self.log(stats)
+                with InterruptLater() as interrupt:
+                    stats = self.run_iteration()
+                    self.log(stats)
+                    if self.checkpoints and (interrupt.asked or self.checkpoints.due()):
+                        self.checkpoints.save(self.iteration, self.checkpoint())
+                if interrupt.asked:
+                    raise KeyboardInterrupt
                 bar.set_postfix({name: f"{stats[key]:.3g}" for name, key in self.progress.items()})
                 bar.update()
                 yield stats
         self.accelerator.end_training()
 
     def train(self) -> pd.DataFrame:
-        """Run the remaining iterations; returns their statistics, one row per iteration."""
-        return pd.DataFrame(list(self))
+        """Run the remaining iterations; returns the statistics of all iterations, one row each."""
+        for _ in self:
+            pass
+        return pd.DataFrame(self.rows)
 
     def log(self, stats: dict[str, float]) -> None:
         """Append the statistics to `log_file` and hand them to the trackers."""
+        self.rows.append(stats)
+        self._write_log([stats], "w" if self.iteration == 1 else "a")
+        self.accelerator.log(stats, step=self.iteration)
+
+    def _write_log(self, rows: list[dict[str, float]], mode: str) -> None:
         if self.log_file is not None:
             self.log_file.parent.mkdir(parents=True, exist_ok=True)
-            with self.log_file.open("w" if self.iteration == 1 else "a") as file:
-                file.write(json.dumps(stats) + "\n")
-        self.accelerator.log(stats, step=self.iteration)
+            with self.log_file.open(mode) as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def checkpoint(self) -> Checkpoint:
+        """All that the next iteration depends on."""
+        own = self.own_state()
+        policy = {f"policy.{name}": parameter.detach() for name, parameter in self._trained()}
+        state = {
+            "settings": self.settings,
+            "iteration": self.iteration,
+            "rows": self.rows,
+            "optimizer": self.optimizer.state_dict()["param_groups"],
+            "own": own.state,
+        }
+        return Checkpoint(policy | optimizer_tensors(self.optimizer) | own.tensors, state)
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint, where there is one and nothing was trained yet; the log is cut back to it.
+
+        Raises `UserError` where it belongs to a training with other settings.
+        """
+        found = self.checkpoints.latest() if self.checkpoints and not self.iteration else None
+        if found is None:
+            return
+        tensors, state = found
+        if state["settings"] != self.settings:
+            raise UserError(
+                f"the checkpoints in {self.checkpoints.folder} belong to a training with other settings: "
+                "delete that folder, or choose another run name."
+            )
+        with torch.no_grad():
+            for name, parameter in self._trained():
+                parameter.copy_(tensors[f"policy.{name}"])
+        load_optimizer(self.optimizer, tensors, state["optimizer"])
+        self.load_own_state(Checkpoint(tensors, state["own"]))
+        self.iteration, self.rows = state["iteration"], state["rows"]
+        self._write_log(self.rows, "w")
+        print(f"{self.title}: resumed at {self.unit} {self.iteration}")
+
+    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(name, parameter) for name, parameter in self.policy.named_parameters() if parameter.requires_grad]

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -23,6 +24,7 @@ from datasets import Dataset
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import PPOSettings, RiskSettings, SamplingSettings
 from rarlhf_nb.core.seeding import hash_seed, shuffled_stream
+from rarlhf_nb.training.checkpoint import Checkpoint, Checkpoints
 from rarlhf_nb.training.loop import TrainingLoop
 from rarlhf_nb.training.policy import ActorCritic, Episodes, Reference, evaluate_tokens
 from rarlhf_nb.training.ppo import (
@@ -100,6 +102,7 @@ class CVaRPPOTrainer(TrainingLoop):
         train_dataset: has a `prompt` column; its other columns are handed to the rewards.
         reference: pi_ref; by default a frozen copy of the policy as it is now.
         log_file: gets one JSON line per iteration.
+        checkpoints: where to save them; none by default.
         report_to: trackers of accelerate, such as "tensorboard"; none by default.
     """
 
@@ -118,10 +121,11 @@ class CVaRPPOTrainer(TrainingLoop):
         seed: int = 0,
         mixed_precision: str = "no",
         log_file: Path | None = None,
+        checkpoints: Checkpoints | None = None,
         report_to: Sequence[str] = (),
         project_dir: Path | None = None,
     ) -> None:
-        super().__init__(model, args.iterations, mixed_precision, log_file, report_to, project_dir)
+        super().__init__(model, args.iterations, mixed_precision, log_file, checkpoints, report_to, project_dir)
         self.args, self.risk, self.sampling, self.seed = args, risk, sampling, seed
         self.schedule = SoftRiskSchedule(args.batch_size, risk.alpha, args.iterations, risk.warm_start, risk.rho)
         self.reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
@@ -136,6 +140,20 @@ class CVaRPPOTrainer(TrainingLoop):
         self.selection: Selection | None = None
         if report_to:
             self.accelerator.init_trackers("rarlhf_nb", config=args.model_dump() | risk.model_dump())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of PPO, risk and sampling, and the seed."""
+        sections = {"ppo": self.args, "risk": self.risk, "sampling": self.sampling}
+        return {name: section.model_dump(mode="json") for name, section in sections.items()} | {"seed": self.seed}
+
+    def own_state(self) -> Checkpoint:
+        """Only beta: prompts and completions follow from the seed and the number of the iteration."""
+        return Checkpoint({}, {"kl_coef": self.kl_coef})
+
+    def load_own_state(self, own: Checkpoint) -> None:
+        """Restore beta."""
+        self.kl_coef = own.state["kl_coef"]
 
     def run_iteration(self) -> dict[str, float]:
         """One iteration on the next B prompts of the shuffled data set."""

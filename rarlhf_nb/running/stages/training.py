@@ -14,6 +14,7 @@ from rarlhf_nb.baselines.quark import QuarkTrainer
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.running.stages.stage import Stage
 from rarlhf_nb.running.workspace import EXPERTS
+from rarlhf_nb.training.checkpoint import Checkpoints
 from rarlhf_nb.training.loop import TrainingLoop
 from rarlhf_nb.training.sft import train_sft
 from rarlhf_nb.training.trainer import CVaRPPOTrainer
@@ -55,10 +56,13 @@ class Train(Stage):
         return (f"policies/{self.method}", f"training/{self.method}.jsonl")
 
     def run(self) -> pd.DataFrame:
-        """Returns the training log, one row per iteration."""
-        trainer = self.trainer()
+        """Returns the training log, one row per iteration. A training that was interrupted goes on where it stopped."""
+        run = self.workspace.run
+        checkpoints = Checkpoints(run.path("training", f"{self.method}.checkpoints"))
+        trainer = self.trainer(checkpoints=checkpoints)
         log = trainer.train()
-        trainer.policy.save(self.workspace.run.path("policies", self.method))
+        trainer.policy.save(run.path("policies", self.method))
+        checkpoints.clear()
         return log
 
     def trainer(self, **changes: Any) -> TrainingLoop:

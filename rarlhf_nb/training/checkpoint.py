@@ -1,0 +1,142 @@
+"""Checkpoints of a training: tensors in safetensors, the rest in JSON, nothing pickled; whole or not at all.
+
+A checkpoint is a folder named after its iteration. It is written beside its place and renamed when it is complete and
+on the disk, with the checksums of its files; the last two are kept, so that one is left when the other is damaged.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+
+TENSORS, STATE, CHECKSUMS = "tensors.safetensors", "state.json", "checksums.json"
+KEPT = 2
+UNFINISHED = ".unfinished"
+
+
+class Checkpoint(NamedTuple):
+    """The state of a training after an iteration."""
+
+    tensors: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one training, in a folder of their own.
+
+    seconds: how long to wait between two of them; a training that is interrupted saves one whatever the time.
+    """
+
+    def __init__(self, folder: Path, seconds: float = 60.0) -> None:
+        self.folder, self.seconds = folder, seconds
+        self.saved_at = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time for the next one."""
+        return time.monotonic() - self.saved_at >= self.seconds
+
+    def save(self, iteration: int, checkpoint: Checkpoint) -> None:
+        """Write the checkpoint of an iteration and drop all but the last two."""
+        unfinished = self.folder / UNFINISHED
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, unfinished / TENSORS)
+        (unfinished / STATE).write_text(json.dumps(checkpoint.state))
+        (unfinished / CHECKSUMS).write_text(
+            json.dumps({name: _checksum(unfinished / name) for name in (TENSORS, STATE)})
+        )
+        for name in (TENSORS, STATE, CHECKSUMS, "."):
+            _flush(unfinished / name)
+        place = self.folder / f"{iteration:08d}"
+        shutil.rmtree(place, ignore_errors=True)
+        os.rename(unfinished, place)
+        _flush(self.folder)
+        for old in self._places()[KEPT:]:
+            shutil.rmtree(old)
+        self.saved_at = time.monotonic()
+
+    def latest(self) -> Checkpoint | None:
+        """The newest whole checkpoint, or None. A damaged one is named in a warning and passed over."""
+        for place in self._places():
+            try:
+                checksums = json.loads((place / CHECKSUMS).read_text())
+                damaged = [name for name in (TENSORS, STATE) if _checksum(place / name) != checksums[name]]
+            except (OSError, ValueError, KeyError, TypeError):
+                damaged = [CHECKSUMS]
+            if not damaged:
+                return Checkpoint(load_file(place / TENSORS), json.loads((place / STATE).read_text()))
+            warnings.warn(f"{place / damaged[0]} is damaged: an older checkpoint is used if there is one", stacklevel=2)
+        return None
+
+    def clear(self) -> None:
+        """Remove them all: the training is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _places(self) -> list[Path]:
+        """The folders of all checkpoints, newest first."""
+        return sorted((path for path in self.folder.glob("[0-9]*") if path.is_dir()), reverse=True)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The tensors of an optimizer's state by name, "optimizer.<parameter>.<key>"."""
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer.{number}.{key}": value for number, own in state.items() for key, value in own.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], groups: list[dict]) -> None:
+    """Give an optimizer the state of `optimizer_tensors` and the parameter groups that it had."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            number, key = rest.split(".")
+            state.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+class InterruptLater:
+    """Inside the block Ctrl-C, or a notebook's stop button, only sets `asked`; a second one interrupts at once.
+
+    Outside the main thread, where no interrupt arrives, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "InterruptLater":
+        self.in_main_thread = threading.current_thread() is threading.main_thread()
+        if self.in_main_thread:
+            self.before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.in_main_thread:
+            signal.signal(signal.SIGINT, self.before)
+
+    def _ask(self, *arguments: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
