@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rarlhf_nb import smollm2
 from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.worlds import smollm2
 from rarlhf_nb.worlds.cache import cache_folder
 from rarlhf_nb.worlds.rewards import load_reward
 from rarlhf_nb.worlds.smollm2 import QUESTIONS, smollm2_folder, train_text_reward

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 TENSORS, STATE, CHECKSUMS = "tensors.safetensors", "state.json", "checksums.json"
 KEPT = 2
+MOST_OFTEN = 20  # times what saving takes, so that it costs at most a twentieth
 UNFINISHED = ".unfinished"
 
 
@@ -33,19 +34,22 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """The checkpoints of one training, in a folder of their own.
 
-    seconds: how long to wait between two of them; a training that is interrupted saves one whatever the time.
+    seconds: the wait between two of them, longer where saving takes more than a twentieth of it; 0 saves after every
+    iteration. A training that is interrupted saves one at any time.
     """
 
-    def __init__(self, folder: Path, seconds: float = 60.0) -> None:
+    def __init__(self, folder: Path, seconds: float = 10.0) -> None:
         self.folder, self.seconds = folder, seconds
-        self.saved_at = time.monotonic()
+        self.saved_at, self.cost = time.monotonic(), 0.0  # cost: seconds that the last one took
 
     def due(self) -> bool:
         """Whether it is time for the next one."""
-        return time.monotonic() - self.saved_at >= self.seconds
+        wait = max(self.seconds, MOST_OFTEN * self.cost) if self.seconds else 0.0
+        return time.monotonic() - self.saved_at >= wait
 
     def save(self, iteration: int, checkpoint: Checkpoint) -> None:
         """Write the checkpoint of an iteration and drop all but the last two."""
+        started = time.monotonic()
         unfinished = self.folder / UNFINISHED
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
@@ -63,6 +67,7 @@ class Checkpoints:
         for old in self._places()[KEPT:]:
             shutil.rmtree(old)
         self.saved_at = time.monotonic()
+        self.cost = self.saved_at - started
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None. A damaged one is named in a warning and passed over."""
