@@ -20,7 +20,7 @@ def rarlhf(*words, cwd=None):
         (["-p", "risk.alpha", "0"], "risk.alpha = 0"),
         (["-p", "risk.alpa", "0.3"], "did you mean 'risk.alpha'?"),
         (["-p", "risk.warm_start", "99"], "lower warm_start"),
-        (["-p", "risk.alpha"], "a value is missing; write -p KEY VALUE"),
+        (["-p", "risk.alpha"], "the value is missing; write -p KEY VALUE"),
         (["--profile", "imdb-smollm2"], "task.train_file is missing"),
         (["-p", "task.train_file", "[x"], "-p task.train_file '[x': this is not a YAML value"),
         (["--run", "../up"], "run = '../up'"),
