@@ -123,7 +123,7 @@ def test_overrides_lie_over_the_profile():
         ("pocket", {"risk.alpha": 1.5}, ["risk.alpha = 1.5"]),
         ("pocket", {"risk.warm_start": 20}, ["warm_start = 20", "lower warm_start"]),
         ("pocket", {"risk.estimator": "worst"}, ["risk.estimator = 'worst'", "tail_selection"]),
-        ("pocket", {"sweep.alphas": [0.2, 1.5]}, ["sweep.alphas = [0.2, 1.5]", "1.5 is no tail share"]),
+        ("pocket", {"sweep.alphas": [0.2, 1.5]}, ["sweep.alphas = [0.2, 1.5]", "1.5 is not a tail share"]),
         ("pocket", {"sweep.alphas": [0.2, 0.2]}, ["sweep.alphas", "twice"]),
         ("pocket", {"ppo.epochs": "many"}, ["ppo.epochs = 'many'"]),
         ("pocket", {"ppo.learning_rate": float("nan")}, ["ppo.learning_rate"]),

@@ -1,7 +1,7 @@
-"""What a run is: task, policy, reward, PPO, risk, SFT and evaluation, typed, validated, each number written once.
+"""The settings of a run, typed and validated: task, policy, reward, PPO, risk, SFT, baselines and evaluation.
 
-A profile is a YAML file in `rarlhf_nb/profiles/`. `load_profile` reads one, lays overrides by dotted key over it
-(`{"risk.alpha": 0.2}`) and refuses whatever does not fit, before any work starts.
+A profile is a YAML file in `rarlhf_nb/core/profiles/`, where each number of the paper is written once. `load_profile`
+reads it, applies overrides by dotted key (`{"risk.alpha": 0.2}`), and refuses what does not fit before any work starts.
 """
 
 import difflib
@@ -21,32 +21,32 @@ Share = Field(gt=0, le=1)
 
 
 class Section(BaseModel):
-    """A part of a profile: unknown keys are refused, nothing changes after validation."""
+    """A part of a profile; it refuses unknown keys and cannot be changed after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TaskSettings(Section):
-    """Which texts, and which prompts: the first `prompt_length` tokens of each text."""
+    """The texts, and the prompts: the first `prompt_length` tokens of each text."""
 
     name: Literal["imdb-gen", "jigsaw-gen", "rtp-gen"]
     source: Literal["pocket-imdb", "pocket-jigsaw", "pocket-rtp", "files", "imdb", "jigsaw", "rtp"]
     train_file: str | None = None  # JSONL, CSV or Parquet with `text` and an optional `label`
     test_file: str | None = None
-    dataset: str | None = None  # of imdb, jigsaw, rtp: a hub id, or a local folder or file in its format
-    dataset_revision: str | None = None  # of a hub id
+    dataset: str | None = None  # for imdb, jigsaw and rtp: a hub id, or a local folder or file in its format
+    dataset_revision: str | None = None  # for a hub id
     prompt_length: int = Field(gt=0)  # tokens
-    shorter_prompts: bool = False  # a text of fewer tokens is a prompt, too
+    shorter_prompts: bool = False  # whether a text of fewer tokens is a prompt as well
     train_prompts: int = Field(gt=0)  # at most this many are used
     test_prompts: int = Field(gt=0)
     minimum_characters: int = Field(ge=0)  # shorter texts give no prompt
     positive_label: int = 1  # SFT and perplexity use the texts with this label
-    train_toxic_share: float | None = Field(gt=0, lt=1, default=None)  # of the prompts; None: as it comes
+    train_toxic_share: float | None = Field(gt=0, lt=1, default=None)  # of the prompts; None: as in the data
     test_toxic_share: float | None = Field(gt=0, lt=1, default=None)
-    toxicity_threshold: float = Field(ge=0, lt=1, default=0.5)  # rtp: toxic where the prompt's score is above
+    toxicity_threshold: float = Field(ge=0, lt=1, default=0.5)  # rtp: prompts with a higher score are toxic
     continuations: bool = False  # rtp: SFT and perplexity use prompt and continuation, not the prompt alone
     test_share: float = Field(gt=0, lt=1, default=0.2)  # of each class, where the data set has no test split
-    split_seed: int = Field(ge=0, default=42)  # of that split
+    split_seed: int = Field(ge=0, default=42)  # for that split
     tail_threshold: float  # tail prompts: prompt_score <= this
 
     @model_validator(mode="after")
@@ -73,7 +73,7 @@ class TaskSettings(Section):
 
 
 class LoraSettings(Section):
-    """A peft LoRA adapter on the policy; the reference is then the same network with the adapter off."""
+    """A peft LoRA adapter on the policy; the reference is then the same network with the adapter switched off."""
 
     r: int = Field(gt=0)
     alpha: int = Field(gt=0)
@@ -84,7 +84,7 @@ class PolicySettings(Section):
     """The causal LM: `pocket`, `smollm2`, a folder, or a hub id."""
 
     model: str
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; an adapter's and the value head's are float32
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; adapter and value head are always float32
     lora: LoraSettings | None = None
     mixed_precision: Literal["no", "bf16"] = "no"
 
@@ -100,10 +100,10 @@ class RewardSettings(Section):
 
 
 class SamplingSettings(Section):
-    """How completions are drawn, the same for training and evaluation; no top-k, no top-p."""
+    """How completions are drawn, in training and evaluation alike; without top-k and top-p."""
 
-    completion_length: int = Field(gt=0)  # most new tokens
-    minimum_completion_length: int = Field(ge=0)  # EOS is forbidden before
+    completion_length: int = Field(gt=0)  # at most this many new tokens
+    minimum_completion_length: int = Field(ge=0)  # EOS is forbidden before this many
     temperature: float = Field(gt=0, default=1.0)
 
     @model_validator(mode="after")
@@ -117,20 +117,20 @@ class SamplingSettings(Section):
 
 
 class SFTSettings(Section):
-    """Supervised fine-tuning on the positive / non-toxic texts, the start and the reference of every RL method."""
+    """Supervised fine-tuning on the positive or non-toxic texts: the start and the reference of every RL method."""
 
     learning_rate: float = Field(gt=0)
     batch_size: int = Field(gt=0)
     epochs: float = Field(gt=0)
     max_length: int = Field(gt=1)  # tokens
     texts: int | None = Field(gt=0, default=None)  # at most this many; None: all
-    gradient_accumulation_steps: int = Field(gt=0, default=1)  # batches an optimizer step
+    gradient_accumulation_steps: int = Field(gt=0, default=1)  # batches per optimizer step
     packing: bool = False  # texts are concatenated and cut into blocks of max_length
-    max_steps: int | None = Field(gt=0, default=None)  # optimizer steps; None: as many as the epochs have
+    max_steps: int | None = Field(gt=0, default=None)  # optimizer steps; None: as many as the epochs need
 
 
 class PromptedSettings(Section):
-    """The base model with an instruction before every prompt: which one, the validation prompts decide."""
+    """The base model with an instruction before every prompt; validation prompts decide which one."""
 
     prefixes: list[str] = Field(min_length=1)
     validation_prompts: int = Field(gt=0)  # of the training prompts
@@ -147,8 +147,8 @@ class DExpertsSettings(Section):
     """Decoding-time experts: base logits + alpha * (expert - anti-expert), within the base's nucleus."""
 
     alpha: float
-    top_p: float = Field(gt=0, le=1, default=0.9)  # of the base alone, before the experts speak
-    experts: SFTSettings  # how expert and anti-expert are trained
+    top_p: float = Field(gt=0, le=1, default=0.9)  # the nucleus of the base alone
+    experts: SFTSettings  # for training expert and anti-expert
 
 
 class BestOfNSettings(Section):
@@ -158,28 +158,28 @@ class BestOfNSettings(Section):
 
 
 class QuarkSettings(Section):
-    """Quantised reward conditioning: the policy reads the quantile of its text's reward before the prompt."""
+    """Quantised reward conditioning: before the prompt, the policy reads the quantile of the reward."""
 
     quantiles: int = Field(gt=1, default=5)  # K
     kl_coef: float = Field(ge=0, default=0.05)  # beta
-    kl_direction: Literal["ref_policy", "policy_ref"] = "ref_policy"  # the paper's; policy_ref: its authors' code
-    entropy_coef: float = Field(ge=0, default=0.06)  # lambda, of the authors' code
+    kl_direction: Literal["ref_policy", "policy_ref"] = "ref_policy"  # as in the paper; policy_ref: its authors' code
+    entropy_coef: float = Field(ge=0, default=0.06)  # lambda, from the authors' code
     learning_rate: float = Field(gt=0, default=1e-5)
     batch_size: int = Field(gt=0, default=128)
     steps: int = Field(gt=0)  # gradient steps in all
     sample_interval: int = Field(gt=0)  # gradient steps between two explorations
     warmup_steps: int = Field(ge=0, default=0)
-    exploration_prompts: int | None = Field(gt=0, default=None)  # an exploration; None: every training prompt
+    exploration_prompts: int | None = Field(gt=0, default=None)  # per exploration; None: every training prompt
     max_grad_norm: float | None = Field(gt=0, default=None)
     adam_epsilon: float = Field(gt=0, default=1e-5)
 
 
 class PPOSettings(Section):
-    """Algorithm 1's PPO."""
+    """The PPO of Algorithm 1."""
 
     iterations: int = Field(gt=0)  # M
-    batch_size: int = Field(gt=1)  # B, episodes an iteration
-    micro_batch_size: int | None = Field(gt=0, default=None)  # episodes a backward pass; None: all kept at once
+    batch_size: int = Field(gt=1)  # B, episodes per iteration
+    micro_batch_size: int | None = Field(gt=0, default=None)  # episodes per backward pass; None: all kept at once
     epochs: int = Field(gt=0)  # PPO epochs, one optimizer step each
     learning_rate: float = Field(gt=0)
     gamma: float = Field(ge=0, le=1, default=1.0)
@@ -188,24 +188,24 @@ class PPOSettings(Section):
     cliprange_value: float = Field(gt=0, default=0.2)
     vf_coef: float = Field(ge=0, default=0.1)
     kl_coef: float = Field(ge=0)  # beta_0
-    kl_target: float | None = Field(gt=0, default=None)  # nats per episode; None: beta stays fixed
+    kl_target: float | None = Field(gt=0, default=None)  # nats per episode; None: beta is fixed
     kl_horizon: int = Field(gt=0, default=10_000)  # episodes; K_beta = B / horizon
-    ratio_threshold: float = Field(gt=1, default=10.0)  # epochs stop where the mean ratio exceeds it
+    ratio_threshold: float = Field(gt=1, default=10.0)  # an update stops where its mean ratio exceeds this
     max_grad_norm: float | None = Field(gt=0, default=None)
 
 
 class RiskSettings(Section):
-    """Which episodes count: RLHF is alpha = 1."""
+    """The tail to train on; alpha = 1 is RLHF."""
 
     alpha: float = Share  # tail share
-    warm_start: int = Field(ge=0)  # n, iterations that keep every episode
+    warm_start: int = Field(ge=0)  # n, the first iterations, which keep every episode
     rho: float = Share  # share of the iterations at which alpha is reached
     estimator: Literal["tail_selection", "rockafellar_uryasev"] = "tail_selection"
     rank_by: Literal["return", "env_reward"] = "return"  # return: the paper
-    kl_average: Literal["kept", "batch"] = "kept"  # kept: the paper; batch: kept sum / B, the authors' code
+    kl_average: Literal["kept", "batch"] = "kept"  # kept: the paper; batch: sum over kept / B, the authors' code
 
     def for_method(self, method: str) -> "RiskSettings":
-        """The settings that a method's name stands for; `ra_rlhf@0.2` is `ra_rlhf` at alpha = 0.2."""
+        """The settings of a method, by its key; `ra_rlhf@0.2` is `ra_rlhf` at alpha = 0.2."""
         name, alpha = split_alpha(method)
         changes: dict[str, dict[str, Any]] = {
             "rlhf": {"alpha": 1.0, "estimator": "tail_selection"},
@@ -213,12 +213,12 @@ class RiskSettings(Section):
             "ra_rlhf_ru": {"estimator": "rockafellar_uryasev"},
         }
         if name not in changes:
-            raise UserError(f"method = {method!r} is not trained by PPO; those that are: {', '.join(changes)}.")
+            raise UserError(f"method = {method!r} is not trained by PPO; choose one of {', '.join(changes)}.")
         return RiskSettings(**self.model_dump() | changes[name] | ({} if alpha is None else {"alpha": alpha}))
 
 
 class SweepSettings(Section):
-    """More tail shares to train on, with both estimators, besides `risk.alpha`."""
+    """Further tail shares to train on with both estimators, besides `risk.alpha`."""
 
     alphas: list[float] = []
 
@@ -227,27 +227,29 @@ class SweepSettings(Section):
     def shares(cls, alphas: list[float]) -> list[float]:
         wrong = [alpha for alpha in alphas if not 0 < alpha < 1]
         if wrong:
-            raise ValueError(f"{wrong[0]} is no tail share between 0 and 1")
+            raise ValueError(f"{wrong[0]} is not a tail share between 0 and 1; correct or remove it")
         if len(set(alphas)) < len(alphas):
-            raise ValueError("an alpha is there twice")
+            raise ValueError("an alpha is listed twice; remove one of them")
         return alphas
 
 
 class EvaluationSettings(Section):
-    """One way to measure every method: the same prompts, seeds and sampling."""
+    """How every method is evaluated: on the same prompts, with the same seeds and sampling."""
 
     samples_per_prompt: int = Field(gt=0, default=1)
-    repeated_prompts: int = Field(ge=0, default=0)  # so many test prompts get more samples, for what varies within one
+    repeated_prompts: int = Field(
+        ge=0, default=0
+    )  # this many test prompts are sampled often, for within-prompt metrics
     repeated_samples: int = Field(gt=1, default=25)  # as in RealToxicityPrompts
     held_out_texts: int = Field(gt=0)
-    held_out_length: int = Field(gt=1)  # tokens a text
+    held_out_length: int = Field(gt=1)  # tokens per text
     cvar_levels: list[float] = [0.01, 0.05, 0.1, 0.2, 0.4]
     resamples: int = Field(gt=0, default=2000)
     batch_size: int = Field(gt=0, default=128)
 
 
 class Profile(Section):
-    """A whole run, but for its seed."""
+    """All settings of a run except its seed."""
 
     name: str
     description: str
@@ -278,15 +280,15 @@ class Profile(Section):
 
 @cache
 def profile_files() -> dict[str, Path]:
-    """Every name a profile goes by, aliases included, with its file."""
+    """Every name of a profile, including aliases, with its file."""
     files = {path.stem: path for path in sorted(PROFILE_FOLDER.glob("*.yaml"))}
     return files | {"pocket": files["pocket-imdb"]}
 
 
 def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
-    """Read the profile `name` and lay `overrides` (dotted key -> value) over it.
+    """Read the profile `name` and apply `overrides` (dotted key -> value).
 
-    Raises `UserError` for an unknown profile or key (with the nearest name) and for values that do not fit.
+    Raises `UserError` for an unknown profile or key, with the nearest known name, and for values that do not fit.
     """
     files = profile_files()
     if name not in files:
@@ -301,13 +303,13 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
 
 
 def paper_schedules() -> dict[str, SoftRiskSchedule]:
-    """The schedules of the paper's three tasks, by the name that figures and tables give them."""
+    """The schedules of the paper's three tasks, by their names in figures and tables."""
     tasks = {"IMDB-Gen": "imdb-gpt2", "Jigsaw-Gen": "jigsaw-gpt2", "RTP-Gen": "rtp-gpt2"}
     return {f"{task} (paper)": load_profile(profile).schedule() for task, profile in tasks.items()}
 
 
 def known_keys(section: type[Section] = Profile) -> list[str]:
-    """Every dotted key that an override may name: `risk.alpha`, `dexperts.experts.learning_rate`."""
+    """Every dotted key that can be overridden, such as `risk.alpha` and `dexperts.experts.learning_rate`."""
     keys = []
     for name, field in section.model_fields.items():
         inner = _section_of(field.annotation)
@@ -319,7 +321,7 @@ def known_keys(section: type[Section] = Profile) -> list[str]:
 
 
 def _section_of(annotation: Any) -> type[Section] | None:
-    """The section that a field of this type holds, `LoraSettings | None` included; None where it holds a value."""
+    """The section that a field of this type holds, also for `LoraSettings | None`; None for a plain value."""
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, Section):
             return kind
@@ -331,14 +333,14 @@ def _override(settings: dict[str, Any], key: str, value: Any) -> None:
         raise UserError(f"parameter {key!r} is unknown{_nearest(key, known_keys())}; {_siblings(key)}.")
     *sections, field = key.split(".")
     for section in sections:
-        settings[section] = settings.get(section) or {}  # an optional section that the profile leaves out begins here
+        settings[section] = settings.get(section) or {}  # creates an optional section that the profile lacks
         settings = settings[section]
     settings[field] = value
 
 
 def _nearest(name: str, known: Any) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    # "alpha" alone means "risk.alpha": the last part of a dotted key is what people remember, the shortest key first
+    # people remember the last part of a dotted key ("alpha" for "risk.alpha"); prefer the shortest such key
     close = sorted((key for key in known if key.split(".")[-1] == name), key=lambda key: key.count(".")) or close
     return f"; did you mean {close[0]!r}?" if close else ""
 

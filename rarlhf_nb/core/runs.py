@@ -1,6 +1,6 @@
-"""Where a run's results live: the run folder, its manifest, atomic writes.
+"""The folder that holds the results of a run: its manifest, and atomic writes.
 
-`papermill_runs/<run>/` is the contract between the rooms; what the files hold is their writers' business.
+`papermill_runs/<run>/` is the contract between the floors; this module does not know what the files hold.
 """
 
 import json
@@ -33,12 +33,12 @@ class Run:
     def open(cls, name: str, settings: dict[str, Any], seed: int, root: Path | None = None) -> "Run":
         """Begin the run `name`, or reopen it.
 
-        settings: the resolved profile, as JSON. Raises `UserError` for a name that is no folder name, and for a folder
-        that belongs to other settings or another seed; nothing in it is touched then.
+        settings: the resolved profile, as JSON. Raises `UserError` for a name that cannot be a folder name, and for a
+        folder that belongs to other settings or another seed; such a folder is left untouched.
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@-]*", name):
             raise UserError(
-                f"run = {name!r}: a run's name starts with a letter or digit and takes letters, digits and _ . @ -"
+                f"run = {name!r}: the name must start with a letter or digit and may hold letters, digits and _ . @ -"
             )
         run = cls((root or default_root()) / name)
         asked = {"settings": settings, "seed": seed}
@@ -64,11 +64,11 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What manifest.json holds now."""
+        """The present content of manifest.json."""
         return json.loads((self.folder / MANIFEST).read_text())
 
     def note_notebook(self, notebook: str, **entry: Any) -> None:
-        """Set a notebook's line in the manifest (state, seconds, fingerprint)."""
+        """Set the manifest's entry for a notebook (state, seconds, fingerprint)."""
         self.note(notebooks=self.manifest["notebooks"] | {notebook: entry})
 
     def note(self, **entries: Any) -> None:
@@ -80,7 +80,7 @@ class Run:
         return self.folder.joinpath(*parts)
 
     def require(self, relative: str, made_by: str) -> Path:
-        """The path of something an earlier notebook left; `UserError` names that notebook when it is missing."""
+        """The path of an earlier notebook's result; if it is missing, raises `UserError` with that notebook's name."""
         path = self.folder / relative
         if not path.exists():
             raise UserError(f"{relative} is missing in run {self.folder.name!r}: run notebook {made_by} first.")
@@ -113,9 +113,9 @@ class Run:
 
 
 def repository() -> Path:
-    """The folder that holds `notebooks/`: the nearest one above the current folder, else beside the package.
+    """The folder that holds `notebooks/`: the current one, the nearest above it, or the one beside the package.
 
-    Raises `UserError` where there is none.
+    Raises `UserError` where none of them does.
     """
     beside = Path(__file__).parents[2]
     for folder in (Path.cwd(), *Path.cwd().parents, beside):
