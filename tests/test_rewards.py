@@ -1,63 +1,24 @@
 """Rewards are raw logits of the class that was asked for, whatever the batch; bad rewards are named."""
 
-import json
-import random
-
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from tokenizers.processors import TemplateProcessing
+from tiny_classifier import LENGTH, TEXTS, classifier_tokenizer, distilbert
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
 )
 
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.worlds.rewards import ClassifierReward, check_rewards, load_reward, train_classifier
-
-WORDS = ["good", "bad", "film", "the", "was", "very", "a", "and"]
-TEXTS = [
-    "the film",
-    "the film was very very good",
-    "bad",
-    "a good film and a bad film and a good film",
-    "good",
-]
-LENGTH = 16  # most tokens
+from rarlhf_nb.worlds.rewards import ClassifierReward, check_rewards, load_reward
 
 
 @pytest.fixture
-def tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", *WORDS])}
-    words = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    words.pre_tokenizer = WhitespaceSplit()
-    words.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]")
-
-
-def distilbert(labels: dict[int, str] | None = None) -> DistilBertForSequenceClassification:
-    torch.manual_seed(0)
-    config = DistilBertConfig(
-        vocab_size=11,
-        max_position_embeddings=LENGTH,
-        dim=16,
-        hidden_dim=32,
-        n_layers=2,
-        n_heads=2,
-        pad_token_id=0,
-    )
-    config.id2label = labels or {0: "NEGATIVE", 1: "POSITIVE"}
-    config.initializer_range = 0.5  # the scores of random weights then differ clearly
-    return DistilBertForSequenceClassification(config)
+def tokenizer():
+    return classifier_tokenizer()
 
 
 def bert_with_six_labels() -> BertForSequenceClassification:
@@ -200,62 +161,3 @@ def test_a_bad_episode_is_shown_shortened():
     with pytest.raises(UserError) as caught:
         check_rewards([None], ["prompt " * 100], [" short"])
     assert "Completion: ' short'" in str(caught.value) and len(str(caught.value)) < 300
-
-
-def labelled(count: int, seed: int) -> list[tuple[str, int]]:
-    """Texts of ten words that are positive when they say `good`, negative when they say `bad`."""
-    draw = random.Random(seed)
-    fillers = [word for word in WORDS if word not in ("good", "bad")]
-    pairs = []
-    for label in (draw.randint(0, 1) for _ in range(count)):
-        words = draw.choices(fillers, k=10)
-        words[draw.randrange(10)] = ("bad", "good")[label]
-        pairs.append((" ".join(words), label))
-    return pairs
-
-
-def test_a_classifier_is_trained_measured_and_saved(tokenizer, tmp_path):
-    model = distilbert()
-    model.config.initializer_range = 0.02
-    model.init_weights()
-    states = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
-    metrics = train_classifier(
-        model,
-        tokenizer,
-        labelled(1500, 1),
-        labelled(200, 2),
-        tmp_path,
-        epochs=3,
-        learning_rate=3e-3,
-        lengths=(1, 10),
-    )
-    assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
-    assert metrics == json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["accuracy"]["10"] > 0.95
-    assert metrics["accuracy"]["1"] < 0.75  # one word in ten tells
-    assert metrics["train_texts"] == 1500 and metrics["held_out_texts"] == 200
-    reward = load_reward(tmp_path, 1, ["positive"])
-    good, bad = reward.score(["the film was good", "the film was bad"])
-    assert good > bad + 1
-
-
-@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
-def test_training_follows_its_seed_alone(tokenizer, tmp_path, mixed_precision):
-    def scores(seed: int) -> list[float]:
-        model = distilbert()
-        torch.manual_seed(random.randrange(1000))
-        metrics = train_classifier(
-            model,
-            tokenizer,
-            labelled(64, 1),
-            labelled(8, 2),
-            tmp_path,
-            batch_size=16,
-            windows=(3, 6),
-            seed=seed,
-            mixed_precision=mixed_precision,
-        )
-        assert metrics["accuracy"].keys() == {"whole"}
-        return ClassifierReward(model, tokenizer, 1).score(TEXTS)
-
-    assert scores(1) == scores(1) != scores(2)

@@ -38,7 +38,7 @@ class Run:
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@-]*", name):
             raise UserError(
-                f"run = {name!r}: the name must start with a letter or digit and may hold letters, digits and _ . @ -"
+                f"run = {name!r}: a run's name starts with a letter or digit and holds only letters, digits and _ . @ -"
             )
         run = cls((root or default_root()) / name)
         asked = {"settings": settings, "seed": seed}

@@ -8,9 +8,10 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "classifier": ["train_classifier"],
         "hub": ["resolve_model"],
         "pocket": ["PocketWorld", "pocket_world"],
-        "rewards": ["ClassifierReward", "check_rewards", "load_reward", "train_classifier"],
+        "rewards": ["ClassifierReward", "check_rewards", "load_reward"],
         "smollm2": ["smollm2_folder"],
         "tasks": ["Task", "load_task"],
     },

@@ -1,4 +1,4 @@
-"""From the name of a model to a local folder, at once and with a plain word when there is no network."""
+"""From the name of a model to its local folder; without a network, a clear error within seconds."""
 
 import threading
 from pathlib import Path
@@ -13,14 +13,14 @@ CONNECT_SECONDS = 3.0
 
 
 def resolve_model(name: str) -> str:
-    """The local folder of a model that is named by a folder or by a hub id.
+    """The local folder of a model, given a folder or a hub id.
 
-    A folder is returned as it is. A hub id is looked up in the local cache first, then downloaded (JSON,
-    tokenizer and safetensors files only).
+    A folder is returned unchanged. A hub id is looked up in the local cache and, if it is not there, downloaded (only
+    JSON, tokenizer and safetensors files).
 
     Raises:
-        UserError: a folder without `config.json`, a malformed id, an unknown or closed repository, one
-            without safetensors weights, or no network; the last within about three seconds.
+        UserError: a folder without `config.json`; a malformed id; an unknown or closed repository, or one without
+            safetensors weights; no network (raised within about three seconds).
     """
     if Path(name).expanduser().is_dir():
         return _local_folder(Path(name).expanduser())
@@ -61,26 +61,26 @@ def _download(name: str) -> str:
 
 
 def require_network(what: str, instead: str) -> None:
-    """Raise `UserError`, at once, where the hub cannot be asked for `what`; `instead` is what to give in its place."""
+    """Raise `UserError` at once if the hub is out of reach for `what`; `instead` names what the user can give."""
     if is_offline_mode() or not hub_answers():
         raise UserError(
-            f"{what} is not in the local cache, and there is no network to fetch it with: give {instead}, or take a "
+            f"{what} is not in the local cache, and there is no network to fetch it with: give {instead}, or use a "
             "profile that needs no network (`pocket-imdb`, `pocket-jigsaw`, `pocket-rtp`)"
         )
 
 
 def hub_answers() -> bool:
-    """Whether the hub answers within `CONNECT_SECONDS`, through the user's proxy if there is one."""
+    """Whether the hub answers within `CONNECT_SECONDS`, if need be through the user's proxy."""
     answered = threading.Event()
 
     def ask() -> None:
         try:
             get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS)
-        except Exception:  # whatever the reason, the hub is out of reach
+        except Exception:  # for whatever reason, the hub is out of reach
             return
         answered.set()
 
-    # A name server that is silent blocks past every timeout of the client's own, so the wait is ours.
+    # A silent name server blocks beyond every timeout of the client, so the time limit is enforced here.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(CONNECT_SECONDS)

@@ -1,7 +1,7 @@
-"""The paper's data sets, IMDB, Jigsaw and RealToxicityPrompts: from the hub, or from local files in its format.
+"""The paper's data sets IMDB, Jigsaw and RealToxicityPrompts, from the hub or from local files in its format.
 
-Each becomes two tables of texts, train and test, with a `label` and a `group`. Only data files are read, never a
-repository's code.
+Each becomes two tables of texts, train and test, with a `label` and a `group`. Only data files are read; no code of a
+repository is run.
 """
 
 import json
@@ -19,29 +19,29 @@ from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import TaskSettings
 from rarlhf_nb.worlds.hub import require_network
 
-PATTERNS = ["*.parquet", "*.csv", "*.json", "*.jsonl", "README.md"]  # the README says which file is which split
+PATTERNS = ["*.parquet", "*.csv", "*.json", "*.jsonl", "README.md"]  # the README assigns files to splits
 BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What a data set calls its text and its label; of several label columns the first that is there is read."""
+    """The names of a data set's text and label columns; of several label columns, the first that exists is read."""
 
     text: str
     labels: tuple[str, ...]
-    kind: str  # what a label of 1 says of a text
+    kind: str  # the meaning of label 1
 
 
 COLUMNS = {
     "imdb": Columns("text", ("label",), "positive"),
-    "jigsaw": Columns("comment_text", ("toxic", "label"), "toxic"),  # Kaggle's columns, the balanced set's
+    "jigsaw": Columns("comment_text", ("toxic", "label"), "toxic"),  # in Kaggle's set and in the balanced set
     "rtp": Columns("prompt.text", ("prompt.toxicity",), "toxic"),
 }
 
 
 @dataclass(frozen=True)
 class PaperTexts:
-    """The two splits, each with `text`, `label`, `group` and for RealToxicityPrompts `prompt`; what was dropped."""
+    """Both splits with `text`, `label`, `group` and, for RealToxicityPrompts, `prompt`; notes on dropped rows."""
 
     train: pd.DataFrame
     test: pd.DataFrame
@@ -49,13 +49,12 @@ class PaperTexts:
 
 
 def load_paper_texts(settings: TaskSettings) -> PaperTexts:
-    """The texts of `settings.dataset` that are long enough, each once.
+    """The texts of `settings.dataset` that are long enough, without duplicates.
 
-    Where the data set has no test split, `test_share` of each class is taken for it.
+    If the data set has no test split, `test_share` of each class becomes the test split.
 
     Raises:
-        UserError: a data set that cannot be had or read, one without the columns that it needs, or a class of which
-            no text is left.
+        UserError: the data set cannot be found or read, lacks a column, or has a class without usable texts.
     """
     where = f"task.dataset = {settings.dataset!r}"
     tables = _read(settings, where)
@@ -73,7 +72,7 @@ def load_paper_texts(settings: TaskSettings) -> PaperTexts:
 
 
 def split_by_class(texts: pd.DataFrame, test_share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Train and test: of the texts of each label, `test_share` (rounded) are drawn for the test."""
+    """Split into train and test: of the texts with each label, a share of `test_share` (rounded) is drawn for test."""
     generator = np.random.default_rng(seed)
     test = np.concatenate(
         [
@@ -89,7 +88,7 @@ def split_by_class(texts: pd.DataFrame, test_share: float, seed: int) -> tuple[p
 
 
 def _read(settings: TaskSettings, where: str) -> dict[str, pd.DataFrame]:
-    """The splits train and, if there is one, test; nested columns are flattened to dotted names."""
+    """The splits train and, if it exists, test; nested columns get dotted names."""
     path = Path(settings.dataset).expanduser()
     if not path.exists():
         path = _from_hub(settings.dataset, settings.dataset_revision, where)
@@ -97,7 +96,7 @@ def _read(settings: TaskSettings, where: str) -> dict[str, pd.DataFrame]:
         loaded = datasets.load_dataset(**_arguments(path, where))
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         broken = _broken_line(path)
-        # the library wraps the reason, and names its own cache in the wrapping
+        # the library's outer error names only its cache; the reason is in the cause
         reason = broken or (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{where} cannot be read: {reason}") from None
     splits = {name: loaded[name].flatten().to_pandas() for name in ("train", "test") if name in loaded}
@@ -115,7 +114,7 @@ def _arguments(path: Path, where: str) -> dict:
 
 
 def _from_hub(name: str, revision: str | None, where: str) -> Path:
-    """The local snapshot of a hub data set: out of the cache, or downloaded."""
+    """The local snapshot of a hub data set, from the cache or downloaded."""
     request = {"repo_id": name, "repo_type": "dataset", "revision": revision, "allow_patterns": PATTERNS}
     try:
         cached = Path(snapshot_download(**request, local_files_only=True))
@@ -133,7 +132,7 @@ def _from_hub(name: str, revision: str | None, where: str) -> Path:
         raise UserError(f"{where} cannot be downloaded: {reason}") from error
     if not _data_files(folder):
         raise UserError(
-            f"{where} holds no {', '.join(BUILDERS)} files; data sets that are made by a script do not load"
+            f"{where} holds no {', '.join(BUILDERS)} files; a data set that needs a script must be converted first"
         )
     return folder
 
@@ -143,7 +142,7 @@ def _data_files(folder: Path) -> list[Path]:
 
 
 def _broken_line(path: Path) -> str | None:
-    """The first line of a JSON Lines file that is not JSON, in words; None where every line is."""
+    """A description of the first line of a JSON Lines file that is not JSON; None if all lines are."""
     for file in [path] if path.is_file() else _data_files(path):
         if BUILDERS.get(file.suffix) != "json":
             continue
@@ -160,7 +159,7 @@ def _broken_line(path: Path) -> str | None:
 
 
 def _columns(table: pd.DataFrame, settings: TaskSettings, where: str) -> pd.DataFrame:
-    """text, label (NaN where there is none), group; for RealToxicityPrompts `prompt`, too."""
+    """The columns text, label (NaN where it is missing), group and, for RealToxicityPrompts, prompt."""
     columns = COLUMNS[settings.source]
     label = next((name for name in columns.labels if name in table), None)
     missing = [*([] if columns.text in table else [columns.text]), *([] if label else [" or ".join(columns.labels)])]
@@ -192,7 +191,7 @@ def _prompts_and_continuations(table: pd.DataFrame, toxicity: pd.Series, setting
 
 
 def _usable(table: pd.DataFrame, settings: TaskSettings, where: str, notes: list[str]) -> pd.DataFrame:
-    """The rows that have a text, a label and enough characters, each text once; `notes` gets what was dropped."""
+    """The rows with a text, a label and enough characters, without duplicates; `notes` records what was dropped."""
     score = "score (null)" if settings.source == "rtp" else "label 0 or 1"
     steps = [
         ("without a text", lambda rows: rows["text"].notna() & (rows["text"].astype(str).str.strip() != "")),

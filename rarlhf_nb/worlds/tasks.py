@@ -1,4 +1,4 @@
-"""Which prompts: texts of the pocket world, of the paper's data sets or of the user's files."""
+"""The prompts of a task, cut from texts of the pocket world, of the paper's data sets or of the user's files."""
 
 import hashlib
 import re
@@ -26,10 +26,10 @@ TEXT_COLUMNS = ["text", "label", "group"]
 
 @dataclass(frozen=True)
 class Task:
-    """A task's texts and prompts, each a table with `label` (-1 where unknown) and `group` ("all" where there is none).
+    """The texts and prompts of a task, as tables with `label` (-1: unknown) and `group` ("all": no groups).
 
-    train_texts, test_texts: a `text` column, whole texts. train, test: a `prompt` column, TRL's format.
-    notes: what was dropped from a data set of the paper, and how many rows of it.
+    train_texts, test_texts: whole texts, in a `text` column. train, test: prompts in TRL's format, a `prompt` column.
+    notes: the rows that were dropped from a data set of the paper, and why.
     """
 
     train_texts: pd.DataFrame
@@ -39,28 +39,30 @@ class Task:
     notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
-        """A name for the texts, whatever file they came in."""
+        """A hash of the texts, independent of the file that they came from."""
         rows = [
             pd.util.hash_pandas_object(texts, index=False).to_numpy() for texts in (self.train_texts, self.test_texts)
         ]
         return hashlib.sha256(b"|".join(row.tobytes() for row in rows)).hexdigest()[:16]
 
     def positive_texts(self, split: str, label: int) -> list[str]:
-        """The texts of the split with this label; all of them where no text has a label."""
+        """The texts of the split with this label, or all texts if none has a label."""
         texts = self.train_texts if split == "train" else self.test_texts
         if (texts["label"] == UNKNOWN_LABEL).all():
             return texts["text"].tolist()
         chosen = texts.loc[texts["label"] == label, "text"].tolist()
         if not chosen:
-            raise UserError(f"task.positive_label = {label}: no text of the {split} split has it; name another label.")
+            raise UserError(
+                f"task.positive_label = {label}: no text of the {split} split has it; choose another label."
+            )
         return chosen
 
 
 def load_task(settings: TaskSettings, tokenizer: PreTrainedTokenizerBase) -> Task:
-    """Read or write the texts and cut the prompts.
+    """Read the texts (or write them, in the pocket world) and cut the prompts.
 
-    With `train_toxic_share` (`test_toxic_share`), texts whose prompts were not chosen are left out of the split.
-    Raises `UserError` for files and data sets that do not hold what they should.
+    With `train_toxic_share` (`test_toxic_share`), the split keeps only the texts whose prompts were chosen. Raises
+    `UserError` for files and data sets with missing or wrong content.
     """
     texts, notes = _texts(settings)
     prompts = {}
@@ -76,10 +78,10 @@ def load_task(settings: TaskSettings, tokenizer: PreTrainedTokenizerBase) -> Tas
 def cut_prompts(
     texts: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, settings: TaskSettings, split: str
 ) -> pd.DataFrame:
-    """The first `prompt_length` tokens of each text that is long enough, or of its `prompt` where it has one.
+    """The first `prompt_length` tokens of each text that is long enough, or of its `prompt` column if there is one.
 
-    At most `train_prompts` (`test_prompts`) different prompts, with `label`, `group` and the index of their texts.
-    Where there are more, a fixed random choice is taken, the same for every seed.
+    Returns at most `train_prompts` (`test_prompts`) different prompts with `label`, `group` and the index of their
+    texts. If there are more, the same random choice is made for every seed.
     """
     long_enough = texts[texts["text"].str.len() >= max(1, settings.minimum_characters)]
     sources = long_enough["prompt" if "prompt" in texts else "text"].tolist()
@@ -103,7 +105,7 @@ def cut_prompts(
 def _with_toxic_share(
     table: pd.DataFrame, settings: TaskSettings, split: str, count: int, generator: np.random.Generator
 ) -> pd.DataFrame:
-    """At most `count` prompts of which exactly the share is toxic: fewer, where one class has too few."""
+    """At most `count` prompts of which exactly the given share is toxic; fewer if a class has too few."""
     share = getattr(settings, f"{split}_toxic_share")
     is_toxic = (table["label"] != settings.positive_label).to_numpy()
     rows = {"toxic": np.flatnonzero(is_toxic), "non-toxic": np.flatnonzero(~is_toxic)}
@@ -111,7 +113,7 @@ def _with_toxic_share(
         if not len(found):
             raise UserError(
                 f"task.{split}_toxic_share = {share}: none of {len(table)} prompts is {kind} "
-                f"(task.positive_label = {settings.positive_label} is the label of those that are not toxic)."
+                f"(task.positive_label = {settings.positive_label} is the label of prompts that are not toxic)."
             )
     toxic = min(round(count * share), len(rows["toxic"]), int(len(rows["non-toxic"]) * share / (1 - share) + 1e-9))
     clean = min(count - round(count * share), round(toxic * (1 - share) / share), len(rows["non-toxic"]))
@@ -120,14 +122,14 @@ def _with_toxic_share(
 
 
 def _texts(settings: TaskSettings) -> tuple[dict[str, pd.DataFrame], tuple[str, ...]]:
-    """The texts of the two splits, and notes on them."""
+    """The texts of both splits, and notes on dropped rows."""
     if settings.source in COLUMNS:
         loaded = load_paper_texts(settings)
         return {"train": loaded.train, "test": loaded.test}, loaded.notes
     if settings.source == "files":
         files = {split: getattr(settings, f"{split}_file") for split in ("train", "test")}
         return {split: read_texts(Path(file), field=f"task.{split}_file") for split, file in files.items()}, ()
-    # half as many texts again as prompts: some texts share their first words
+    # 1.5 times as many texts as prompts, since some texts begin with the same words
     counts = {"train": settings.train_prompts * 3 // 2, "test": settings.test_prompts * 3 // 2}
     written = _pocket_prompts if settings.source == "pocket-rtp" else _pocket_texts
     return {split: written(settings, split, count) for split, count in counts.items()}, ()
@@ -152,9 +154,9 @@ def _pocket_prompts(settings: TaskSettings, split: str, count: int) -> pd.DataFr
 
 
 def read_texts(path: Path, field: str) -> pd.DataFrame:
-    """A JSONL, CSV or Parquet file with a `text` column and optional `label` and `group` columns.
+    """Read a JSONL, CSV or Parquet file with a `text` column and optional `label` and `group` columns.
 
-    HTML line breaks become spaces. Raises `UserError` that names `field`, the file, and the row where there is one.
+    HTML line breaks become spaces. Raises a `UserError` that names `field`, the file and, if possible, the row.
     """
     where = f"{field} = '{path}'"
     if path.suffix not in READERS:

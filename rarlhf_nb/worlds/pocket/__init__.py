@@ -1,4 +1,4 @@
-"""The embedded world: a grammar that writes texts, and the small models trained on them."""
+"""The embedded world: a grammar that writes texts, and small models trained on them."""
 
 from rarlhf_nb.worlds.pocket import build
 from rarlhf_nb.worlds.pocket.build import PocketWorld
@@ -9,7 +9,7 @@ MODELS_OF = {
 
 
 def pocket_world(source: str) -> PocketWorld:
-    """The world whose models serve `source`; they are built on the first call (under a minute)."""
+    """The world whose models serve `source`; the models are built on the first call (in under a minute)."""
     return build.pocket_world(MODELS_OF.get(source, source))
 
 

@@ -1,4 +1,4 @@
-"""The pocket models: tokenizer, language model and reward model, trained on the grammar's texts once and cached."""
+"""The pocket models: tokenizer, language model and reward model, trained once on the grammar's texts and cached."""
 
 import hashlib
 import json
@@ -20,19 +20,17 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
-    PrinterCallback,
     Trainer,
-    TrainingArguments,
 )
 
 from rarlhf_nb.core.seeding import seeded
-from rarlhf_nb.worlds import rewards
+from rarlhf_nb.worlds import classifier, rewards
 from rarlhf_nb.worlds.cache import build_once, cache_folder
+from rarlhf_nb.worlds.classifier import quiet_arguments, train_classifier, train_quietly
 from rarlhf_nb.worlds.pocket import grammar
 from rarlhf_nb.worlds.pocket.grammar import WORLDS, Text, label_probability, vocabulary, write_texts
-from rarlhf_nb.worlds.rewards import train_classifier
 
-# Everything that determines the models; with the grammar's source and the versions it makes the fingerprint.
+# These numbers determine the models, together with the sources and versions in `fingerprint`.
 SETTINGS = {
     "lm": {"layers": 2, "width": 128, "heads": 4, "context": 128, "texts": 10_000, "epochs": 2, "learning_rate": 2e-3},
     "reward": {
@@ -50,7 +48,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class PocketWorld:
-    """Where a world's models lie, and its texts."""
+    """The texts of a world, and the folder of its models."""
 
     name: str
     folder: Path
@@ -66,18 +64,18 @@ class PocketWorld:
         return self.folder / "reward"
 
     def texts(self, split: str, count: int) -> list[Text]:
-        """`count` texts of the split `train` or `test`; none of them trained a model."""
+        """`count` texts of the split `train` or `test`; no model was trained on them."""
         return write_texts(WORLDS[self.name], count, SETTINGS["seeds"][split])
 
 
 def pocket_world(name: str) -> PocketWorld:
-    """The world `pocket-imdb` or `pocket-jigsaw`; its models are built on the first call (under a minute)."""
+    """The world `pocket-imdb` or `pocket-jigsaw`; its models are built on the first call (in under a minute)."""
     return PocketWorld(name, build_once(cache_folder() / "pocket" / fingerprint(name), lambda to: _build(name, to)))
 
 
 def fingerprint(name: str) -> str:
-    """A name for the models of a world that changes with whatever determines them."""
-    sources = [Path(module.__file__) for module in (grammar, rewards)] + [Path(__file__)]
+    """A name for the models of a world, with a hash of everything that determines them."""
+    sources = [Path(module.__file__) for module in (grammar, classifier, rewards)] + [Path(__file__)]
     versions = [module.__version__ for module in (torch, transformers, tokenizers)]
     parts = [name, json.dumps(SETTINGS), *versions, *(path.read_text() for path in sources)]
     return f"{name}-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]}"
@@ -92,7 +90,7 @@ def _build(name: str, folder: Path) -> None:
 
 
 def _tokenizer(words: list[str], classifier: bool = False) -> PreTrainedTokenizerFast:
-    """One token a word. The classifier's reads its answer off a first token [CLS], as DistilBERT does."""
+    """One token per word. The classifier's tokenizer puts [CLS] first, from which DistilBERT reads its answer."""
     ids = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[EOS]", *words])}
     tokenizer = Tokenizer(WordLevel(ids, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
@@ -112,7 +110,7 @@ def _train_language_model(texts: list[str], tokenizer: PreTrainedTokenizerFast, 
         n_layer=sizes["layers"],
         n_head=sizes["heads"],
         activation_function="gelu_pytorch_tanh",  # GPT-2's, in one kernel
-        resid_pdrop=0.0,  # each text is seen twice only, and dropout costs a quarter of the time
+        resid_pdrop=0.0,  # each text is seen only twice, and dropout costs a quarter of the time
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         bos_token_id=None,
@@ -122,29 +120,24 @@ def _train_language_model(texts: list[str], tokenizer: PreTrainedTokenizerFast, 
     examples = [{"input_ids": ids} for ids in tokenizer([f"{text} [EOS]" for text in texts])["input_ids"]]
     with seeded(seed, torch.device("cpu")):
         model = GPT2LMHeadModel(config)
-        arguments = TrainingArguments(
-            output_dir=str(folder),
+        arguments = quiet_arguments(
+            folder,
             per_device_train_batch_size=64,
             num_train_epochs=sizes["epochs"],
             learning_rate=sizes["learning_rate"],
             lr_scheduler_type="cosine",
             warmup_steps=20,
             seed=seed,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
         )
         collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
         trainer = Trainer(model, arguments, train_dataset=examples, data_collator=collator)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        train_quietly(trainer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def _train_reward_model(name: str, folder: Path) -> None:
-    """A small DistilBERT on labelled texts of every length; the texts are new to the language model."""
+    """A small DistilBERT, trained on labelled texts of all lengths that the language model was not trained on."""
     lexicon, sizes, seeds = WORLDS[name], SETTINGS["reward"], SETTINGS["seeds"]
     tokenizer = _tokenizer(vocabulary(lexicon), classifier=True)
     train, held_out = (
@@ -179,5 +172,5 @@ def _train_reward_model(name: str, folder: Path) -> None:
 
 
 def best_accuracy(texts: list[Text]) -> float:
-    """The accuracy of the true label probabilities: labels are drawn, so no classifier can do better on average."""
+    """The accuracy of the true label probabilities. Labels are random, so no classifier does better on average."""
     return float(np.mean([max(p, 1 - p) for p in (label_probability(text.valence) for text in texts)]))

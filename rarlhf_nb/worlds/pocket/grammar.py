@@ -1,9 +1,9 @@
 """A seeded grammar that writes labelled texts: film reviews and talk-page comments.
 
-A text is an opening that names its subject, then clauses. Each clause has a *valence* from -2 (harsh) to +2
-(glowing); the valence is sticky, it turns rarely, and most rarely after a harsh clause, where the turn needs words of
-its own. A rare group of subjects uses many words with the opposite sign (praise for a horror film is "merciless"), so
-that what helps the majority of prompts does not help it. The label is drawn from the summed valence.
+A text is an opening that names its subject, followed by clauses. Each clause has a *valence* from -2 (harsh) to +2
+(glowing). The valence is sticky: it rarely turns, least often after a harsh clause, where the turn needs words of its
+own. A rare group of subjects uses many words with the opposite sign ("merciless" praises a horror film), so what helps
+the majority of prompts does not help this group. The label is drawn from the summed valence.
 """
 
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from math import exp
 import numpy as np
 
 VALENCES = (-2, -1, 1, 2)
-STAY = {-2: 0.90, -1: 0.70, 1: 0.75, 2: 0.70}  # chance that the next clause has the same valence
-TURN = {-2: 0.03, -1: 0.10, 1: 0.08, 2: 0.04}  # chance that it has the other sign; else it moves by one step
-FIRST = {-2: 0.15, -1: 0.30, 1: 0.35, 2: 0.20}  # chance of the first clause's valence
+STAY = {-2: 0.90, -1: 0.70, 1: 0.75, 2: 0.70}  # probability that the next clause has the same valence
+TURN = {-2: 0.03, -1: 0.10, 1: 0.08, 2: 0.04}  # probability of the other sign; otherwise the strength changes
+FIRST = {-2: 0.15, -1: 0.30, 1: 0.35, 2: 0.20}  # probability of the first clause's valence
 RARE_SHARE = 0.08  # share of texts about a rare subject
 LABEL_SCALE = 0.8  # logit of the label = this times the summed valence
 
 
 @dataclass(frozen=True)
 class Lexicon:
-    """The words of one world. `words[v]` serve every subject; `common[v]` and `rare[v]` the two groups of subjects."""
+    """The words of one world; `common[v]` and `rare[v]` are the adjectives of valence v in the two groups."""
 
     opening: str
     common_subjects: tuple[str, ...]
@@ -32,14 +32,14 @@ class Lexicon:
     adverbs: tuple[str, ...]
     common: dict[int, tuple[str, ...]]
     rare: dict[int, tuple[str, ...]]
-    turns: dict[int, str]  # how a clause begins that turns away from this valence
+    turns: dict[int, str]  # the beginning of a clause that turns away from this valence
     common_group: str
     rare_group: str
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text and the latent state that wrote it."""
+    """A text and its latent state."""
 
     text: str
     label: int  # 1 positive / civil, 0 negative / rude
@@ -47,7 +47,7 @@ class Text:
     valence: int  # summed over the clauses
 
 
-# Words that one group praises with and the other blames with: the heart of the rare subjects' difficulty.
+# Words of praise in one group and of blame in the other; they are what makes the rare subjects hard.
 _DARK = {2: ("merciless", "nauseating", "unbearable", "harrowing"), 1: ("grim", "nasty", "bleak", "cruel")}
 _SWEET = {2: ("heavenly", "enchanting", "adorable", "cuddly"), 1: ("gentle", "sweet", "cosy", "tender")}
 
@@ -98,7 +98,7 @@ WORLDS = {"pocket-imdb": FILM_REVIEWS, "pocket-jigsaw": TALK_PAGES}
 
 
 def write_texts(lexicon: Lexicon, count: int, seed: int, clauses: tuple[int, int] = (6, 9)) -> list[Text]:
-    """`count` texts whose numbers of clauses are drawn from the range `clauses`, both ends included."""
+    """`count` texts; the number of clauses of each is drawn from the range `clauses`, both ends included."""
     generator = np.random.default_rng(seed)
     return [_write_text(lexicon, generator, int(generator.integers(clauses[0], clauses[1] + 1))) for _ in range(count)]
 
@@ -113,7 +113,7 @@ def vocabulary(lexicon: Lexicon) -> list[str]:
 
 
 def label_probability(valence: int) -> float:
-    """P(label = 1) of a text with this summed valence: the classifier's best possible answer."""
+    """P(label = 1) of a text with this summed valence, the best possible answer of a classifier."""
     return 1 / (1 + exp(-LABEL_SCALE * valence))
 
 

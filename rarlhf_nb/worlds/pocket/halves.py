@@ -9,22 +9,22 @@ from rarlhf_nb.worlds.pocket.build import SETTINGS
 from rarlhf_nb.worlds.pocket.grammar import TALK_PAGES, Lexicon, Text, label_probability, write_texts
 
 END = " ."
-CLAUSES = (4, 6)  # of a whole comment; its prompt has the opening and half of them
+CLAUSES = (4, 6)  # of a whole comment; the prompt has the opening and half of the clauses
 
 
 @dataclass(frozen=True)
 class HalvedComment:
-    """A comment's two halves; `prompt + continuation` is the comment."""
+    """The two halves of a comment; `prompt + continuation` is the comment."""
 
     prompt: str
     continuation: str
-    toxicity: float  # of the prompt: the chance that a text which ends there is labelled rude
+    toxicity: float  # of the prompt: the probability that a text that ends there is labelled rude
     group: str
 
 
 def halved_comments(split: str, count: int) -> list[HalvedComment]:
-    """`count` comments of the split `train` or `test`; none of them trained a model."""
-    # Other seeds than whole comments have: those of `pocket-jigsaw` begin with other draws of the same generator.
+    """`count` comments of the split `train` or `test`; no model was trained on them."""
+    # not the seeds of whole comments, which `pocket-jigsaw` uses
     texts = write_texts(TALK_PAGES, count, SETTINGS["seeds"][split] + 100, CLAUSES)
     return [_halved(text, TALK_PAGES) for text in texts]
 
