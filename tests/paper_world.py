@@ -1,4 +1,4 @@
-"""The paper's models and data sets in small, on disk and in the hub's own formats: what the profiles name, shrunk."""
+"""Small copies of the models and data sets that the paper's profiles name, on disk and in the hub's formats."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def texts(count: int, words: int, seed: int) -> list[str]:
 
 
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:
-    """GPT-2's kind: byte-level BPE, <|endoftext|> for everything, no pad token."""
+    """A tokenizer like GPT-2's: byte-level BPE, <|endoftext|> as every special token, no pad token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -50,7 +50,7 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def word_piece_tokenizer() -> PreTrainedTokenizerFast:
-    """BERT's kind: lower case, WordPiece, [CLS] text [SEP]."""
+    """A tokenizer like BERT's: lower case, WordPiece, [CLS] text [SEP]."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -95,7 +95,7 @@ def write_models(folder: Path) -> dict[str, str]:
 
 
 def write_imdb(folder: Path, count: int = 80) -> Path:
-    """As `stanfordnlp/imdb`: Parquet by split, named in the README; half of each split positive, sorted by label."""
+    """Like `stanfordnlp/imdb`: one Parquet file per split, named in the README; half of the texts positive, sorted."""
     (folder / "plain_text").mkdir(parents=True)
     for seed, split in enumerate(("train", "test", "unsupervised")):
         label = [-1] * count if split == "unsupervised" else [0] * (count // 2) + [1] * (count // 2)
@@ -110,14 +110,14 @@ def write_imdb(folder: Path, count: int = 80) -> Path:
 
 
 def kaggle_table(count: int, seed: int = 0, toxic_share: float = 0.25) -> pd.DataFrame:
-    """Kaggle's columns; every fourth comment is toxic unless told."""
+    """A table with Kaggle's columns; by default, every fourth comment is toxic."""
     toxic = (np.arange(count) % round(1 / toxic_share) == 0).astype(int)
     table = pd.DataFrame({"id": [f"{i:016x}" for i in range(count)], "comment_text": texts(count, 20, seed)})
     return table.assign(**{name: toxic if name == "toxic" else 0 for name in TOXIC_NAMES})
 
 
 def write_jigsaw(folder: Path, count: int = 120) -> Path:
-    """As `tcapelle/jigsaw-toxic-comment-classification-challenge`; the test split has rows that nobody scored."""
+    """Like `tcapelle/jigsaw-toxic-comment-classification-challenge`; the test split has rows that nobody scored."""
     (folder / "data").mkdir(parents=True)
     tables = {split: kaggle_table(count, seed) for seed, split in enumerate(("train", "test", "balanced_test"))}
     tables["test"].loc[:4, TOXIC_NAMES] = -1
@@ -127,7 +127,7 @@ def write_jigsaw(folder: Path, count: int = 120) -> Path:
 
 
 def prompts_rows(count: int, seed: int = 0) -> list[dict]:
-    """RealToxicityPrompts' rows: nested, every fourth prompt toxic, the last three without a score."""
+    """Rows like those of RealToxicityPrompts: nested, every fourth prompt toxic, the last three without a score."""
     scores = ["profanity", "sexually_explicit", "identity_attack", "flirtation", "threat", "insult", "severe_toxicity"]
     rows = []
     for i, (prompt, continuation) in enumerate(zip(texts(count, 9, seed), texts(count, 9, seed + 1), strict=True)):
@@ -141,7 +141,7 @@ def prompts_rows(count: int, seed: int = 0) -> list[dict]:
 
 
 def write_prompts(folder: Path, count: int = 160) -> Path:
-    """As `allenai/real-toxicity-prompts`: one JSON Lines file, one split."""
+    """Like `allenai/real-toxicity-prompts`: one JSON Lines file, one split."""
     folder.mkdir(parents=True)
     lines = [json.dumps(row) for row in prompts_rows(count)]
     (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""A folder in the cache is there whole or not at all."""
+"""A folder enters the cache whole or not at all."""
 
 from pathlib import Path
 

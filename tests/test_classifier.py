@@ -18,7 +18,7 @@ def tokenizer():
 
 
 def labelled(count: int, seed: int) -> list[tuple[str, int]]:
-    """Texts of ten words that are positive when they say `good`, negative when they say `bad`."""
+    """Texts of ten words that are positive when they contain `good`, negative when they contain `bad`."""
     draw = random.Random(seed)
     fillers = [word for word in WORDS if word not in ("good", "bad")]
     pairs = []

@@ -1,4 +1,4 @@
-"""A model's name becomes a folder, or a plain message at once."""
+"""A model's name resolves to a folder, or to a clear error at once."""
 
 import time
 
@@ -17,7 +17,7 @@ def empty_cache(monkeypatch, tmp_path):
     return tmp_path / "hub"
 
 
-def test_a_folder_is_returned_as_it_is(tmp_path):
+def test_a_folder_is_returned_unchanged(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert resolve_model(str(tmp_path)) == str(tmp_path)
 
@@ -27,7 +27,7 @@ def test_a_folder_without_config_is_refused(tmp_path):
         resolve_model(str(tmp_path))
 
 
-def test_offline_is_said_at_once_with_the_profiles_that_work(monkeypatch, empty_cache):
+def test_offline_mode_is_reported_at_once_with_the_profiles_that_work(monkeypatch, empty_cache):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     start = time.perf_counter()
     with pytest.raises(UserError, match="'someone/model'.*no network.*pocket-imdb.*pocket-jigsaw"):

@@ -1,4 +1,4 @@
-"""Every profile of the paper, run on its models and data sets in small: only ids and sizes are overridden."""
+"""Every profile of the paper, run on small copies of its models and data sets: only ids and sizes are overridden."""
 
 import re
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_a_profile_of_the_paper_runs_from_data_to_both_methods(opened, name):
     assert log["kept"].iloc[-1] < profile.ppo.batch_size
 
 
-def test_gpt_j_learns_an_adapter_and_its_reference_is_the_adapter_off(opened):
+def test_gpt_j_trains_an_adapter_and_its_reference_has_it_switched_off(opened):
     run = opened("imdb-gptj")
     run.prepare_data()
     run.train_sft()

@@ -1,3 +1,5 @@
+"""The grammar's texts, and the pocket models that are built once from them."""
+
 import copy
 import json
 
@@ -20,7 +22,7 @@ def test_texts_are_seeded_and_stay_in_the_vocabulary(name):
 
 
 @pytest.mark.parametrize("name", WORLDS)
-def test_valence_is_what_the_words_say_and_decides_the_label(name):
+def test_valence_is_the_sum_over_the_words_and_decides_the_label(name):
     lexicon = WORLDS[name]
     texts = write_texts(lexicon, 3000, seed=1)
     for text in texts[:300]:
@@ -61,7 +63,7 @@ def test_a_world_is_built_once_under_its_fingerprint(small, monkeypatch):
     assert pocket_world("pocket-jigsaw") == world
 
 
-def test_the_fingerprint_changes_with_whatever_determines_the_models(small):
+def test_the_fingerprint_depends_on_the_world_and_its_settings(small):
     before = {name: build.fingerprint(name) for name in WORLDS}
     assert len(set(before.values())) == 2
     small["lm"]["learning_rate"] *= 2
@@ -87,7 +89,7 @@ def test_train_and_test_texts_are_new_to_the_models():
     assert len(set(build.SETTINGS["seeds"].values())) == len(build.SETTINGS["seeds"])
 
 
-def test_a_halved_comment_is_a_comment_and_its_prompt_bears_its_own_toxicity():
+def test_a_halved_comment_is_a_comment_with_the_toxicity_of_its_prompt():
     comments, lexicon = halved_comments("train", 400), WORLDS["pocket-jigsaw"]
     assert comments == halved_comments("train", 400) != halved_comments("test", 400)
     for comment in comments:

@@ -1,3 +1,5 @@
+"""Profiles hold the published numbers, take overrides, and refuse what does not fit."""
+
 import pytest
 
 from rarlhf_nb.core.errors import UserError
@@ -7,7 +9,7 @@ FILES = {"task.train_file": __file__, "task.test_file": __file__}
 
 
 @pytest.mark.parametrize("name", profile_files())
-def test_every_profile_loads_and_bears_the_name_of_its_file(name):
+def test_every_profile_loads_and_is_named_like_its_file(name):
     profile = load_profile(name, FILES)
     assert profile.name == profile_files()[name].stem
     assert profile.schedule().kept(profile.ppo.iterations) < profile.ppo.batch_size
@@ -18,8 +20,8 @@ def test_pocket_is_the_alias_of_pocket_imdb():
 
 
 PAPER = ["imdb-gpt2", "jigsaw-gpt2", "rtp-gpt2", "imdb-gptj", "jigsaw-gptj"]
-# The paper's tables, a row a profile: prompt and completion length, prompts to train and to test on, characters,
-# toxic shares, tail threshold; then B, M, alpha, n and the learning rate.
+# The paper's tables, one row per profile: prompt and completion length, training and test prompts, characters, toxic
+# shares, tail threshold; then B, M, alpha, n and the learning rate.
 TASK_TABLE = {
     "imdb-gpt2": (64, 48, 24895, 5000, 201, None, None, -2.5),
     "jigsaw-gpt2": (8, 32, 36973, 7708, 65, 0.3, 0.5, 5.0),
@@ -34,7 +36,7 @@ RISK_TABLE = {
     "imdb-gptj": (8, 24895 // 8, 0.2, 300, 2 * 1.47e-5),
     "jigsaw-gptj": (8, 36973 // 8, 0.2, 300, 2 * 1.47e-5),
 }
-# kept(m), the published test vectors; GPT-J's worked by hand from the same formula
+# kept(m): the published values for GPT-2; those for GPT-J are worked by hand from the same formula
 SCHEDULE_TABLE = {
     "imdb-gpt2": {30: 128, 31: 128, 50: 119, 100: 94, 150: 69, 184: 52, 185: 52, 194: 52},
     "jigsaw-gpt2": {30: 128, 50: 120, 100: 99, 150: 78, 194: 60, 273: 27, 274: 26, 288: 26},
@@ -45,7 +47,7 @@ SCHEDULE_TABLE = {
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_paper_profile_bears_the_papers_task(name):
+def test_a_paper_profile_has_the_papers_task(name):
     task, sampling = load_profile(name).task, load_profile(name).sampling
     found = (task.prompt_length, sampling.completion_length, task.train_prompts, task.test_prompts)
     found += (task.minimum_characters, task.train_toxic_share, task.test_toxic_share, task.tail_threshold)
@@ -55,7 +57,7 @@ def test_a_paper_profile_bears_the_papers_task(name):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_paper_profile_bears_the_papers_training(name):
+def test_a_paper_profile_has_the_papers_training(name):
     profile = load_profile(name)
     ppo, risk, sft = profile.ppo, profile.risk, profile.sft
     assert (ppo.batch_size, ppo.iterations, risk.alpha, risk.warm_start, ppo.learning_rate) == RISK_TABLE[name]
@@ -88,7 +90,7 @@ def test_a_paper_profile_keeps_as_many_episodes_as_the_paper(name):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_paper_profile_bears_the_baselines_published_settings(name):
+def test_a_paper_profile_has_the_baselines_published_settings(name):
     dexperts, quark = load_profile(name).dexperts, load_profile(name).quark
     experts = dexperts.experts
     assert (dexperts.alpha, experts.epochs) == ((3.2, 3) if name.startswith("imdb") else (2.0, 1))
@@ -107,7 +109,7 @@ def test_dotted_keys_reach_sections_within_sections():
     assert load_profile("imdb-gptj", {"policy.lora.r": 2}).policy.lora.alpha == 16
 
 
-def test_overrides_lie_over_the_profile():
+def test_overrides_replace_values_of_the_profile():
     profile = load_profile("pocket", {"risk.alpha": 0.25, "policy.lora": {"r": 4, "alpha": 8}})
     assert profile.risk.alpha == 0.25 and profile.policy.lora.r == 4
     assert load_profile("pocket").risk.alpha != 0.25
@@ -142,14 +144,14 @@ def test_overrides_lie_over_the_profile():
         ("imdb-smollm2", FILES | {"task.test_file": "no.jsonl"}, ["task.test_file = 'no.jsonl'", "no such file"]),
     ],
 )
-def test_what_does_not_fit_is_named_with_its_remedy(name, overrides, words):
+def test_settings_that_do_not_fit_are_named_with_their_remedy(name, overrides, words):
     with pytest.raises(UserError) as caught:
         load_profile(name, overrides)
     for word in words:
         assert word in str(caught.value)
 
 
-def test_a_methods_name_says_its_risk_settings():
+def test_a_methods_key_determines_its_risk_settings():
     risk = load_profile("pocket").risk
     assert risk.for_method("rlhf").alpha == 1 and risk.for_method("rlhf").estimator == "tail_selection"
     assert risk.for_method("ra_rlhf") == risk

@@ -1,4 +1,4 @@
-"""Rewards are raw logits of the class that was asked for, whatever the batch; bad rewards are named."""
+"""A reward is the raw logit of the given class, independent of the batch; bad rewards are named."""
 
 import numpy as np
 import pytest
@@ -79,7 +79,7 @@ def test_prompt_and_completion_are_rated_as_one_text_with_the_sign(tokenizer, tm
     assert rewards == pytest.approx((-whole).tolist(), abs=1e-5)
 
 
-def test_dropout_and_training_mode_do_not_reach_a_score(tokenizer):
+def test_dropout_and_training_mode_do_not_affect_a_score(tokenizer):
     reward = ClassifierReward(distilbert(), tokenizer, 1)
     first = reward.score(TEXTS)
     reward.model.train()

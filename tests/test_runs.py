@@ -1,3 +1,5 @@
+"""A run folder belongs to one set of settings, and its files are written whole or not at all."""
+
 import json
 
 import pandas as pd
@@ -9,7 +11,7 @@ from rarlhf_nb.core.runs import Run
 SETTINGS = {"risk": {"alpha": 0.4, "rho": 0.5}, "name": "pocket"}
 
 
-def test_a_run_folder_says_what_made_it(tmp_path):
+def test_a_run_folder_records_its_settings_versions_and_notebooks(tmp_path):
     run = Run.open("mine", SETTINGS, seed=3, root=tmp_path)
     manifest = json.loads((tmp_path / "mine" / "manifest.json").read_text())
     assert manifest["settings"] == SETTINGS and manifest["seed"] == 3
@@ -18,7 +20,7 @@ def test_a_run_folder_says_what_made_it(tmp_path):
     assert Run.open("mine", SETTINGS, seed=3, root=tmp_path).manifest["notebooks"]["01_data"]["seconds"] == 1.5
 
 
-def test_a_machine_without_git_has_no_commit_to_note(tmp_path, monkeypatch):
+def test_without_git_no_commit_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert Run.open("mine", SETTINGS, seed=3, root=tmp_path).manifest["git_commit"] is None
 
@@ -35,13 +37,13 @@ def test_a_folder_of_other_parameters_is_refused_and_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../up", "", ".hidden", "a/b", "with space"])
-def test_a_name_that_is_no_folder_name_is_refused(tmp_path, name):
+def test_a_name_that_cannot_be_a_folder_name_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="run = .*starts with a letter or digit"):
         Run.open(name, SETTINGS, seed=1, root=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_missing_names_the_notebook_that_makes_it(tmp_path):
+def test_a_missing_file_is_named_with_the_notebook_that_makes_it(tmp_path):
     run = Run.open("mine", SETTINGS, seed=1, root=tmp_path)
     with pytest.raises(UserError, match="data/train.parquet is missing.*run notebook 01_data_prep first"):
         run.require("data/train.parquet", made_by="01_data_prep")

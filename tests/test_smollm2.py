@@ -1,4 +1,4 @@
-"""The converted SmolLM2 is an ordinary folder that loads and continues English."""
+"""The converted SmolLM2 loads like any other model and continues English; rewards are trained from it."""
 
 from importlib.util import find_spec
 
@@ -46,7 +46,7 @@ def test_the_converted_model_continues_english():
 
 @pytest.fixture
 def tiny_base(monkeypatch, tmp_path):
-    """A narrow random model with SmolLM2's layers, in its place."""
+    """A narrow random model with as many layers as SmolLM2 keeps, in place of SmolLM2."""
     words = [word for cue, _ in QUESTIONS.values() for word in cue.split()] + ["great", "awful"]
     ids = {word: i for i, word in enumerate(dict.fromkeys(["[PAD]", "[UNK]", *words]))}
     words = Tokenizer(WordLevel(ids, unk_token="[UNK]"))
@@ -68,7 +68,7 @@ def tiny_base(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("task, label_name", [("imdb-gen", "positive"), ("jigsaw-gen", "toxic")])
-def test_a_reward_reads_its_score_behind_the_tasks_cue(tiny_base, tmp_path, task, label_name):
+def test_a_reward_reads_its_score_after_the_tasks_cue(tiny_base, tmp_path, task, label_name):
     pairs = [("this movie was great", 1), ("this movie was awful", 0)] * 16
     metrics = train_text_reward(task, pairs, pairs, tmp_path / "reward", mixed_precision="no")
     assert list(metrics["accuracy"]) == ["24", "32", "48", "64", "96"]

@@ -1,3 +1,5 @@
+"""Prompts are cut from texts, the paper's data sets become texts, and files that do not fit are named."""
+
 import json
 
 import datasets
@@ -49,7 +51,7 @@ def test_prompts_are_the_first_tokens_of_each_long_enough_text(tmp_path, ending)
     assert again.train.equals(task.train) and again.fingerprint() == task.fingerprint()
 
 
-def test_the_fingerprint_is_that_of_the_texts_not_of_the_file(tmp_path):
+def test_the_fingerprint_depends_on_the_texts_not_on_the_file(tmp_path):
     def fingerprint(name, rows):
         path = tmp_path / name
         rows.to_csv(path) if name.endswith("csv") else rows.to_parquet(path)
@@ -86,7 +88,7 @@ def test_a_file_that_does_not_hold_texts_is_named(tmp_path, name, content, words
         assert word in str(caught.value)
 
 
-def test_no_prompt_left_and_no_positive_text_are_named(tmp_path):
+def test_a_task_without_prompts_or_without_positive_texts_is_named(tmp_path):
     path = tmp_path / "texts.csv"
     ROWS.to_csv(path)
     with pytest.raises(UserError, match="task.prompt_length = 30.*no prompt of 5 texts"):
@@ -111,7 +113,7 @@ def paper(monkeypatch, tmp_path):
     return of
 
 
-def test_imdb_comes_by_its_splits_without_the_unsupervised(paper, tmp_path):
+def test_imdb_keeps_its_splits_and_drops_the_unsupervised_texts(paper, tmp_path):
     loaded = load_paper_texts(paper("imdb", write_imdb(tmp_path / "imdb", count=20)))
     assert loaded.train["label"].tolist() == loaded.test["label"].tolist() == [0] * 10 + [1] * 10
     assert not loaded.notes and not set(loaded.train["text"]) & set(loaded.test["text"])
@@ -135,7 +137,7 @@ def test_a_local_jigsaw_file_is_split_by_class(paper, tmp_path, columns):
     assert (len(loaded.test), loaded.test["label"].sum()) == (8, 2)
 
 
-def test_real_toxicity_prompts_come_from_nested_rows(paper, tmp_path):
+def test_real_toxicity_prompts_are_read_from_nested_rows(paper, tmp_path):
     folder = write_prompts(tmp_path / "prompts", count=83)  # 80 with a score, 20 of them toxic
     loaded = load_paper_texts(paper("rtp", folder, test_share=0.25))
     assert (len(loaded.train), loaded.train["label"].sum()) == (60, 15)
@@ -174,8 +176,8 @@ def test_the_split_takes_its_share_of_each_class_and_is_seeded():
     "count, share, toxic, clean",
     [
         (10, 0.3, 3, 7),
-        (1000, 0.5, 30, 30),  # 30 of 120 are toxic: no more than 30 others
-        (1000, 0.1, 10, 90),  # 90 are not: no more than 10 toxic ones
+        (1000, 0.5, 30, 30),  # 30 of 120 are toxic, so at most 30 others are kept
+        (1000, 0.1, 10, 90),  # 90 are not toxic, so at most 10 toxic ones are kept
         (1000, 0.25, 30, 90),
     ],
 )
@@ -197,7 +199,7 @@ def test_the_toxic_share_is_exact_and_the_texts_are_those_of_the_prompts(paper, 
     assert load_task(chosen, byte_level_tokenizer()).train.equals(task.train)
 
 
-def test_a_shorter_text_is_a_prompt_where_the_settings_say_so(tmp_path):
+def test_a_shorter_text_is_a_prompt_if_the_settings_say_so(tmp_path):
     path = tmp_path / "texts.csv"
     ROWS.to_csv(path)
     task = load_task(settings(path, path, prompt_length=4, shorter_prompts=True), tiny_tokenizer())
@@ -248,7 +250,7 @@ def test_a_share_of_a_class_that_no_prompt_has_is_named(tmp_path):
         load_task(settings(path, path, train_toxic_share=0.3), tiny_tokenizer())
 
 
-def test_a_data_set_of_the_hub_is_not_waited_for_without_a_network(paper, monkeypatch, tmp_path):
+def test_a_hub_data_set_without_a_network_is_reported_at_once(paper, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="task.dataset = 'stanfordnlp/imdb'.*no network.*pocket-imdb"):

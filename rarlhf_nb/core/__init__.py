@@ -1,6 +1,6 @@
-"""What everything stands on: profiles (what a run is), the run folder, seeds, and the error for bad input.
+"""The foundation: methods, profiles (the settings of a run), the run folder, seeds, and the error for bad input.
 
-Nothing here knows a model, a task or a figure.
+No module here knows about models, tasks or figures.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""One command at a time works on a run folder: who holds it, and since when."""
+"""The lock that lets only one command at a time work on a run folder, with a note of its holder."""
 
 import json
 import os
@@ -19,7 +19,7 @@ LOCK, HOLDER = ".lock", ".holder.json"
 def held(run: Run) -> Iterator[None]:
     """Hold the run folder inside the block.
 
-    The system frees the lock of a process that dies. Raises `UserError` where another process holds the folder.
+    The operating system frees the lock when its process dies. Raises `UserError` if another process holds the folder.
     """
     try:
         with FileLock(run.path(LOCK), blocking=False):
@@ -39,5 +39,5 @@ def _holder(run: Run) -> str:
     try:
         holder = json.loads(run.path(HOLDER).read_text())
         return f" by process {holder['process']} on {holder['host']} since {holder['since']}"
-    except (OSError, ValueError, KeyError):  # between the lock and its note
+    except (OSError, ValueError, KeyError):  # the note is not written yet, or already removed
         return ""

@@ -1,6 +1,6 @@
-"""The methods that are compared: what each is called, its colour in every figure, and the notebook that makes it.
+"""The methods that are compared: the name of each, its colour in every figure, and the notebook that produces it.
 
-A method's key is the name of its files in a run folder. A sweep adds the tail share that it was trained with:
+A method's files in a run folder are named after its key. In a sweep, the key includes the tail share of the training:
 `ra_rlhf@0.2` is `ra_rlhf` trained at alpha = 0.2.
 """
 
@@ -16,16 +16,16 @@ DATA_NOTEBOOK, SFT_NOTEBOOK, RISK_NOTEBOOK, BASELINES_NOTEBOOK = (
 
 
 class Method(NamedTuple):
-    """A method as people meet it."""
+    """How a method is presented."""
 
     name: str
     color: str
     notebook: str
-    trained: bool = True  # it leaves a policy in the run folder
+    trained: bool = True  # whether it leaves a policy in the run folder
 
 
-# In the order of every table and figure. The colours are Okabe and Ito's, with a violet and a brown, which people with
-# any colour vision can tell apart.
+# In the order of every table and figure. The colours, those of Okabe and Ito with a violet and a brown added, can be
+# told apart with any colour vision.
 METHODS = {
     "base": Method("Base", "#8A8A8A", SFT_NOTEBOOK, trained=False),
     "prompted": Method("Prompted", "#CC79A7", BASELINES_NOTEBOOK),
@@ -41,30 +41,30 @@ OTHER_COLOR = "#444444"
 
 
 def find_method(key: str) -> Method:
-    """The method of a key, with or without a sweep's alpha; one that is not in `METHODS` is called by its key."""
+    """The method with this key, with or without a sweep's alpha; an unknown method is named after its key."""
     base, _ = split_alpha(key)
     return METHODS.get(base, Method(base, OTHER_COLOR, RISK_NOTEBOOK))
 
 
 def split_alpha(key: str) -> tuple[str, float | None]:
-    """ "ra_rlhf@0.2" -> ("ra_rlhf", 0.2); without a sweep's alpha the second is None."""
+    """Split a key: `ra_rlhf@0.2` -> ("ra_rlhf", 0.2); alpha is None if the key has none."""
     base, _, alpha = key.partition("@")
     return base, float(alpha) if alpha else None
 
 
 def sweep_key(base: str, alpha: float) -> str:
-    """("ra_rlhf", 0.2) -> "ra_rlhf@0.2"."""
+    """The key of a method in a sweep: ("ra_rlhf", 0.2) -> `ra_rlhf@0.2`."""
     return f"{base}@{alpha:g}"
 
 
 def method_name(key: str) -> str:
-    """What a method is called where people read it: `ra_rlhf@0.2` is "RA-RLHF α 0.2"."""
+    """The name of a method in figures and tables: `ra_rlhf@0.2` is "RA-RLHF α 0.2"."""
     _, alpha = split_alpha(key)
     return find_method(key).name + ("" if alpha is None else f" α {alpha:g}")
 
 
 def method_order(keys: Iterable[str]) -> list[str]:
-    """The keys as tables and figures list them: `METHODS`, then others; after each its sweep by falling alpha."""
+    """The keys in the order of `METHODS`, then unknown ones; each is followed by its sweep, in descending alpha."""
     known = list(METHODS)
 
     def position(key: str) -> tuple:

@@ -237,10 +237,8 @@ class EvaluationSettings(Section):
     """How every method is evaluated: on the same prompts, with the same seeds and sampling."""
 
     samples_per_prompt: int = Field(gt=0, default=1)
-    repeated_prompts: int = Field(
-        ge=0, default=0
-    )  # this many test prompts are sampled often, for within-prompt metrics
-    repeated_samples: int = Field(gt=1, default=25)  # as in RealToxicityPrompts
+    repeated_prompts: int = Field(ge=0, default=0)  # test prompts that are sampled often, for within-prompt metrics
+    repeated_samples: int = Field(gt=1, default=25)  # per such prompt, as in RealToxicityPrompts
     held_out_texts: int = Field(gt=0)
     held_out_length: int = Field(gt=1)  # tokens per text
     cvar_levels: list[float] = [0.01, 0.05, 0.1, 0.2, 0.4]

