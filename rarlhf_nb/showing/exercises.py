@@ -1,4 +1,4 @@
-"""Checks of a learner's answers: what the check cells of the notebooks call."""
+"""Checks of a learner's answers, called by the check cells of the notebooks."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -8,9 +8,9 @@ import numpy as np
 
 
 def check(name: str, answer: Any, truth: Any, hint: str) -> None:
-    """Print whether `answer`, a number or an array of any shape, equals `truth`; `hint` where it does not.
+    """Print whether `answer`, a number or an array of any shape, equals `truth`, and `hint` if it does not.
 
-    An answer of None, or an array that holds None, has not been given yet.
+    None, or an array with a None in it, counts as not answered yet.
     """
     print(f"{name}: {verdict(answer, truth, hint)}")
 
@@ -18,16 +18,16 @@ def check(name: str, answer: Any, truth: Any, hint: str) -> None:
 def check_function(
     name: str, answer: Callable[..., Any], reference: Callable[..., Any], cases: Sequence[tuple], hint: str
 ) -> None:
-    """Print whether the learner's function gives what `reference` gives for the arguments of every case.
+    """Print whether the learner's function returns the same as `reference` for the arguments of every case.
 
-    A function that returns None has not been written yet; one that raises is told what it raised. It gets copies, so
-    that one that sorts in place is judged by what it returns.
+    A function that returns None counts as not written yet. If the function raises, the error is shown. It gets copies
+    of the arguments, so that sorting in place does no harm.
     """
     for arguments in cases:
         given = f"{name}({', '.join(map(repr, arguments))})"
         try:
             value = answer(*deepcopy(arguments))
-        except Exception as error:  # whatever a learner's code may raise, the notebook goes on
+        except Exception as error:  # whatever the learner's code raises, the notebook must go on
             print(f"{given}: not yet, it raised {type(error).__name__}: {error}")
             return
         truth = reference(*arguments)
@@ -39,7 +39,7 @@ def check_function(
 
 
 def verdict(answer: Any, truth: Any, hint: str) -> str:
-    """Right, not answered yet, or not yet and the hint; right is equal to 0.005, since answers are rounded by hand."""
+    """ "right", "not answered yet", or "not yet" with the hint; the tolerance of 0.005 allows for rounding by hand."""
     if answer is None or any(part is None for part in np.ravel(np.asarray(answer, dtype=object))):
         return "not answered yet"
     try:

@@ -1,11 +1,10 @@
-"""`rarlhf explore`: the explorer and the schedule designer of a finished run as a page of this machine, by Voila.
+"""`rarlhf explore`: serves the explorer and the schedule designer of a finished run as a local page, by Voila.
 
-Only who knows the token gets the page, and only from this machine. Each visitor gets a kernel, which reads the run and
-writes nothing. Voila hands it no message but those of widgets (`comm_*`), none that executes code; the page shows no
-code and no traceback, and may load nothing from elsewhere. What is not prevented: the kernel runs as the user who
-started the command, so that a hole in a widget library would be one in their account; who has the token may keep the
-machine busy with as many visits as they like; and the scripts and styles of Voila itself, the same for everybody, come
-without the token.
+Only visitors who know the token get the page, and only on this machine. Each visitor gets a kernel that reads the run
+and writes nothing. Voila passes only widget messages (`comm_*`) to the kernel and none that executes code; the page
+shows no code and no traceback, and loads nothing from elsewhere. This is not prevented: the kernel runs as the user who
+started the command, so a hole in a widget library would expose that account; a visitor with the token can keep the
+machine busy with many visits; and Voila's own scripts and styles, which are the same for everyone, need no token.
 """
 
 import html
@@ -30,7 +29,7 @@ from rarlhf_nb.showing.widgets.binding import page
 from rarlhf_nb.showing.widgets.text import framed, visible
 
 ADDRESS = "127.0.0.1"
-IDLE = 600  # seconds after which a kernel ends whose visitor left without saying so
+IDLE = 600  # seconds after which an abandoned kernel ends
 EXPLORER = (
     "Move <i>measured α</i>, with the mouse or, once it is clicked, the arrow keys. Watch the filled tail with VaR "
     "(solid) and CVaR (dotted), which differences in the table keep their star, and which texts make up the tail."
@@ -39,8 +38,8 @@ DESIGNER = (
     "Move <i>n</i>, <i>α</i> and <i>ρ</i>. Watch how many episodes each iteration keeps, beside the paper's schedules, "
     "and in the table the gradient work that this saves."
 )
-# Voila's own page but for its links to a CDN; and anywidget 0.11 gives a figure two seconds to load, after which it
-# never hears of a change: on a slow machine the four of them take longer.
+# Voila's own page without its links to a CDN. It also extends the two seconds that anywidget 0.11 gives a figure to
+# load, after which the figure ignores all changes: four figures on a slow machine take longer.
 TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {%- block notebook_css -%}{{ super() | replace('href="https://', 'data-left-out="') }}
 <script>
@@ -58,19 +57,19 @@ SETTINGS = {
     "VoilaConfiguration": {
         "strip_sources": True,
         "show_tracebacks": False,
-        "allow_template_override": "NO",  # by the address: another template brings back the CDN
+        "allow_template_override": "NO",  # in the address; another template would load from the CDN
         "allow_theme_override": "NO",
         "file_allowlist": [],
     },
     "MappingKernelManager": {"cull_idle_timeout": IDLE},
-    "KernelManager": {"transport": "ipc"},  # TCP would be open to the machine's other users
+    "KernelManager": {"transport": "ipc"},  # TCP would be open to other users of the machine
 }
 
 
 def dashboard(folder: str | Path) -> VBox:
     """The page of the run in `folder`, as a widget.
 
-    Raises `UserError` where the run has no evaluated methods, or they were not measured on the same prompts.
+    Raises `UserError` where no method was evaluated, or the methods were not evaluated on the same prompts.
     """
     run = Run(Path(folder))
     tables, profile = load_tables(run.folder), Profile(**run.manifest["settings"])
@@ -85,12 +84,12 @@ def dashboard(folder: str | Path) -> VBox:
 
 
 def serve(run: Run, port: int, say: Callable[[str], None] = print) -> None:
-    """Serve the `dashboard` of `run` on this machine until Ctrl-C; `say` gets the address, token and all.
+    """Serve the `dashboard` of `run` on this machine until Ctrl-C; `say` gets the address with its token.
 
-    Raises `UserError` where the dashboard would, where Voila is missing, and where the port is taken.
+    Raises the errors of `dashboard`, and `UserError` where Voila is missing or the port is taken.
     """
-    os.environ.pop("RARLHF_STATIC", None)  # here somebody moves the widgets
-    check_episodes(load_tables(run.folder).episodes)  # on the page an error would be hidden
+    os.environ.pop("RARLHF_STATIC", None)  # the page needs live widgets
+    check_episodes(load_tables(run.folder).episodes)  # the page would hide an error
     try:
         from voila.app import Voila
         from voila.voila_identity_provider import VoilaIdentityProvider
@@ -111,14 +110,14 @@ def serve(run: Run, port: int, say: Callable[[str], None] = print) -> None:
             port=port,
             port_retries=0,
             token=token,
-            identity_provider_class=VoilaIdentityProvider,  # the default's login form also sets passwords
+            identity_provider_class=VoilaIdentityProvider,  # the default one has a login form that also sets passwords
             open_browser=False,
             log_level=logging.ERROR,
-            config_file_paths=[],  # nobody's voila.json loosens what is set here
+            config_file_paths=[],  # no voila.json may loosen these settings
             tornado_settings={"headers": {"Content-Security-Policy": POLICY}},
             config=Config(SETTINGS),
         )
-        logging.getLogger("tornado").setLevel(logging.ERROR)  # else every visit leaves two lines about pings
+        logging.getLogger("tornado").setLevel(logging.ERROR)  # otherwise every visit logs two lines about pings
         server.initialize([])
         server.template_paths = [folder, *server.template_paths]
         say(f"http://{ADDRESS}:{port}/?token={token}\nCtrl-C ends it.")
@@ -131,8 +130,10 @@ def _title(run: Run) -> str:
 
 def _check_free(port: int) -> None:
     with socket.socket() as attempt:
-        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will: closed links do not count
+        attempt.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # like the server itself: closed connections do not count
         try:
             attempt.bind((ADDRESS, port))
         except OSError as error:
-            raise UserError(f"port = {port} cannot be had ({error.strerror}): choose another, --port N.") from None
+            raise UserError(f"port = {port} cannot be used ({error.strerror}): choose another with --port N.") from None

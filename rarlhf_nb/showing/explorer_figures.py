@@ -1,7 +1,7 @@
-"""What the explorers draw: tails measured once for every alpha, and the figures of one alpha.
+"""The figures of the explorers: tails are measured once for every alpha, and drawn for one alpha.
 
-A figure is built whole by `..._figure`; `..._changes` gives, trace by trace, what another alpha alters in it, so that a
-widget can redraw it without building it anew. Both take their numbers from the same function.
+`..._figure` builds a whole figure. `..._changes` gives what another alpha changes in each trace, so that a widget can
+redraw the figure without building it again. Both take their numbers from the same function.
 """
 
 from collections.abc import Sequence
@@ -34,15 +34,15 @@ PRICES = {
 }
 EARLIER_COLOR = "#8A8A8A"
 ALONG_TITLES = {"iteration": "iteration m", "share": "share of the iterations (%)"}
-Change = dict  # what another alpha alters in a trace
+Change = dict  # the properties of a trace that another alpha changes
 
 
 @dataclass(frozen=True)
 class Tails:
-    """A method's episodes in both orders, with the tail mean of every alpha in `ALPHAS` and every resample.
+    """The episodes of a method in both orders, with the tail mean for every alpha in `ALPHAS` and every resample.
 
-    rewards: (N,); orders[ranking]: (N,) episodes, lowest first, ties in the table's order; means[ranking]:
-    (100, 1 + R), the estimate first; kl: mean over episodes; kl, perplexity: NaN where not measured.
+    rewards: (N,). orders[ranking]: (N,) episodes, lowest first, ties in the order of the table. means[ranking]:
+    (100, 1 + R), the estimate first. kl: the mean over episodes. kl, perplexity: NaN if not measured.
     """
 
     rewards: np.ndarray
@@ -65,14 +65,14 @@ class Tails:
 
 
 class Slot(NamedTuple):
-    """A panel's occupant: which method is shown and what was measured of it."""
+    """The method that a panel shows, and its measured tails."""
 
     method: str
     tails: Tails
 
 
 def alpha_index(alpha: float) -> int:
-    """Where `ALPHAS` holds the nearest step to alpha."""
+    """The index in `ALPHAS` of the step nearest to alpha."""
     return max(1, round(100 * check_alpha(alpha))) - 1
 
 
@@ -82,7 +82,7 @@ def measure_tails(
     seed: int = 0,
     perplexities: dict[str, float] | None = None,
 ) -> dict[str, Tails]:
-    """Everything that a move of the slider looks up. All methods share the resamples of the prompts, as in `report`."""
+    """Measure everything that a move of the slider needs. All methods share the resampled prompts, as in `report`."""
     check_episodes(episodes)
     methods = method_order(episodes)
     positions = prompt_positions(episodes[methods[0]])
@@ -102,9 +102,9 @@ def measure_tails(
 
 
 def tail_table(slots: Sequence[Slot], alpha: float, ranking: Ranking, baselines: Sequence[str]) -> pd.DataFrame:
-    """The tail mean of every method and its paired differences, as `Interval`s; columns mean, kl, tail, then baselines.
+    """The tail mean of every method and its paired differences to the baselines, as `Interval`s.
 
-    Index method; mean and kl are numbers. A baseline that is not among the slots has no column; None: itself.
+    Index method; columns mean and kl (numbers), tail, then one per baseline among the slots (None for itself).
     """
     resampled = {slot.method: slot.tails.resampled(alpha, ranking) for slot in slots}
     rows = {}
@@ -126,7 +126,7 @@ def tail_table(slots: Sequence[Slot], alpha: float, ranking: Ranking, baselines:
 
 
 class Axes(NamedTuple):
-    """What all methods share, so that panels compare: bin edges, the grid of the cumulative curve, both heights."""
+    """What all panels share so that they compare: bin edges, the grid of the cumulative curve, the top count."""
 
     edges: np.ndarray
     grid: np.ndarray
@@ -134,7 +134,7 @@ class Axes(NamedTuple):
 
 
 def shared_axes(measured: Sequence[Tails], bins: int = 40) -> Axes:
-    """Axes wide and high enough for every method, those of a sweep that are not shown included."""
+    """Axes that fit every method, including the methods of a sweep that are not shown."""
     everything = np.concatenate([tails.rewards for tails in measured])
     edges = np.histogram_bin_edges(everything, bins)
     top = max(np.histogram(tails.rewards, edges)[0].max() for tails in measured)
@@ -142,7 +142,7 @@ def shared_axes(measured: Sequence[Tails], bins: int = 40) -> Axes:
 
 
 def distribution_figure(slots: Sequence[Slot], alpha: float, ranking: Ranking, axes: Axes) -> go.Figure:
-    """Rewards of each method: histogram and cumulative curve, the tail filled, VaR a line, the tail mean dotted."""
+    """Each method's rewards as a histogram and a cumulative curve, with the tail, VaR (solid) and tail mean (dotted)."""
     titles = [text for title in distribution_titles(slots, alpha, ranking) for text in (title, "")]
     figure = make_subplots(
         rows=len(slots),
@@ -167,7 +167,7 @@ def distribution_figure(slots: Sequence[Slot], alpha: float, ranking: Ranking, a
 
 
 def distribution_titles(slots: Sequence[Slot], alpha: float, ranking: Ranking) -> list[str]:
-    """A line above each method's panels, with its numbers."""
+    """The title above each method's panels, with its numbers."""
     return [
         f"<b>{label_text(slot.method)}</b>   "
         + (f"VaR {slot.tails.threshold(alpha):.2f}, CVaR " if ranking == "reward" else "mean of the tail ")
@@ -182,7 +182,7 @@ def distribution_changes(slots: Sequence[Slot], alpha: float, ranking: Ranking, 
 
 
 def _distribution_traces(axes: Axes) -> list[tuple[type, dict, int]]:
-    """What stays of a method's traces: their kind, their settings, their column."""
+    """The fixed part of a method's traces: kind, settings, column."""
     bars = {"x": (axes.edges[:-1] + axes.edges[1:]) / 2, "width": np.diff(axes.edges)}
     line = {"mode": "lines", "hoverinfo": "skip"}
     return [
@@ -197,7 +197,7 @@ def _distribution_traces(axes: Axes) -> list[tuple[type, dict, int]]:
 
 
 def _slot_changes(slot: Slot, alpha: float, ranking: Ranking, axes: Axes) -> list[Change]:
-    """A method's traces at one alpha. By prompt score there is no VaR of the rewards, and its lines are empty."""
+    """A method's traces at one alpha. By prompt score there is no VaR of the rewards, so its lines are empty."""
     tails, color = slot.tails, method_color(slot.method)
     rewards = tails.rewards[tails.tail(alpha, ranking)]
     lowest_first = tails.rewards[tails.orders["reward"]]
@@ -214,7 +214,7 @@ def _slot_changes(slot: Slot, alpha: float, ranking: Ranking, axes: Axes) -> lis
         {"y": outside, "marker": {"color": color}},
         {"x": at, "y": [0, axes.top][: len(at)], "line": {"color": "#222222", "width": 2.5}},
         {"x": [mean, mean], "y": [0, axes.top]},
-        # nothing beyond the tail's best, so that the fill ends there
+        # nothing beyond the best reward in the tail, so that the fill ends there
         {"y": np.where(axes.grid <= rewards.max(), reached(np.sort(rewards)), np.nan), "fillcolor": color},
         {"y": reached(lowest_first), "line": {"color": color}},
         {"x": at, "y": [0, 100][: len(at)], "line": {"color": "#222222", "width": 2.5}},
@@ -225,7 +225,7 @@ def _slot_changes(slot: Slot, alpha: float, ranking: Ranking, axes: Axes) -> lis
 
 
 def curve_figure(slots: Sequence[Slot], alpha: float, ranking: Ranking) -> go.Figure:
-    """The tail mean of every method at every alpha, with 95 % bands, and a line at the present alpha."""
+    """The tail mean of every method at every alpha, with 95 % bands, and a line at the current alpha."""
     figure = go.Figure()
     changes = curve_changes(slots, alpha, ranking)
     figure.add_scatter(mode="lines", hoverinfo="skip", showlegend=False, line={"color": OTHER_COLOR, "dash": "dash"})
@@ -261,13 +261,13 @@ def curve_changes(slots: Sequence[Slot], alpha: float, ranking: Ranking) -> list
     return changes
 
 
-# What the trained alpha costs
+# The cost of the trained alpha
 
 
 def price_figure(families: dict[str, dict[float, Slot]], alpha: float, ranking: Ranking, trained: float) -> go.Figure:
-    """What another trained alpha buys and costs: tail mean, mean, KL, perplexity, a line per kind of training.
+    """Gain and cost of the trained alpha: tail mean, mean, KL and perplexity, one line per sweep.
 
-    families: by name, the sweep's slots by trained alpha.
+    families: sweep -> trained alpha -> slot.
     """
     prices = measured_prices(families)
     figure = make_subplots(rows=2, cols=2, subplot_titles=[PRICES[price] for price in prices], vertical_spacing=0.17)
@@ -286,7 +286,7 @@ def price_figure(families: dict[str, dict[float, Slot]], alpha: float, ranking: 
 def price_changes(
     families: dict[str, dict[float, Slot]], alpha: float, ranking: Ranking, trained: float
 ) -> list[Change]:
-    """The changing part of every trace of `price_figure`: a panel after another, a family after another."""
+    """The changing part of every trace of `price_figure`, panel by panel and family by family."""
     changes = []
     for price in measured_prices(families):
         for members in families.values():
@@ -298,7 +298,7 @@ def price_changes(
 
 
 def measured_prices(families: dict[str, dict[float, Slot]]) -> list[str]:
-    """Those of `PRICES` that are known of any method."""
+    """The entries of `PRICES` that are known for at least one method."""
     tails = [slot.tails for members in families.values() for slot in members.values()]
     return [price for price in PRICES if any(np.isfinite(_price(found, price, 1.0, "reward")) for found in tails)]
 
@@ -313,7 +313,7 @@ def _price(tails: Tails, price: str, alpha: float, ranking: Ranking) -> float:
 
 
 def shares_figure(schedules: dict[str, SoftRiskSchedule], along: Literal["iteration", "share"]) -> go.Figure:
-    """kept(m) / B of several schedules (eqs. 8-10), by iteration or by share of the training done; the last is bold."""
+    """kept(m) / B of several schedules (eqs. 8-10), against iteration or share of training; the last one is bold."""
     figure = go.Figure()
     for name, change in zip(schedules, shares_changes(schedules, along), strict=True):
         last = name == list(schedules)[-1]
@@ -346,7 +346,7 @@ def saved_share(schedule: SoftRiskSchedule) -> float:
 
 
 class Batch(NamedTuple):
-    """The last batch as it is drawn: (B,) each; kept: whether the episode is in the tail; texts for the hover."""
+    """The last batch as it is drawn, (B,) each. kept: whether the episode is in the tail. texts: hover labels."""
 
     rewards: np.ndarray
     kl: np.ndarray
@@ -355,9 +355,9 @@ class Batch(NamedTuple):
 
 
 def training_figure(earlier: dict[str, pd.DataFrame], tail_share: float) -> go.Figure:
-    """Mean reward and CVaR of each batch as training goes; live training adds `training_traces`.
+    """Mean reward and CVaR of each batch during training; live training adds `training_traces`.
 
-    earlier: logs of training/ by method, those of PPO are drawn in grey; only their mean rewards are on record.
+    earlier: training logs by method; the PPO logs are drawn in grey, and hold mean rewards only.
     """
     titles = ["mean reward of the batch (logit)", f"CVaR {100 * tail_share:g} % of the batch (logit)"]
     figure = make_subplots(cols=2, subplot_titles=titles, horizontal_spacing=0.1)
@@ -369,21 +369,21 @@ def training_figure(earlier: dict[str, pd.DataFrame], tail_share: float) -> go.F
         figure.add_scatter(
             x=log["iteration"], y=log["env_reward_mean"], name=name, mode="lines", line=style, row=1, col=1
         )
-    figure.add_scatter(x=[], y=[], showlegend=False, row=1, col=2)  # so that the empty panel has its axes
+    figure.add_scatter(x=[], y=[], showlegend=False, row=1, col=2)  # gives the empty panel its axes
     figure.update_annotations(font_size=14)
     figure.update_xaxes(title_text="iteration", title_font_size=13)
     return _laid_out(figure, 400, margin={"t": 95}, legend_y=0.99)
 
 
 def training_traces(name: str, table: pd.DataFrame, color: str) -> list[go.Scatter]:
-    """A run's two lines."""
+    """The two lines of a run."""
     shown = {"name": label_text(name), "legendgroup": label_text(name), "line": {"color": color, "width": 2.5}}
     mean = go.Scatter(x=table["iteration"], y=table["mean"], mode="lines", **shown)
     return [mean, go.Scatter(x=table["iteration"], y=table["tail"], mode="lines", showlegend=False, **shown)]
 
 
 def batch_figure(batch: Batch | None) -> go.Figure:
-    """The episodes of a batch, reward against KL: those kept for the update are coloured."""
+    """The episodes of a batch, reward against KL; the episodes kept for the update are coloured."""
     figure = go.Figure()
     styles = {
         "dropped": {"color": "#BBBBBB", "size": 8, "symbol": "circle-open", "line_width": 2},
@@ -398,7 +398,7 @@ def batch_figure(batch: Batch | None) -> go.Figure:
 
 
 def batch_changes(batch: Batch | None) -> list[Change]:
-    """The dots of `batch_figure`: dropped episodes, then kept ones."""
+    """The dots of `batch_figure`: dropped episodes, then kept episodes."""
     if batch is None:
         return [{"x": [], "y": [], "text": []}] * 2
     return [
@@ -408,5 +408,5 @@ def batch_changes(batch: Batch | None) -> list[Change]:
 
 
 def _laid_out(figure: go.Figure, height: int, **layout) -> go.Figure:
-    """The project's look; above, only what `layout` asks for, since widgets have their words outside the figure."""
+    """Apply the project's template; there is no title, since widgets have their text outside the figure."""
     return figure.update_layout(template=TEMPLATE, height=height, **layout)

@@ -1,4 +1,4 @@
-"""The figures: a table in, a plotly figure out. One colour per method; texts from data are escaped."""
+"""The figures: each function takes tables and returns a plotly figure. Texts from data are escaped."""
 
 import colorsys
 import html
@@ -17,8 +17,8 @@ from rarlhf_nb.measuring.report import Report
 from rarlhf_nb.measuring.report_metrics import prompt_positions
 from rarlhf_nb.training.risk import SoftRiskSchedule
 
-SCHEDULE_COLORS = ["#332288", "#999933", "#882255", "#222222"]  # none of the methods'
-# Tol's "muted" colours; the symbols differ, too, for eight colours alone are many.
+SCHEDULE_COLORS = ["#332288", "#999933", "#882255", "#222222"]  # not used for any method
+# Tol's "muted" colours, with different symbols, since eight colours alone are hard to tell apart.
 CLUSTER_COLORS = ["#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#AA4499"]
 CLUSTER_SYMBOLS = ["circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon"]
 LABELS = {
@@ -37,11 +37,11 @@ TRAINING_PANELS = {
     "kept": "kept episodes (count)",
     "completion_length": "completion length (tokens)",
 }
-EXACT = ("kl_coef", "kept")  # set, not measured: nothing to smooth
-FROM_ZERO = (*EXACT, "completion_length")  # often constant, and then without a scale of their own
+EXACT = ("kl_coef", "kept")  # set, not measured, so there is nothing to smooth
+FROM_ZERO = (*EXACT, "completion_length")  # often constant, so that an automatic range would be arbitrary
 REWARD, KL = "reward (logit)", "KL from the SFT policy (nats per completion)"
-NAMED = {"showlegend": False, "margin_l": 160, "margin_t": 90}  # where the y axis names the methods
-# White paper, so that a figure reads the same in a light and in a dark notebook.
+NAMED = {"showlegend": False, "margin_l": 160, "margin_t": 90}  # for figures whose y axis names the methods
+# White paper, so that a figure looks the same in a light and in a dark notebook.
 AXIS = {"gridcolor": "#E5E5E5", "zerolinecolor": "#BBBBBB", "linecolor": "#888888", "ticks": "outside"}
 TEMPLATE = go.layout.Template(
     layout={
@@ -53,7 +53,7 @@ TEMPLATE = go.layout.Template(
         "xaxis": AXIS,
         "yaxis": AXIS,
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "yref": "container", "yanchor": "top"},
-        # Pixels. Above: the title, two rows of legend, a panel's title; below: ticks and the axis title.
+        # In pixels. Top: title, two rows of legend, panel title. Bottom: ticks and axis title.
         "margin": {"l": 75, "r": 25, "t": 100, "b": 65},
         "hoverlabel": {"font": {"size": 13}},
         "bargap": 0,
@@ -62,7 +62,7 @@ TEMPLATE = go.layout.Template(
 
 
 def method_color(method: str) -> str:
-    """A method's colour; a sweep has its method's hue, darker the smaller its alpha."""
+    """The colour of a method; in a sweep, the hue of its method, darker for a smaller alpha."""
     color, (_, alpha) = find_method(method).color, split_alpha(method)
     if alpha is None:
         return color
@@ -72,21 +72,21 @@ def method_color(method: str) -> str:
 
 
 def label_text(name: str) -> str:
-    """A method's or a run's name in a figure, where plotly reads a kind of HTML."""
+    """The name of a method or run for a figure, escaped because plotly interprets HTML tags."""
     return html.escape(method_name(name))
 
 
 def line_style(method: str) -> dict:
-    """A method's line: solid, or for a sweep dashes that get shorter with alpha."""
+    """The line of a method: solid or, in a sweep, dashed with shorter dashes for a smaller alpha."""
     _, alpha = split_alpha(method)
     dash = "solid" if alpha is None else "dash" if alpha > 0.3 else "dashdot" if alpha > 0.15 else "dot"
     return {"color": method_color(method), "dash": dash, "width": 2.5}
 
 
 def prompt_score_histogram(test: pd.DataFrame, tail_threshold: float | None = None) -> go.Figure:
-    """How hard the test prompts are: their scores by class label, a panel per group of prompts.
+    """The scores of the test prompts by class label, one panel per group of prompts.
 
-    test: columns prompt_score, label, group. The dashed line is `tail_threshold`: tail prompts lie left.
+    test: columns prompt_score, label, group. The dashed line is `tail_threshold`; tail prompts lie to its left.
     """
     groups = test["group"].value_counts().index.tolist()
     titles = [_group_title(group, int((test["group"] == group).sum())) for group in groups]
@@ -104,10 +104,10 @@ def prompt_score_histogram(test: pd.DataFrame, tail_threshold: float | None = No
 
 
 def distribution_shift(test: pd.DataFrame, episodes: dict[str, pd.DataFrame]) -> go.Figure:
-    """How each method shifts the distribution: a column a method, the prompts' own scores first.
+    """How each method shifts the distribution: one column per method, after one for the prompts' own scores.
 
-    Counts to the right, logits upwards on one shared axis, by class label of the prompt's text; the line is the mean.
-    test: columns prompt_score, label.
+    Counts go to the right and logits upwards, on one shared axis, by class label of the prompt's text; the line is the
+    mean. test: columns prompt_score, label.
     """
     methods = method_order(episodes)
     columns = [("Prompts", OTHER_COLOR, test.assign(reward=test["prompt_score"]))]
@@ -120,7 +120,7 @@ def distribution_shift(test: pd.DataFrame, episodes: dict[str, pd.DataFrame]) ->
     figure = make_subplots(cols=len(columns), shared_yaxes=True, horizontal_spacing=0.008, subplot_titles=titles)
     for col, (_, color, table) in enumerate(columns, start=1):
         _add_histogram(figure, table, "reward", edges, col)
-        # one round count an axis: the ends of neighbours would run into each other
+        # one round count per axis, since the tick labels of neighbours would overlap
         most = np.histogram(table["reward"], edges)[0].max()
         figure.update_xaxes(tickvals=[float(f"{0.75 * most:.0e}")], row=1, col=col)
         figure.add_hline(y=table["reward"].mean(), line={"color": color, "width": 3}, row=1, col=col)
@@ -129,13 +129,13 @@ def distribution_shift(test: pd.DataFrame, episodes: dict[str, pd.DataFrame]) ->
     figure.update_xaxes(title_text="episodes (count)", row=1, col=(len(columns) + 1) // 2)
     figure.update_yaxes(title_text=f"prompt score, {REWARD}", row=1, col=1)
     figure = _laid_out(figure, "Distribution shift; number and line: mean", 560, barmode="stack")
-    return figure.update_layout(margin_t=145)  # a name takes up to three rows beneath the legend
+    return figure.update_layout(margin_t=145)  # names take up to three rows below the legend
 
 
 def quantile_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int = 0) -> go.Figure:
-    """Mean reward of the lowest q % of prompts by prompt score, against q (as in the paper); left, the tail enlarged.
+    """Mean reward on the lowest q % of prompts by prompt score, against q, as in the paper; on the left, the tail.
 
-    resamples: with more than 0, a 95 % bootstrap band over prompts.
+    resamples: if above 0, the figure has 95 % bootstrap bands over prompts.
     """
     figure = make_subplots(cols=2, horizontal_spacing=0.1, subplot_titles=["the hardest fifth", "all prompts"])
     for col, shares in enumerate((np.geomspace(0.01, 0.2, 40), np.arange(1, 101) / 100), start=1):
@@ -145,13 +145,13 @@ def quantile_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed:
         figure.update_xaxes(title_text="hardest share of prompts (%)", rangemode="tozero", row=1, col=col)
     figure.update_yaxes(title_text="mean reward (logit)", row=1, col=1)
     figure = _laid_out(figure, "Reward on the hardest prompts", 560)
-    return figure.update_layout(margin_t=150)  # on a narrow page the legend takes three rows above the panels' titles
+    return figure.update_layout(margin_t=150)  # on a narrow page the legend takes three rows
 
 
 def metric_intervals(report: Report, metrics: Sequence[str]) -> go.Figure:
-    """Metrics of every method with their 95 % bootstrap intervals, a panel a metric.
+    """Metrics of every method with their 95 % bootstrap intervals, one panel per metric.
 
-    metrics: keys of the report; those that it lacks are left out.
+    metrics: keys of the report; metrics that it lacks are left out.
     """
     metrics = [metric for metric in metrics if metric in report.names]
     figure = make_subplots(
@@ -169,9 +169,9 @@ def metric_intervals(report: Report, metrics: Sequence[str]) -> go.Figure:
 
 
 def seed_scores(scores: pd.DataFrame, metric: str, title: str) -> go.Figure:
-    """A metric over training seeds: a dot a seed, a bar at each method's mean with its 95 % t interval.
+    """A metric over training seeds: one stroke per seed, and each method's mean with its 95 % t-interval.
 
-    scores: a row per method and seed; columns method, seed and the metric.
+    scores: one row per method and seed; columns method, seed and the metric.
     """
     figure = make_subplots(cols=1)
     for method in method_order(scores["method"].unique())[::-1]:
@@ -188,7 +188,7 @@ def seed_scores(scores: pd.DataFrame, metric: str, title: str) -> go.Figure:
 
 
 def tail_clusters(clusters: pd.DataFrame) -> go.Figure:
-    """The tail prompts as the policy sees them: embeddings in two principal components, a colour a cluster.
+    """The tail prompts as the policy sees them: embeddings in two principal components, one colour per cluster.
 
     clusters: columns x, y, cluster, prompt, prompt_score (see `cluster_prompts`).
     """
@@ -210,9 +210,9 @@ def tail_clusters(clusters: pd.DataFrame) -> go.Figure:
 
 
 def cvar_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int = 0) -> go.Figure:
-    """CVaR of the reward against alpha: the mean of the worst alpha share of episodes, at 100 % of all.
+    """CVaR of the reward against alpha: the mean over the worst alpha share of episodes; at 100 % over all.
 
-    resamples: with more than 0, a 95 % bootstrap band over prompts.
+    resamples: if above 0, the figure has 95 % bootstrap bands over prompts.
     """
     shares = np.geomspace(0.01, 1, 61)
     figure = make_subplots(cols=1)
@@ -226,9 +226,9 @@ def cvar_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int
 
 
 def training_curves(training: dict[str, pd.DataFrame]) -> go.Figure:
-    """How training went, a panel per quantity, a line per method: smoothed, with the iterations faint behind.
+    """The course of training, one panel per quantity and one smoothed line per method over its faint raw values.
 
-    training: the logs of training/<method>.jsonl (keys in `glossary`). Quark's, which has no iterations, is left out.
+    training: the logs training/<method>.jsonl (keys in `glossary`). Quark's log has no iterations and is left out.
     """
     training = {method: log for method, log in training.items() if set(TRAINING_PANELS) <= set(log)}
     figure = make_subplots(
@@ -247,7 +247,7 @@ def training_curves(training: dict[str, pd.DataFrame]) -> go.Figure:
 
 
 def schedule_figure(schedules: dict[str, SoftRiskSchedule]) -> go.Figure:
-    """kept(m), how many episodes each iteration trains on (eqs. 8-10): a line per schedule, by its key."""
+    """kept(m), the number of episodes that each iteration trains on (eqs. 8-10): one line per schedule."""
     figure = go.Figure()
     for name, schedule in schedules.items():
         iterations = np.arange(1, schedule.iterations + 1)
@@ -258,10 +258,10 @@ def schedule_figure(schedules: dict[str, SoftRiskSchedule]) -> go.Figure:
 
 
 def frontier(points: pd.DataFrame) -> go.Figure:
-    """What KL buys: mean reward and CVaR 10 % against KL from the SFT policy, a line per method over kl_coef.
+    """Mean reward and CVaR 10 % against KL from the SFT policy, one line per method over kl_coef.
 
-    points: a row per trained policy; columns method (with its "@alpha" in a sweep), kl_coef, seed, kl,
-    reward, cvar_10. Faint dots are seeds, the line joins their means.
+    points: one row per trained policy; columns method (with its "@alpha" in a sweep), kl_coef, seed, kl, reward,
+    cvar_10. Faint dots are seeds; the line joins their means.
     """
     panels = {"reward": "mean reward (logit)", "cvar_10": "CVaR 10 % of reward (logit)"}
     figure = make_subplots(cols=2, horizontal_spacing=0.14)
@@ -282,8 +282,10 @@ def frontier(points: pd.DataFrame) -> go.Figure:
 def _add_histogram(
     figure: go.Figure, table: pd.DataFrame, column: str, edges: np.ndarray, panel: int, upright: bool = False
 ) -> None:
-    """Stacked bars by class label, in a row of panels or (upright) in a column of them; a label's first bars on the
-    figure stand in the legend."""
+    """Stacked bars by class label, in a row of panels or (upright) in a column of them.
+
+    The legend shows the first bars of each label.
+    """
     shown = {trace.name for trace in figure.data}
     labels = table["label"].where(table["label"].isin(LABELS), 2)
     values, counted = ("x", "y") if upright else ("y", "x")
@@ -312,7 +314,7 @@ def _add_interval(figure: go.Figure, method: str, value: float, low: float, high
 
 
 def _wrapped(text: str, most: int = 400) -> str:
-    """A text for a hover label: cut, escaped, in lines."""
+    """A text for a hover label: shortened, escaped, and broken into lines."""
     return "<br>".join(html.escape(line) for line in textwrap.wrap(text[:most], 60))
 
 
@@ -326,7 +328,7 @@ def _add_curve(
     seed: int,
     col: int = 1,
 ) -> None:
-    """Mean reward of the lowest shares by `keys`, with a band where resamples are asked for."""
+    """Mean reward on the lowest shares by `keys`, with a band if there are resamples."""
     positions = prompt_positions(table)
     weights = bootstrap_weights(positions.max() + 1, resamples, np.random.default_rng(seed))[:, positions]
     rewards = table["reward"].to_numpy(dtype=float)

@@ -1,4 +1,4 @@
-"""Widgets for notebooks: move a control, see the numbers change. Each stands alone, and has a picture in its place."""
+"""Widgets for notebooks. Each works alone, and each shows a picture or a table instead in a batch run."""
 
 from rarlhf_nb.showing.widgets.live_training import LiveTraining, live_training
 from rarlhf_nb.showing.widgets.risk_explorer import RiskExplorer, risk_explorer

@@ -1,4 +1,4 @@
-"""How a figure becomes a widget and is redrawn."""
+"""Turning a figure into a widget, and redrawing it."""
 
 import gc
 from collections.abc import Iterator, Sequence
@@ -14,24 +14,24 @@ from rarlhf_nb.showing.explorer_figures import Change
 class Drawing:
     """A complete figure as `widget`, redrawn by `..._changes`.
 
-    Complete, since only what a figure holds at first is in the state that a saved page or Voila shows. What has not
-    changed is not set again: plotly's checks of every property are what a move of a slider costs.
+    It is complete from the start, because a saved page and Voila show only its initial state. Unchanged properties are
+    not set again, because plotly's validation of each property dominates the cost of moving a slider.
     """
 
     def __init__(self, figure: go.Figure) -> None:
         self.widget = go.FigureWidget(figure.update_layout(autosize=True))
         self.widget._config = {"responsive": True}
-        # What holds it may shrink below the figure's present width: else the figure never gets narrower again.
+        # The box may shrink below the figure's current width; otherwise the figure could never get narrower again.
         self.box = Box([self.widget], layout=Layout(width="100%", min_width="0", overflow="hidden", display="block"))
         self._last: list[Change] = [{} for _ in figure.data]
 
     def redraw(self, changes: Sequence[Change], titles: Sequence[str] = ()) -> None:
-        """Alter every trace, and the panels' titles, in one message to the front end."""
+        """Change all traces and panel titles in one message to the front end."""
         with self.widget.batch_update():
             for trace, change, last in zip(self.widget.data, changes, self._last, strict=True):
                 for key, value in change.items():
                     if key not in last or not _same(value, last[key]):
-                        trace.update({key: value})  # not trace[key]: a dict would replace what stays
+                        trace.update({key: value})  # not trace[key] = value: a dict would replace the other settings
                         last[key] = value
             for annotation, title in zip(self.widget.layout.annotations, titles, strict=False):
                 annotation.text = title
@@ -45,7 +45,7 @@ def _same(value: object, last: object) -> bool:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Python collects its garbage before or after, not inside: a full one takes 0.2 s of a kernel that holds torch."""
+    """Suspend garbage collection inside the block: a full collection takes 0.2 s in a kernel with torch."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -61,5 +61,5 @@ def controls(*children: Widget) -> HBox:
 
 
 def page(value: str = "") -> HTML:
-    """A widget for HTML as `text.framed` makes it; a wide table scrolls in itself."""
+    """A widget for HTML from `text.framed`; a wide table scrolls inside it."""
     return HTML(value, layout={"width": "100%", "min_width": "0"})

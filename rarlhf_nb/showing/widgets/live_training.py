@@ -1,6 +1,6 @@
-"""Live training: choose a risk setting, watch the curves grow; pause, resume, stop.
+"""Live training: choose a risk setting and watch the curves grow; pause, resume, stop.
 
-Nothing is imported from the training code: a factory makes the trainer, whose public surface is `Steps`.
+The training code is not imported: a factory makes the trainer, and `Steps` is all that the widget needs of it.
 """
 
 import threading
@@ -29,7 +29,7 @@ SAMPLES = 3  # completions shown
 
 
 class Steps(Protocol):
-    """What live training needs of a trainer; `CVaRPPOTrainer` has it.
+    """The interface that live training needs of a trainer, such as `CVaRPPOTrainer`.
 
     rollout: the last batch, with env_rewards and kl, both (B,), episodes.prompts and episodes.completions.
     selection: tail, the indices of its kept episodes.
@@ -46,7 +46,7 @@ class Steps(Protocol):
 
 
 class Setting(NamedTuple):
-    """What the controls say; handed to the factory by name."""
+    """The values of the controls, passed to the factory by name."""
 
     alpha: float
     estimator: str
@@ -55,16 +55,16 @@ class Setting(NamedTuple):
     seed: int
 
     def label(self, number: int) -> str:
-        """The curve's name."""
+        """The name of the curve."""
         kind = "tail" if self.estimator == "tail_selection" else "RU"
         return f"{number}: {kind}, α {self.alpha:g}, n {self.warm_start}, ρ {self.rho:g}, seed {self.seed}"
 
 
 class LiveTraining(VBox):
-    """Training in a thread of its own, one iteration at a time, so that the kernel stays free for other cells.
+    """Trains in its own thread, one iteration at a time, so that the kernel stays free for other cells.
 
-    make_trainer(alpha, estimator, warm_start, rho, seed) gives a trainer. `state` is idle, running, paused, done,
-    stopped or failed. One widget of a kernel trains at a time: starting another stops the one before.
+    make_trainer(alpha, estimator, warm_start, rho, seed) returns a trainer. `state` is idle, running, paused, done,
+    stopped or failed. Only one widget per kernel trains at a time: starting another one stops it.
     """
 
     _training: "LiveTraining | None" = None
@@ -78,7 +78,7 @@ class LiveTraining(VBox):
     ) -> None:
         self.make_trainer, self.tail_share = make_trainer, tail_share
         self.state = "idle"
-        self.curves: dict[str, list[dict]] = {}  # by name, a row an iteration
+        self.curves: dict[str, list[dict]] = {}  # name -> one row per iteration
         self._last: dict | None = None
         self._stop, self._go_on = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -112,14 +112,14 @@ class LiveTraining(VBox):
         self.stop_button.on_click(lambda _: self.stop())
 
     def setting(self) -> Setting:
-        """What the controls say now."""
+        """The current values of the controls."""
         chosen = (self.alpha, self.estimator, self.warm_start, self.rho, self.seed)
         return Setting(*(control.value for control in chosen))
 
     # Buttons
 
     def start(self) -> None:
-        """Train the chosen setting; curves of earlier settings stay."""
+        """Train with the chosen setting; the curves of earlier settings stay."""
         if self.state in ("running", "paused"):
             return
         if LiveTraining._training not in (None, self):
@@ -135,19 +135,19 @@ class LiveTraining(VBox):
         self._thread.start()
 
     def pause(self) -> None:
-        """Halt after the present iteration."""
+        """Pause after the current iteration."""
         if self.state == "running":
             self._go_on.clear()
             self._enter("paused")
 
     def resume(self) -> None:
-        """Go on where it was paused."""
+        """Continue after a pause."""
         if self.state == "paused":
             self._enter("running")
             self._go_on.set()
 
     def stop(self) -> None:
-        """End after the present iteration; the curve stays as far as it got."""
+        """Stop after the current iteration; the curve so far stays."""
         if self.state in ("running", "paused"):
             self._enter("stopped")
             self._stop.set()
@@ -170,7 +170,7 @@ class LiveTraining(VBox):
                 self._go_on.wait()
             if self.state == "running":
                 self._enter("done")
-        except Exception as error:  # whatever it is, the learner sees it here and not in a log
+        except Exception as error:  # show the learner any error here
             self._enter("failed", error_html(error))
 
     def _draw(self, name: str, trainer: Steps) -> None:
@@ -197,7 +197,7 @@ class LiveTraining(VBox):
         self.status.value = self._progress()
 
     def _progress(self) -> str:
-        """The state and how far it got; the iteration that was under way when a button was pressed counts."""
+        """The state and the progress, including the iteration during which a button was pressed."""
         row, lead = self._last, "" if self.state == "running" else f"{self.state.capitalize()}. "
         if row is None:
             return lead
@@ -226,23 +226,23 @@ def live_training(
     earlier: dict[str, pd.DataFrame] | None = None,
     interactive: bool = True,
 ) -> LiveTraining | None:
-    """Train in the notebook and watch; make_trainer(alpha, estimator, warm_start, rho, seed) gives a trainer (`Steps`).
+    """Train in the notebook and watch; make_trainer(alpha, estimator, warm_start, rho, seed) returns a `Steps`.
 
-    tail_share: of the CVaR that is drawn, the same for every setting so that curves compare; earlier: training logs by
-    method of `training/`, their mean rewards drawn in grey. Returns the widget; where there is nobody to press Start,
-    shows the earlier logs and trains nothing.
+    tail_share: the share of the drawn CVaR, the same for every setting so that curves compare. earlier: training logs
+    by method, whose mean rewards are drawn in grey. Returns the widget; a batch run shows the earlier logs and trains
+    nothing.
     """
     if not is_static(interactive):
         return LiveTraining(make_trainer, Setting(alpha, estimator, warm_start, rho, seed), tail_share, earlier)
     if earlier:
         training_curves(earlier).show()
     else:
-        display(HTML(framed("<p>Open this notebook in Jupyter to train here; nothing was trained so far.</p>")))
+        display(HTML(framed("<p>Open this notebook in Jupyter to train here; nothing has been trained yet.</p>")))
     return None
 
 
 def batch_of(rollout: Any, tail: Sequence[int]) -> Batch:
-    """What is drawn of a batch."""
+    """The parts of a batch that are drawn."""
     rewards, kl = (
         np.asarray(values, dtype=np.float64) for values in (rollout.env_rewards.tolist(), rollout.kl.tolist())
     )
@@ -255,13 +255,13 @@ def batch_of(rollout: Any, tail: Sequence[int]) -> Batch:
 
 
 def samples_html(batch: Batch, prompts: list[str], completions: list[str]) -> str:
-    """The lowest rewards of the batch, with their texts."""
+    """The episodes with the lowest rewards in the batch, with their texts."""
     lowest = np.argsort(batch.rewards, kind="stable")[:SAMPLES]
     rows = [
         [text_cell("", prompts[row]), text_cell(f"{batch.rewards[row]:+.2f}", completions[row], bool(batch.kept[row]))]
         for row in lowest
     ]
     return framed(
-        "<p>The lowest rewards of this batch; the bar marks episodes that are kept.</p>",
+        "<p>The lowest rewards of this batch; the bar marks kept episodes.</p>",
         table_html(["prompt", "completion"], rows),
     )

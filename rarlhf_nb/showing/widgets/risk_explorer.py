@@ -1,4 +1,4 @@
-"""The risk explorer: a slider for the measured alpha, and for a sweep one for the trained alpha."""
+"""The risk explorer, with a slider for the measured alpha and, if there is a sweep, one for the trained alpha."""
 
 import html
 from collections.abc import Sequence
@@ -37,10 +37,10 @@ SLIDER = {"width": "24em"}
 
 
 class Exploration:
-    """What the explorer shows, without widgets: panels, tables and texts of one measured and one trained alpha.
+    """The content of the explorer without widgets: panels, tables and texts for a measured and a trained alpha.
 
-    episodes: a table a method, as `report` reads them; held_out: their held-out texts, for the perplexity. Methods
-    named `name@alpha` are a sweep, one panel for all; `profile_alpha` puts the plain `name` among them.
+    episodes: one episodes table per method. held_out: their held-out texts, for the perplexity. Methods named
+    `name@alpha` form a sweep with one panel; `profile_alpha` adds the plain `name` to it.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Exploration:
         self.trained_alphas = sorted({alpha for members in self.families.values() for alpha in members})
 
     def shown(self, trained: float | None) -> list[Slot]:
-        """A slot for each method outside a sweep and one for each sweep, at its alpha nearest to `trained`."""
+        """One slot per method outside a sweep, and one per sweep at the alpha nearest to `trained`."""
         leaders: dict[str, str] = {}
         for family, members in self.families.items():
             nearest = min(members, key=lambda alpha: abs(alpha - (trained or 0)))
@@ -67,14 +67,14 @@ class Exploration:
         return [self.slots[method] for method in dict.fromkeys(leaders.get(method, method) for method in self.slots)]
 
     def family_slots(self) -> dict[str, dict[float, Slot]]:
-        """The sweeps with what was measured of them."""
+        """The sweeps with their measured tails."""
         return {
             name: {alpha: self.slots[method] for alpha, method in members.items()}
             for name, members in self.families.items()
         }
 
     def table_html(self, alpha: float, ranking: Ranking, trained: float | None) -> str:
-        """The tail mean of every shown method, and the paired differences; a star where the interval leaves out 0."""
+        """The tail mean of every shown method and its paired differences; a star if the interval excludes 0."""
         table = tail_table(self.shown(trained), alpha, ranking, BASELINES)
         baselines = list(table.columns[3:])
         tail = f"CVaR {100 * alpha:.0f} %" if ranking == "reward" else f"reward, hardest {100 * alpha:.0f} % of prompts"
@@ -99,12 +99,15 @@ class Exploration:
         return framed(table_html(head, rows), f"<p>{note}</p>")
 
     def tail_rows(self, method: str, alpha: float, ranking: Ranking, most: int = 6) -> np.ndarray:
-        """Episodes that stand for a method's tail now: evenly spread, from the lowest to the one at the boundary."""
+        """Episodes that represent a method's tail: evenly spread from the lowest to the one at the boundary."""
         tail = self.slots[method].tails.tail(alpha, ranking)
         return tail[np.unique(np.linspace(0, len(tail) - 1, min(most, len(tail))).round().astype(int))]
 
     def texts_html(self, method: str, alpha: float, ranking: Ranking, trained: float | None, most: int = 6) -> str:
-        """What the shown methods wrote for the prompts of `method`'s tail; a mark where it is in their own tail."""
+        """The completions of the shown methods for the prompts in the tail of `method`.
+
+        A bar marks a completion that lies in the tail of its own method.
+        """
         shown = self.shown(trained)
         rows, tail_size = (
             self.tail_rows(method, alpha, ranking, most),
@@ -139,7 +142,7 @@ class Exploration:
 
 
 class RiskExplorer(VBox):
-    """The explorer as a widget. `alpha`, `ranking`, `trained` and `anchor` are its controls; the rest follows them."""
+    """The explorer as a widget, controlled by `alpha`, `ranking`, `trained` and `anchor`."""
 
     def __init__(self, exploration: Exploration, alpha: float, ranking: Ranking, trained: float | None) -> None:
         self.exploration = exploration
@@ -198,7 +201,7 @@ class RiskExplorer(VBox):
         self._write()
 
     def _offer_anchors(self) -> None:
-        """The shown methods; the choice stays in its place when the trained alpha changes."""
+        """Offer the shown methods; the chosen position stays when the trained alpha changes."""
         methods = [slot.method for slot in self.exploration.shown(self._present()[2])]
         place = self.anchor.index if self.anchor.options else methods.index(_default_anchor(methods))
         self.anchor.options = [(method_name(method), method) for method in methods]
@@ -209,7 +212,7 @@ class RiskExplorer(VBox):
         self._write_texts()
 
     def _write_texts(self) -> None:
-        if self.anchor.value is not None:  # for a moment, while its options change
+        if self.anchor.value is not None:  # it is None for a moment while the options change
             self.texts.value = self.exploration.texts_html(self.anchor.value, *self._present())
 
 
@@ -224,10 +227,10 @@ def risk_explorer(
     seed: int = 0,
     interactive: bool = True,
 ) -> RiskExplorer | None:
-    """Explore the tails of several methods' rewards (`Exploration` says what is asked of the tables).
+    """Explore the tails of several methods' rewards; see `Exploration` for the arguments.
 
-    Returns the widget, or shows what it would show at `alpha` where there is nobody to move it. Raises `UserError`
-    where methods were not measured on the same prompts.
+    Returns the widget; a batch run shows its content at `alpha` instead. Raises `UserError` where methods were not
+    evaluated on the same prompts.
     """
     if ranking not in BY:
         raise UserError(f"ranking = {ranking!r}: the tail is taken by one of {', '.join(BY)}.")
@@ -245,9 +248,9 @@ def risk_explorer(
 
 
 def sweep_families(methods: Sequence[str], profile_alpha: float | None = None) -> dict[str, dict[float, str]]:
-    """The sweeps among `methods`: by name, which method was trained at which alpha.
+    """The sweeps among `methods`: name -> trained alpha -> method.
 
-    profile_alpha: the alpha that the plain name of a sweep stands for; None leaves it out.
+    profile_alpha: the alpha of the sweep's plain name; None leaves the plain name out.
     """
     families: dict[str, dict[float, str]] = {}
     for method in methods:
@@ -261,7 +264,7 @@ def sweep_families(methods: Sequence[str], profile_alpha: float | None = None) -
 
 
 def _perplexities(held_out: dict[str, pd.DataFrame]) -> dict[str, float]:
-    """Each method's perplexity on its held-out texts, without resampling."""
+    """The perplexity of each method on its held-out texts, without resampling."""
     return {
         method: float(perplexity(*(table[column].to_numpy() for column in columns), np.ones(len(table))))
         for columns in [("log_likelihood", "tokens")]

@@ -1,4 +1,4 @@
-"""The schedule designer: how many episodes each iteration keeps, and what that saves."""
+"""The schedule designer: the number of episodes that each iteration keeps, and the work that this saves."""
 
 import html
 from typing import Literal
@@ -22,7 +22,7 @@ ALONG = {"by iteration": "iteration", "by share of training": "share"}
 
 
 def saved_html(schedules: dict[str, SoftRiskSchedule]) -> str:
-    """A row per schedule: its settings and the share of gradient work that it saves."""
+    """One row per schedule: its settings and the share of gradient work that it saves."""
     rows = [
         [f"<td>{html.escape(name)}</td>"]
         + [number_cell(f"{value:g}") for value in (s.warm_start, s.alpha, s.rho, s.iterations, s.batch_size)]
@@ -34,7 +34,7 @@ def saved_html(schedules: dict[str, SoftRiskSchedule]) -> str:
 
 
 class ScheduleDesigner(VBox):
-    """Controls for n, alpha, rho, M and B over the curves; settings that do not fit together are named, not drawn."""
+    """Controls for n, alpha, rho, M and B above the curves; settings that do not fit together give an error text."""
 
     def __init__(self, start: SoftRiskSchedule, along: Literal["iteration", "share"] = "iteration") -> None:
         self.warm_start = IntSlider(start.warm_start, 0, max(100, start.warm_start), description="n", layout=WIDE)
@@ -52,7 +52,7 @@ class ScheduleDesigner(VBox):
             control.observe(lambda _: self._moved(), names="value")
 
     def schedule(self) -> SoftRiskSchedule:
-        """What the controls say; raises `UserError` where they do not fit together."""
+        """The schedule of the controls; raises `UserError` where they do not fit together."""
         return SoftRiskSchedule(
             self.batch_size.value, self.alpha.value, self.iterations.value, self.warm_start.value, self.rho.value
         )
@@ -73,9 +73,10 @@ def schedule_designer(
     along: Literal["iteration", "share"] = "iteration",
     interactive: bool = True,
 ) -> ScheduleDesigner | None:
-    """Design a soft-risk schedule (eqs. 8-10) beside the paper's; `start`: where the controls begin, the paper's IMDB.
+    """Design a soft-risk schedule (eqs. 8-10) beside the paper's schedules.
 
-    Returns the widget, or shows the figure and the table where there is nobody to move it.
+    start: the initial setting, by default the paper's for IMDB-Gen. Returns the widget; a batch run shows the figure
+    and the table instead.
     """
     start = start or PAPER_SCHEDULES["IMDB-Gen (paper)"]
     if not is_static(interactive):

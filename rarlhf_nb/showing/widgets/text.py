@@ -1,4 +1,4 @@
-"""Text from data, shown as text: escaped, long ones folded, control characters made visible. And where widgets live."""
+"""HTML for widgets: texts from data are escaped, long ones folded, and control characters made visible."""
 
 import html
 import unicodedata
@@ -21,7 +21,7 @@ STYLE = """<style>
 
 
 def visible(text: str) -> str:
-    """`text` on one line with nothing invisible in it: a newline is ↵, a tab ⇥, U+202E ⟨U+202E⟩."""
+    """`text` on one line without invisible characters: a newline becomes ↵, a tab ⇥, and U+202E ⟨U+202E⟩."""
     return "".join(map(_visible_character, str(text)))
 
 
@@ -32,7 +32,7 @@ def _visible_character(character: str) -> str:
 
 
 def text_html(text: str) -> str:
-    """`text` as HTML that shows it: escaped, isolated from the direction around it, a long one folded."""
+    """`text` as HTML: escaped, isolated from the surrounding text direction, and folded if it is long."""
     shown = visible(text)
     whole = f"<bdi>{html.escape(shown)}</bdi>"
     if len(shown) <= SHORT:
@@ -42,24 +42,24 @@ def text_html(text: str) -> str:
 
 
 def hover_text(text: str, most: int = 120) -> str:
-    """The start of `text` for a hover label, where plotly reads a kind of HTML; lines of 40 characters."""
+    """The start of `text` for a hover label, escaped because plotly interprets HTML, in lines of 40 characters."""
     shown = visible(text)
     shown = shown if len(shown) <= most else shown[: most - 1] + "…"
     return "<br>".join(html.escape(shown[at : at + 40]) for at in range(0, len(shown), 40))
 
 
 def framed(*parts: str) -> str:
-    """The HTML of a widget: with its style, and closed to the notebook's TeX, which would eat what is between two $."""
+    """The HTML of a widget with its style, protected from the notebook's TeX, which replaces text between two $."""
     return f'{STYLE}<div class="rarlhf tex2jax_ignore mathjax_ignore">{"".join(parts)}</div>'
 
 
 def error_html(error: BaseException) -> str:
-    """What went wrong, as text."""
+    """An error as text."""
     return framed(f'<div class="error"><b>{html.escape(type(error).__name__)}</b>: {text_html(str(error))}</div>')
 
 
 def table_html(head: list[str], rows: list[list[str]]) -> str:
-    """A table of cells that are HTML already; `head` is text."""
+    """A table; the cells in `rows` are HTML, and `head` is text."""
     names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -76,5 +76,5 @@ def name_cell(name: str) -> str:
 
 
 def text_cell(lead: str, text: str, in_tail: bool = False) -> str:
-    """A cell with a text from data after something short in bold."""
+    """A cell with a text from data, after a short lead in bold."""
     return f'<td class="text{" tail" if in_tail else ""}"><b>{html.escape(lead)}</b> {text_html(text)}</td>'
