@@ -45,7 +45,7 @@ def test_a_taken_port_is_named(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"port = {port} .*in use.*: choose another, --port N\."):
+        with pytest.raises(UserError, match=rf"port = {port} .*in use.*: choose another with --port N\."):
             serve(a_run(tmp_path), port)
 
 

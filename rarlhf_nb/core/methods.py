@@ -24,14 +24,14 @@ class Method(NamedTuple):
     trained: bool = True  # whether it leaves a policy in the run folder
 
 
-# In the order of every table and figure. The colours, those of Okabe and Ito with a violet and a brown added, can be
-# told apart with any colour vision.
+# In the order of every table and figure. The colours, those of Okabe and Ito and a violet, can be told apart with any
+# colour vision; a brown would look like a sweep of RA-RLHF.
 METHODS = {
     "base": Method("Base", "#8A8A8A", SFT_NOTEBOOK, trained=False),
     "prompted": Method("Prompted", "#CC79A7", BASELINES_NOTEBOOK),
     "sft": Method("SFT", "#E69F00", SFT_NOTEBOOK),
     "dexperts": Method("DExperts", "#56B4E9", BASELINES_NOTEBOOK),
-    "best_of_n": Method("Best-of-n", "#7B4A12", BASELINES_NOTEBOOK, trained=False),
+    "best_of_n": Method("Best-of-n", "#000000", BASELINES_NOTEBOOK, trained=False),
     "quark": Method("Quark", "#5D3A9B", BASELINES_NOTEBOOK),
     "rlhf": Method("RLHF", "#0072B2", SFT_NOTEBOOK),
     "ra_rlhf": Method("RA-RLHF", "#D55E00", RISK_NOTEBOOK),

@@ -142,7 +142,7 @@ def shared_axes(measured: Sequence[Tails], bins: int = 40) -> Axes:
 
 
 def distribution_figure(slots: Sequence[Slot], alpha: float, ranking: Ranking, axes: Axes) -> go.Figure:
-    """Each method's rewards as a histogram and a cumulative curve, with the tail, VaR (solid) and tail mean (dotted)."""
+    """Each method's rewards as a histogram and a cumulative curve: tail filled, VaR solid, tail mean dotted."""
     titles = [text for title in distribution_titles(slots, alpha, ranking) for text in (title, "")]
     figure = make_subplots(
         rows=len(slots),
