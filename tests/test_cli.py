@@ -16,7 +16,7 @@ def rarlhf(*words, cwd=None):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--profile", "pokcet"], "profile = 'pokcet' is unknown; did you mean 'pocket'?"),
+        (["--profile", "pokcet"], "profile = 'pokcet' is unknown (did you mean 'pocket'?)"),
         (["-p", "risk.alpha", "0"], "risk.alpha = 0"),
         (["-p", "risk.alpa", "0.3"], "did you mean 'risk.alpha'?"),
         (["-p", "risk.warm_start", "99"], "lower warm_start"),
@@ -42,7 +42,7 @@ def test_a_run_folder_of_other_parameters_is_refused(tmp_path):
     first = rarlhf("run", cwd=tmp_path)
     assert first.returncode == 2 and "0 cells tagged `parameters`" in first.stderr
     second = rarlhf("run", "-p", "risk.alpha", "0.3", cwd=tmp_path)
-    assert second.returncode == 2 and "risk.alpha is 0.4 there, 0.3 asked" in second.stderr
+    assert second.returncode == 2 and "risk.alpha is 0.4 in the folder, 0.3 now" in second.stderr
 
 
 def test_a_notebook_that_fails_exits_with_1_and_says_where(tmp_path):

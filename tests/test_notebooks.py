@@ -217,4 +217,4 @@ def test_the_main_job_ends_with_a_table_of_all_methods(tmp_path):
     again = rarlhf(tmp_path)
     assert again.returncode == 0 and "running" not in again.stdout and "unchanged" in again.stdout
     other = rarlhf(tmp_path, "-p", "risk.alpha", "0.2")
-    assert other.returncode == 2 and "risk.alpha is 0.4 there, 0.2 asked" in other.stderr
+    assert other.returncode == 2 and "risk.alpha is 0.4 in the folder, 0.2 now" in other.stderr

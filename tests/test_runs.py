@@ -30,7 +30,7 @@ def test_a_folder_of_other_parameters_is_refused_and_left_alone(tmp_path):
     run.write_text("report.md", "kept")
     other = SETTINGS | {"risk": {"alpha": 0.2, "rho": 0.5}}
     with pytest.raises(
-        UserError, match=r"'mine'.*seed is 3 there, 4 asked; risk.alpha is 0.4 there, 0.2 asked.*Choose"
+        UserError, match=r"'mine'.*seed is 3 in the folder, 4 now; risk.alpha is 0.4 in the folder, 0.2 now.*Choose"
     ):
         Run.open("mine", other, seed=4, root=tmp_path)
     assert run.path("report.md").read_text() == "kept" and run.manifest["seed"] == 3

@@ -340,7 +340,7 @@ def _nearest(name: str, known: Any) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
     # people remember the last part of a dotted key ("alpha" for "risk.alpha"); prefer the shortest such key
     close = sorted((key for key in known if key.split(".")[-1] == name), key=lambda key: key.count(".")) or close
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _siblings(key: str) -> str:

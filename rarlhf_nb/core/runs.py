@@ -52,7 +52,7 @@ class Run:
     def _check_belongs(self, asked: dict[str, Any]) -> None:
         stored, wanted = _flat({key: self.manifest[key] for key in asked}), _flat(asked)
         different = [
-            f"{key.removeprefix('settings.')} is {stored.get(key)!r} there, {wanted.get(key)!r} asked"
+            f"{key.removeprefix('settings.')} is {stored.get(key)!r} in the folder, {wanted.get(key)!r} now"
             for key in sorted(stored.keys() | wanted.keys())
             if stored.get(key) != wanted.get(key)
         ]

@@ -11,8 +11,7 @@ from rarlhf_nb.core.profiles import EvaluationSettings, SamplingSettings
 from rarlhf_nb.core.seeding import hash_seed
 from rarlhf_nb.training.policy import Episodes, Policy, Reference, token_log_probs
 from rarlhf_nb.training.ppo import episode_kl
-from rarlhf_nb.training.trainer import Reward
-from rarlhf_nb.worlds.rewards import ClassifierReward, check_rewards
+from rarlhf_nb.worlds.rewards import ClassifierReward, Reward, check_rewards
 
 
 @torch.no_grad()
