@@ -112,10 +112,10 @@ class QuarkTrainer(TrainingLoop):
         checkpoints: Checkpoints | None = None,
     ) -> None:
         check_pool(args.exploration_prompts or len(train_dataset), args.quantiles)
-        super().__init__(model, args.steps, mixed_precision, log_file, checkpoints)
-        self.args, self.sampling, self.seed = args, sampling, seed
-        self.reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-        self.train_dataset = train_dataset
+        settings = {"quark": args, "sampling": sampling}
+        options = (mixed_precision, log_file, checkpoints)
+        super().__init__(model, reward_funcs, train_dataset, args.steps, settings, seed, *options)
+        self.args, self.sampling = args, sampling
         self.reference = reference or copy.deepcopy(model).requires_grad_(False)
         self.vocabulary = _rows(model.model)  # V, before the reward tokens
         self.reward_ids = add_reward_tokens(model, args.quantiles, hash_seed(seed, 0))
@@ -131,12 +131,6 @@ class QuarkTrainer(TrainingLoop):
         self.pool = Pool()
         self.explored: dict[str, float] = {}  # statistics of the last exploration
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings of Quark and sampling, and the seed."""
-        sections = {"quark": self.args, "sampling": self.sampling}
-        return {name: section.model_dump(mode="json") for name, section in sections.items()} | {"seed": self.seed}
-
     def own_state(self) -> Checkpoint:
         """The pool, the statistics of the last exploration, and where the learning rate's schedule is."""
         tensors, texts = self.pool.state()
@@ -144,7 +138,7 @@ class QuarkTrainer(TrainingLoop):
 
     def load_own_state(self, own: Checkpoint) -> None:
         """Restore them; the quantiles follow from the pool."""
-        self.pool.load_state(own.tensors, own.state["texts"])
+        self.pool.load_state(own.tensors, own.state["texts"], self.policy.device)
         self.pool.quantise(self.args.quantiles)
         self.explored = own.state["explored"]
         self.schedule.last_epoch = own.state["step"]

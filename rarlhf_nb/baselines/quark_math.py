@@ -118,10 +118,10 @@ class Pool:
             tensors[f"pool.{name}_lengths"] = torch.tensor([len(row) for row in rows])
         return tensors, [[prompt, completion] for prompt, completion, *_ in self.episodes]
 
-    def load_state(self, tensors: dict[str, torch.Tensor], texts: list[list[str]]) -> None:
-        """Restore what `state` gave."""
+    def load_state(self, tensors: dict[str, torch.Tensor], texts: list[list[str]], device: torch.device) -> None:
+        """Restore what `state` gave, on the device of the policy."""
         prompts, completions = (
-            tensors[f"pool.{name}_ids"].split(tensors[f"pool.{name}_lengths"].tolist())
+            tensors[f"pool.{name}_ids"].to(device).split(tensors[f"pool.{name}_lengths"].tolist())
             for name in ("prompt", "completion")
         )
         self.episodes = [(*pair, *ids) for pair, *ids in zip(texts, prompts, completions, strict=True)]

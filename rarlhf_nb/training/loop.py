@@ -4,14 +4,16 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from tqdm.auto import tqdm
 
 from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.profiles import Section
 from rarlhf_nb.training.checkpoint import (
     Checkpoint,
     Checkpoints,
@@ -20,6 +22,7 @@ from rarlhf_nb.training.checkpoint import (
     optimizer_tensors,
 )
 from rarlhf_nb.training.policy import ActorCritic
+from rarlhf_nb.worlds.rewards import Reward
 
 
 class TrainingLoop(ABC):
@@ -31,7 +34,11 @@ class TrainingLoop(ABC):
 
     Args:
         policy: the policy, trained in place.
+        reward_funcs: one callable or several with TRL's signature.
+        train_dataset: has a `prompt` column.
         iterations: how many steps to make.
+        settings: by name, the sections of the profile that determine the training; a checkpoint must agree in them.
+        seed: determines it as well.
         log_file: gets one JSON line per iteration; the first iteration starts the file anew.
         checkpoints: where to save them; none by default.
         report_to: trackers of accelerate, such as "tensorboard"; none by default.
@@ -44,14 +51,21 @@ class TrainingLoop(ABC):
     def __init__(
         self,
         policy: ActorCritic,
+        reward_funcs: Reward | list[Reward],
+        train_dataset: Dataset | None,
         iterations: int,
+        settings: dict[str, Section],
+        seed: int,
         mixed_precision: str,
         log_file: Path | None,
         checkpoints: Checkpoints | None = None,
         report_to: Sequence[str] = (),
         project_dir: Path | None = None,
     ) -> None:
-        self.policy, self.iterations, self.log_file, self.checkpoints = policy, iterations, log_file, checkpoints
+        self.policy, self.train_dataset, self.iterations, self.seed = policy, train_dataset, iterations, seed
+        self.reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        self.settings = {name: section.model_dump(mode="json") for name, section in settings.items()} | {"seed": seed}
+        self.log_file, self.checkpoints = log_file, checkpoints
         self.accelerator = Accelerator(
             mixed_precision=mixed_precision, log_with=list(report_to) or None, project_dir=project_dir
         )
@@ -62,11 +76,6 @@ class TrainingLoop(ABC):
     @abstractmethod
     def run_iteration(self) -> dict[str, float]:
         """Run the next iteration, which counts `iteration` up, and return its statistics."""
-
-    @property
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """What a checkpoint must agree in, as JSON."""
 
     @abstractmethod
     def own_state(self) -> Checkpoint:

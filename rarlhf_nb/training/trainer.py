@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -125,11 +124,11 @@ class CVaRPPOTrainer(TrainingLoop):
         report_to: Sequence[str] = (),
         project_dir: Path | None = None,
     ) -> None:
-        super().__init__(model, args.iterations, mixed_precision, log_file, checkpoints, report_to, project_dir)
-        self.args, self.risk, self.sampling, self.seed = args, risk, sampling, seed
+        settings = {"ppo": args, "risk": risk, "sampling": sampling}
+        options = (mixed_precision, log_file, checkpoints, report_to, project_dir)
+        super().__init__(model, reward_funcs, train_dataset, args.iterations, settings, seed, *options)
+        self.args, self.risk, self.sampling = args, risk, sampling
         self.schedule = SoftRiskSchedule(args.batch_size, risk.alpha, args.iterations, risk.warm_start, risk.rho)
-        self.reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-        self.train_dataset = train_dataset
         self.reference = reference or Reference(model)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(trainable, lr=args.learning_rate)
@@ -140,12 +139,6 @@ class CVaRPPOTrainer(TrainingLoop):
         self.selection: Selection | None = None
         if report_to:
             self.accelerator.init_trackers("rarlhf_nb", config=args.model_dump() | risk.model_dump())
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings of PPO, risk and sampling, and the seed."""
-        sections = {"ppo": self.args, "risk": self.risk, "sampling": self.sampling}
-        return {name: section.model_dump(mode="json") for name, section in sections.items()} | {"seed": self.seed}
 
     def own_state(self) -> Checkpoint:
         """Only beta: prompts and completions follow from the seed and the number of the iteration."""
