@@ -44,7 +44,7 @@ def use_renderer() -> str:
 
     # Only now: without a browser the server's thread dies, and a request for a picture would wait forever.
     kaleido.start_sync_server(silence_warnings=True)
-    pio.renderers[PICTURE] = PictureInTime(mime_type="image/png", b64_encode=True, format="png", width=1000)
+    pio.renderers[PICTURE] = PictureInTime(mime_type="image/png", b64_encode=True, format="png", width=900)
     pio.renderers.default = f"{LIVE}+{PICTURE}"
     return pio.renderers.default
 
