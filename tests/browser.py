@@ -1,6 +1,6 @@
-"""What the browser tests share: a made-up run with hostile texts, a watched page, and the explorer on it.
+"""Shared by the browser tests: a made-up run with hostile texts, a watched page, and checks of the explorer.
 
-Without Chromium the tests skip, but not in CI.
+Without Chromium the tests are skipped or, in CI, fail.
 """
 
 import os
@@ -39,7 +39,7 @@ HOSTILE = "<script>hacked=1</script><img src=x onerror='window.hacked=1'></div><
 
 
 def chromium() -> str:
-    """The browser's path; without one the tests skip, in CI they fail."""
+    """The path of the browser; without a browser, skips the test or, in CI, fails it."""
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     try:
         import playwright.sync_api  # noqa: F401
@@ -53,7 +53,7 @@ def chromium() -> str:
 
 @contextmanager
 def watched_page(path: str, **options) -> Iterator:
-    """A page of the browser at `path`, with its `errors` and `strangers`, requests that left the machine."""
+    """A page of the browser at `path`; it records its `errors`, and as `strangers` the requests to other machines."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -69,7 +69,7 @@ def watched_page(path: str, **options) -> Iterator:
 
 
 def made_up_run(folder: Path, *cells: str) -> Run:
-    """A run with evaluated methods in papermill_runs/, beside it notebook 06 with more cells."""
+    """A run with evaluated methods in papermill_runs/, and notebook 06 with `cells` at its end."""
     (folder / "notebooks").mkdir()
     notebook = nbformat.read(REPOSITORY / "notebooks" / "06_alpha_explorer.ipynb", 4)
     notebook.cells += map(nbformat.v4.new_code_cell, cells)
@@ -113,7 +113,7 @@ def until(condition, seconds: float) -> None:
 
 
 def eventually(check, seconds: float = 20) -> None:
-    """The last of a move's messages may still be on its way: check again until then."""
+    """Repeat `check` until it passes, since the last message of a move may still be on its way."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -125,19 +125,19 @@ def eventually(check, seconds: float = 20) -> None:
 
 
 def plot(widget: str, place: int) -> str:
-    """JavaScript for a figure of the last such widget on the page."""
+    """JavaScript for a figure of the last widget of this kind on the page."""
     return (
         f"[...[...document.querySelectorAll('.rarlhf-{widget}')].at(-1).querySelectorAll('.js-plotly-plot')][{place}]"
     )
 
 
 def slider(page, name: str):
-    """The box of a slider by its description."""
+    """The slider with this description."""
     return page.locator(".widget-slider", has=page.locator(f".widget-label:text-is('{name}')")).first
 
 
 def check_explorer(page, alpha: float, swept: str) -> None:
-    """Figures, table and texts come to hold the library's numbers at alpha."""
+    """Wait until figures, table and texts hold the library's numbers at alpha."""
     eventually(lambda: explorer_holds(page, alpha, swept))
 
 
@@ -161,7 +161,7 @@ def explorer_holds(page, alpha: float, swept: str) -> None:
 
 
 def measured_alpha(page) -> float:
-    """What the slider says once it has come to rest."""
+    """The value of the slider once it has come to rest."""
     readout = slider(page, "measured α").locator(".widget-readout")
     before, now = None, readout.inner_text()
     while before != now:
@@ -171,7 +171,7 @@ def measured_alpha(page) -> float:
 
 
 def check_measured_alpha(page) -> None:
-    """From 0.1 to 0.2 by keyboard and on by mouse: the explorer follows."""
+    """Move from 0.1 to 0.2 by keyboard and further by mouse; the explorer follows."""
     page.locator(".rarlhf-explorer").scroll_into_view_if_needed()
     page.wait_for_function(f"() => document.querySelector('.rarlhf-explorer') && {plot('explorer', 2)}?.data")
     page.wait_for_selector(".widget-slider .noUi-handle")
@@ -194,7 +194,7 @@ def check_measured_alpha(page) -> None:
 
 
 def check_trained_alpha(page) -> None:
-    """From 0.1 to 0.4 by keyboard: the sweep's other member is shown and marked."""
+    """Move from 0.1 to 0.4 by keyboard; the explorer shows and marks the other member of the sweep."""
     handle = slider(page, "trained α").locator(".noUi-handle")
     handle.focus()
     page.keyboard.press("ArrowRight")

@@ -1,7 +1,7 @@
 """The explorer in a real browser: JupyterLab, notebook 06, the keyboard and the mouse.
 
-The run folder is made up, so that nothing is trained first; live training has a trainer of this file's own beside the
-notebook's.
+The run folder is made up, so that nothing needs training first. Beside the notebook's own live training there is one
+with a fake trainer.
 """
 
 import json
@@ -33,11 +33,16 @@ FAKE_TRAINING = """
 import time
 from types import SimpleNamespace
 import numpy as np
+import plotly.graph_objects as go
+import plotly.io as pio
 from IPython.display import HTML, display
+from rarlhf_nb.showing.pictures import LIVE_OR_TEXT, TEXT, TextInstead
 from rarlhf_nb.showing.widgets import live_training
 from rarlhf_nb.showing.widgets.text import framed, text_html
 
 display(HTML(framed("static: ", text_html(HOSTILE))))
+pio.renderers[TEXT] = TextInstead()
+pio.show(go.Figure(go.Scatter(y=[1, 2], name="text beside"), {"title": {"text": "Text beside"}}), LIVE_OR_TEXT)
 
 class Trainer:
     def __init__(self, alpha, seed, **setting):
@@ -56,15 +61,14 @@ live_training(Trainer)
 
 
 class Lab:
-    """A JupyterLab of the test's own: no other settings, no news, a token."""
+    """A JupyterLab for this test, with its own settings and token and without news."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         config = folder / "jupyter"
         (config / "config" / "labconfig").mkdir(parents=True)
-        whole = {
-            "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"}
-        }  # cells out of sight stay in the page
+        # so that cells out of sight stay in the page
+        whole = {"@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"}}
         (config / "config" / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(whole))
         quiet = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
         (config / "config" / "labconfig" / "page_config.json").write_text(json.dumps(quiet))
@@ -102,7 +106,7 @@ class Lab:
             return False
 
     def kernel_idle(self) -> bool:
-        """Really idle: the page says so before there is a kernel."""
+        """Whether there is an idle kernel; the page says idle even before there is one."""
         kernels = [session["kernel"] for session in self.api("/api/sessions") if session["kernel"]]
         return bool(kernels) and kernels[0]["execution_state"] == "idle" and kernels[0]["connections"] >= 1
 
@@ -119,7 +123,7 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """Notebook 06, run from top to bottom; on the page `errors` and `strangers`, requests that left the machine."""
+    """A watched page with notebook 06, run from top to bottom."""
     browser_path = chromium()
     folder = tmp_path_factory.mktemp("browser")
     made_up_run(folder, f"HOSTILE = {HOSTILE!r}\n{FAKE_TRAINING}")
@@ -183,17 +187,22 @@ def test_a_failure_of_the_notebooks_own_training_is_shown(page):
     ).wait_for()
 
 
+def test_a_live_figure_is_preferred_to_its_text(page):
+    page.locator(".jp-OutputArea .js-plotly-plot .gtitle", has_text="Text beside").wait_for()
+    assert page.locator(".jp-OutputArea", has_text="install Chromium and run again").count() == 0
+
+
 def test_nothing_left_the_machine_no_error_and_no_payload_ran(page):
     assert page.evaluate("typeof window.hacked") == "undefined"
     assert "<script>hacked=1</script>" in page.locator(".rarlhf-explorer .rarlhf table").nth(1).inner_text()
-    assert "$x^2$" in page.locator(".jp-OutputArea .rarlhf", has_text="static: ").inner_text()  # where TeX is at work
+    assert "$x^2$" in page.locator(".jp-OutputArea .rarlhf", has_text="static: ").inner_text()  # TeX is active here
     assert page.locator(".rarlhf mjx-container").count() == 0
     assert page.strangers == []
     assert [error for error in page.errors if "favicon" not in error] == []
 
 
 def test_screenshots(page):
-    """For looking at, where a folder is named."""
+    """Pictures for the eye, if RARLHF_SCREENSHOTS names a folder."""
     folder = os.environ.get("RARLHF_SCREENSHOTS") or pytest.skip("RARLHF_SCREENSHOTS names no folder")
     page.keyboard.press("Control+b")  # without the sidebar
     for width in (1280, 800):

@@ -1,4 +1,4 @@
-"""What a learner is told of an answer: not given, right, wrong, or broken."""
+"""The message that a learner gets for an answer that is missing, right, wrong, or broken."""
 
 import numpy as np
 import pytest
@@ -60,7 +60,7 @@ CASES = [([1.0, 2.0],), ([3.0, 0.5],)]
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (lowest, "f: right, in 2 cases of 2"),
+        (lowest, "f: right in 2 of 2 cases"),
         (lambda values: None, "f([1.0, 2.0]): not answered yet"),
         (first, "f([3.0, 0.5]): not yet: yours gives 3.0, the library 0.5; look"),
         (raising, "f([1.0, 2.0]): not yet, it raised KeyError: 'oh'"),

@@ -1,4 +1,4 @@
-"""`rarlhf explore`: what it refuses before anything is served."""
+"""`rarlhf explore`: the errors before anything is served, and the content of the page."""
 
 import socket
 import sys

@@ -1,4 +1,4 @@
-"""Figures hold the very numbers of their tables, name their axes and units, and escape what comes from data."""
+"""Figures hold exactly the numbers of their tables, name their axes and units, and escape texts from data."""
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,7 @@ from rarlhf_nb.core.methods import METHODS
 from rarlhf_nb.measuring.metrics import quantile_curve, seed_interval
 from rarlhf_nb.measuring.report import build_report
 from rarlhf_nb.showing import figures
-from rarlhf_nb.showing.figures import line_style, method_color
+from rarlhf_nb.showing.look import SCHEDULE_COLORS, line_style, method_color
 from rarlhf_nb.training.risk import SoftRiskSchedule, cvar
 
 HOSTILE = "<script>alert(1)</script>"
@@ -191,4 +191,4 @@ def test_methods_look_different_everywhere():
     colors = [method_color(method) for method in [*METHODS, *sweeps]]
     assert len(set(colors)) == len(colors)
     assert len({line_style(sweep)["dash"] for sweep in sweeps}) == 3
-    assert not set(figures.SCHEDULE_COLORS) & set(colors)
+    assert not set(SCHEDULE_COLORS) & set(colors)

@@ -1,4 +1,4 @@
-"""The words of the course; that every logged key and metric is explained is tested beside what logs it."""
+"""The terms of the course. The tests of each log check that the glossary explains all of its keys."""
 
 import re
 

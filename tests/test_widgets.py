@@ -1,4 +1,4 @@
-"""Widgets show the library's numbers, whatever their controls say, and texts from data as text."""
+"""Widgets show the library's numbers at every setting of their controls, and texts from data as text."""
 
 import gc
 import sys
@@ -219,8 +219,8 @@ def test_a_hostile_text_stays_text(text):
 
 def test_hostile_texts_are_text_in_every_widget():
     exported = {name for name in widgets.__all__ if name.islower()}
-    assert exported == {"live_training", "risk_explorer", "schedule_designer"}  # a new one needs its hostile text here
-    texts = [text.replace("\ud800", "") for text in HOSTILE * SIZE][:SIZE]  # a table holds no half of a pair
+    assert exported == {"live_training", "risk_explorer", "schedule_designer"}  # a new widget needs a hostile text here
+    texts = [text.replace("\ud800", "") for text in HOSTILE * SIZE][:SIZE]  # a table cannot hold a lone surrogate
     hostile = "<script>window.hacked = 1</script>"
     tables = {
         method: EPISODES["rlhf"].assign(prompt=(texts[: SIZE // 2] * 2), completion=texts)
@@ -277,7 +277,7 @@ def test_settings_that_do_not_fit_together_are_named_and_not_drawn():
 
 
 class FakeTrainer:
-    """Rewards that rise with the iteration; `gate` lets one iteration through at a time, where it is given."""
+    """A trainer whose rewards rise with the iteration; each release of a `gate` lets one iteration through."""
 
     def __init__(self, alpha, seed, texts, iterations=4, gate=None, fail_at=None, **setting):
         self.args, self.iteration, self.alpha = SimpleNamespace(iterations=iterations), 0, alpha
@@ -344,7 +344,7 @@ def test_training_pauses_resumes_and_stops_between_iterations():
     wait_for(lambda: len(rows(widget)) == 2)
     widget.pause_button.click()
     assert widget.state == "paused" and widget.pause_button.description == "Resume"
-    gate.release(3)  # one iteration may be under way, and ends; no other begins
+    gate.release(3)  # an iteration under way may end, but no other begins
     assert not threading.Event().wait(0.3) and len(rows(widget)) in (2, 3)
     paused = len(rows(widget))
     assert not threading.Event().wait(0.1) and len(rows(widget)) == paused
@@ -396,14 +396,14 @@ def test_a_failure_is_shown_as_text_and_another_start_is_possible(make_trainer):
     assert widget.state == "done"
 
 
-# In a picture's place
+# In a batch run
 
 
 def test_where_nobody_is_there_the_same_is_shown_as_figures_and_tables(monkeypatch):
     shown = []
     monkeypatch.setattr("plotly.graph_objects.Figure.show", lambda figure: shown.append(figure))
     for module in ("risk_explorer", "schedule_designer", "live_training"):
-        # by name: the package has functions of the same names
+        # not imported by name, since the package exports functions of the same names
         monkeypatch.setattr(sys.modules[f"rarlhf_nb.showing.widgets.{module}"], "display", shown.append)
     assert not is_static() and is_static(interactive=False)
     monkeypatch.setenv("RARLHF_STATIC", "1")

@@ -1,6 +1,6 @@
-"""From numbers to what people see: figures, widgets, the report's page, the served explorer, and the course's words.
+"""What readers see: figures, widgets, the report's page, the served explorer, the glossary and the exercises.
 
-A figure takes tables and returns a plotly figure; nothing here trains or loads a model.
+A figure's function takes tables and returns a plotly figure; nothing here trains or loads a model.
 """
 
 import lazy_loader

@@ -35,11 +35,11 @@ def check_function(
         if found != "right":
             print(f"{given}: {found}")
             return
-    print(f"{name}: right, in {len(cases)} cases of {len(cases)}")
+    print(f"{name}: right in {len(cases)} of {len(cases)} cases")
 
 
 def verdict(answer: Any, truth: Any, hint: str) -> str:
-    """ "right", "not answered yet", or "not yet" with the hint; the tolerance of 0.005 allows for rounding by hand."""
+    """Returns "right", "not answered yet", or "not yet" with the hint. A tolerance of 0.005 allows rounding by hand."""
     if answer is None or any(part is None for part in np.ravel(np.asarray(answer, dtype=object))):
         return "not answered yet"
     try:

@@ -31,12 +31,12 @@ from rarlhf_nb.showing.widgets.text import framed, visible
 ADDRESS = "127.0.0.1"
 IDLE = 600  # seconds after which an abandoned kernel ends
 EXPLORER = (
-    "Move <i>measured α</i>, with the mouse or, once it is clicked, the arrow keys. Watch the filled tail with VaR "
+    "Move <i>measured α</i> with the mouse or, after a click on it, the arrow keys. Watch the filled tail with VaR "
     "(solid) and CVaR (dotted), which differences in the table keep their star, and which texts make up the tail."
 )
 DESIGNER = (
-    "Move <i>n</i>, <i>α</i> and <i>ρ</i>. Watch how many episodes each iteration keeps, beside the paper's schedules, "
-    "and in the table the gradient work that this saves."
+    "Move <i>n</i>, <i>α</i> and <i>ρ</i>. Watch how many episodes each iteration keeps, compared with the paper's "
+    "schedules, and how much gradient work that saves, in the table."
 )
 # Voila's own page without its links to a CDN. It also extends the two seconds that anywidget 0.11 gives a figure to
 # load, after which the figure ignores all changes: four figures on a slow machine take longer.
@@ -130,9 +130,8 @@ def _title(run: Run) -> str:
 
 def _check_free(port: int) -> None:
     with socket.socket() as attempt:
-        attempt.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # like the server itself: closed connections do not count
+        # as the server does, so that closed connections do not count
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             attempt.bind((ADDRESS, port))
         except OSError as error:

@@ -1,11 +1,10 @@
-"""The figures of the explorers: tails are measured once for every alpha, and drawn for one alpha.
+"""The figures of the widgets: the risk explorer, the schedule designer, and live training.
 
-`..._figure` builds a whole figure. `..._changes` gives what another alpha changes in each trace, so that a widget can
-redraw the figure without building it again. Both take their numbers from the same function.
+`..._figure` builds a whole figure. `..._changes` gives what a move of a control changes in each trace, so that a widget
+can redraw the figure without building it again. Both take their numbers from the same function.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import cycle
 from typing import Literal, NamedTuple
 
@@ -14,18 +13,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from rarlhf_nb.core.methods import OTHER_COLOR, method_order
-from rarlhf_nb.measuring.metrics import bootstrap_interval, bootstrap_weights, tail_means
-from rarlhf_nb.measuring.report_metrics import prompt_positions
-from rarlhf_nb.measuring.tables import check_episodes
-from rarlhf_nb.showing.figures import REWARD, TEMPLATE, label_text, line_style, method_color
-from rarlhf_nb.training.risk import SoftRiskSchedule, check_alpha, tail_count
+from rarlhf_nb.core.methods import OTHER_COLOR
+from rarlhf_nb.showing.look import REWARD, label_text, laid_out, line_style, method_color
+from rarlhf_nb.showing.tails import ALPHAS, Ranking, Slot, Tails
+from rarlhf_nb.training.risk import SoftRiskSchedule
 
-Ranking = Literal["reward", "prompt_score"]
-RANKINGS: tuple[Ranking, ...] = ("reward", "prompt_score")
-ALPHAS = np.arange(1, 101) / 100  # the slider's steps
 REST_OPACITY, BAND_OPACITY = 0.3, 0.15
-PER_METHOD, PER_CURVE = 7, 3  # traces
 PRICES = {
     "cvar": "measured tail (logit)",
     "mean": "mean reward (logit)",
@@ -34,95 +27,10 @@ PRICES = {
 }
 EARLIER_COLOR = "#8A8A8A"
 ALONG_TITLES = {"iteration": "iteration m", "share": "share of the iterations (%)"}
-Change = dict  # the properties of a trace that another alpha changes
+Change = dict  # the properties of a trace that a move of a control changes
 
 
-@dataclass(frozen=True)
-class Tails:
-    """The episodes of a method in both orders, with the tail mean for every alpha in `ALPHAS` and every resample.
-
-    rewards: (N,). orders[ranking]: (N,) episodes, lowest first, ties in the order of the table. means[ranking]:
-    (100, 1 + R), the estimate first. kl: the mean over episodes. kl, perplexity: NaN if not measured.
-    """
-
-    rewards: np.ndarray
-    orders: dict[Ranking, np.ndarray]
-    means: dict[Ranking, np.ndarray]
-    kl: float
-    perplexity: float = float("nan")
-
-    def tail(self, alpha: float, ranking: Ranking) -> np.ndarray:
-        """The ⌈alpha N⌉ lowest episodes, lowest first."""
-        return self.orders[ranking][: tail_count(alpha, len(self.rewards))]
-
-    def threshold(self, alpha: float) -> float:
-        """VaR_alpha of the rewards (eq. 6), as `risk.var`."""
-        return float(self.rewards[self.tail(alpha, "reward")[-1]])
-
-    def resampled(self, alpha: float, ranking: Ranking) -> np.ndarray:
-        """The tail mean and its resamples: (1 + R,). By reward it is CVaR."""
-        return self.means[ranking][alpha_index(alpha)]
-
-
-class Slot(NamedTuple):
-    """The method that a panel shows, and its measured tails."""
-
-    method: str
-    tails: Tails
-
-
-def alpha_index(alpha: float) -> int:
-    """The index in `ALPHAS` of the step nearest to alpha."""
-    return max(1, round(100 * check_alpha(alpha))) - 1
-
-
-def measure_tails(
-    episodes: dict[str, pd.DataFrame],
-    resamples: int = 200,
-    seed: int = 0,
-    perplexities: dict[str, float] | None = None,
-) -> dict[str, Tails]:
-    """Measure everything that a move of the slider needs. All methods share the resampled prompts, as in `report`."""
-    check_episodes(episodes)
-    methods = method_order(episodes)
-    positions = prompt_positions(episodes[methods[0]])
-    weights = bootstrap_weights(positions.max() + 1, resamples, np.random.default_rng([seed, 0]))[:, positions]
-    measured = {}
-    for method in methods:
-        rewards = episodes[method]["reward"].to_numpy(dtype=np.float64)
-        keys = {ranking: episodes[method][ranking].to_numpy(dtype=np.float64) for ranking in RANKINGS}
-        measured[method] = Tails(
-            rewards,
-            {ranking: np.argsort(keys[ranking], kind="stable") for ranking in RANKINGS},
-            {ranking: tail_means(rewards, keys[ranking], weights, ALPHAS) for ranking in RANKINGS},
-            float(episodes[method]["kl"].mean()) if "kl" in episodes[method] else float("nan"),
-            (perplexities or {}).get(method, float("nan")),
-        )
-    return measured
-
-
-def tail_table(slots: Sequence[Slot], alpha: float, ranking: Ranking, baselines: Sequence[str]) -> pd.DataFrame:
-    """The tail mean of every method and its paired differences to the baselines, as `Interval`s.
-
-    Index method; columns mean and kl (numbers), tail, then one per baseline among the slots (None for itself).
-    """
-    resampled = {slot.method: slot.tails.resampled(alpha, ranking) for slot in slots}
-    rows = {}
-    for slot in slots:
-        ours = resampled[slot.method]
-        rows[slot.method] = {
-            "mean": float(slot.tails.rewards.mean()),
-            "kl": slot.tails.kl,
-            "tail": bootstrap_interval(ours),
-        } | {
-            baseline: None if baseline == slot.method else bootstrap_interval(ours - resampled[baseline])
-            for baseline in baselines
-            if baseline in resampled
-        }
-    return pd.DataFrame.from_dict(rows, orient="index", dtype=object)
-
-
-# Distributions: a row per method, histogram and cumulative curve
+# Distributions: one row per method, with a histogram and a cumulative curve
 
 
 class Axes(NamedTuple):
@@ -163,7 +71,7 @@ def distribution_figure(slots: Sequence[Slot], alpha: float, ranking: Ranking, a
     figure.update_yaxes(range=[0, 102], title_text="% at most", title_font_size=12, col=2)
     figure.update_xaxes(range=[axes.edges[0], axes.edges[-1]])
     figure.update_xaxes(title_text=REWARD, title_font_size=13, row=len(slots))
-    return _laid_out(figure, 110 + 130 * len(slots), barmode="stack", margin={"t": 40})
+    return laid_out(figure, height=110 + 130 * len(slots), barmode="stack", margin={"t": 40})
 
 
 def distribution_titles(slots: Sequence[Slot], alpha: float, ranking: Ranking) -> list[str]:
@@ -177,7 +85,7 @@ def distribution_titles(slots: Sequence[Slot], alpha: float, ranking: Ranking) -
 
 
 def distribution_changes(slots: Sequence[Slot], alpha: float, ranking: Ranking, axes: Axes) -> list[Change]:
-    """The changing part of every trace of `distribution_figure`, `PER_METHOD` a slot."""
+    """The changing part of every trace of `distribution_figure`, seven traces per slot."""
     return [change for slot in slots for change in _slot_changes(slot, alpha, ranking, axes)]
 
 
@@ -240,11 +148,11 @@ def curve_figure(slots: Sequence[Slot], alpha: float, ranking: Ranking) -> go.Fi
         title_text="α: lowest share (%)", title_font_size=13, type="log", tickvals=ticks, range=[-0.03, 2.03]
     )
     figure.update_yaxes(title_text="mean reward of that share (logit)", title_font_size=13)
-    return _laid_out(figure, 400, margin={"t": 60}, legend_y=0.99)
+    return laid_out(figure, height=400, margin={"t": 60}, legend_y=0.99)
 
 
 def curve_changes(slots: Sequence[Slot], alpha: float, ranking: Ranking) -> list[Change]:
-    """The changing part of every trace of `curve_figure`: the line at alpha, then `PER_CURVE` a slot."""
+    """The changing part of every trace of `curve_figure`: the line at alpha, then three traces per slot."""
     curves = [slot.tails.means[ranking] for slot in slots]
     bands = [np.quantile(curve[:, 1:], [0.025, 0.975], axis=1) for curve in curves]
     lowest, highest = min(low.min() for low, _ in bands), max(high.max() for _, high in bands)
@@ -280,7 +188,7 @@ def price_figure(families: dict[str, dict[float, Slot]], alpha: float, ranking: 
             figure.add_trace(trace, row=panel // 2 + 1, col=panel % 2 + 1)
     figure.update_annotations(font_size=14)
     figure.update_xaxes(title_text="trained α (large dot: the chosen one)", title_font_size=12, row=2)
-    return _laid_out(figure, 460, margin={"t": 70}, legend_y=0.99)
+    return laid_out(figure, height=460, margin={"t": 70}, legend_y=0.99)
 
 
 def price_changes(
@@ -322,7 +230,7 @@ def shares_figure(schedules: dict[str, SoftRiskSchedule], along: Literal["iterat
         figure.add_scatter(name=label_text(name), line=style, **change)
     figure.update_xaxes(title_text=ALONG_TITLES[along], title_font_size=13)
     figure.update_yaxes(title_text="kept episodes (% of the batch)", range=[0, 103], title_font_size=13)
-    return _laid_out(figure, 400, margin={"t": 60}, legend_y=0.99)
+    return laid_out(figure, height=400, margin={"t": 60}, legend_y=0.99)
 
 
 def shares_changes(schedules: dict[str, SoftRiskSchedule], along: Literal["iteration", "share"]) -> list[Change]:
@@ -372,7 +280,7 @@ def training_figure(earlier: dict[str, pd.DataFrame], tail_share: float) -> go.F
     figure.add_scatter(x=[], y=[], showlegend=False, row=1, col=2)  # gives the empty panel its axes
     figure.update_annotations(font_size=14)
     figure.update_xaxes(title_text="iteration", title_font_size=13)
-    return _laid_out(figure, 400, margin={"t": 95}, legend_y=0.99)
+    return laid_out(figure, height=400, margin={"t": 95}, legend_y=0.99)
 
 
 def training_traces(name: str, table: pd.DataFrame, color: str) -> list[go.Scatter]:
@@ -394,7 +302,7 @@ def batch_figure(batch: Batch | None) -> go.Figure:
         figure.add_scatter(name=name, mode="markers", marker=style, **hover, **change)
     figure.update_xaxes(title_text="environment reward (logit)", title_font_size=13)
     figure.update_yaxes(title_text="KL (nats)", title_font_size=13)
-    return _laid_out(figure, 340, margin={"t": 40}, legend_y=0.99)
+    return laid_out(figure, height=340, margin={"t": 40}, legend_y=0.99)
 
 
 def batch_changes(batch: Batch | None) -> list[Change]:
@@ -405,8 +313,3 @@ def batch_changes(batch: Batch | None) -> list[Change]:
         {"x": batch.rewards[rows], "y": batch.kl[rows], "text": [batch.texts[row] for row in np.flatnonzero(rows)]}
         for rows in (~batch.kept, batch.kept)
     ]
-
-
-def _laid_out(figure: go.Figure, height: int, **layout) -> go.Figure:
-    """Apply the project's template; there is no title, since widgets have their text outside the figure."""
-    return figure.update_layout(template=TEMPLATE, height=height, **layout)

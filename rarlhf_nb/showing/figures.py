@@ -1,6 +1,5 @@
 """The figures: each function takes tables and returns a plotly figure. Texts from data are escaped."""
 
-import colorsys
 import html
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -10,23 +9,25 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from rarlhf_nb.core.methods import OTHER_COLOR, find_method, method_name, method_order, split_alpha
+from rarlhf_nb.core.methods import OTHER_COLOR, method_order
 from rarlhf_nb.measuring.cells import ENDS
 from rarlhf_nb.measuring.metrics import bootstrap_weights, seed_interval, tail_mean
 from rarlhf_nb.measuring.report import Report
 from rarlhf_nb.measuring.report_metrics import prompt_positions
+from rarlhf_nb.showing.look import (
+    CLUSTER_COLORS,
+    CLUSTER_SYMBOLS,
+    KL,
+    LABELS,
+    REWARD,
+    faint,
+    label_text,
+    laid_out,
+    line_style,
+    method_color,
+)
 from rarlhf_nb.training.risk import SoftRiskSchedule
 
-SCHEDULE_COLORS = ["#332288", "#999933", "#882255", "#222222"]  # not used for any method
-# Tol's "muted" colours, with different symbols, since eight colours alone are hard to tell apart.
-CLUSTER_COLORS = ["#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#AA4499"]
-CLUSTER_SYMBOLS = ["circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon"]
-LABELS = {
-    0: ("negative text", "#CC6677"),
-    1: ("positive text", "#4477AA"),
-    -1: ("unlabelled text", "#8A8A8A"),
-    2: ("text of another label", "#DDCC77"),
-}
 TRAINING_PANELS = {
     "env_reward_mean": "environment reward (logit)",
     "return_mean": "return (logit)",
@@ -39,48 +40,7 @@ TRAINING_PANELS = {
 }
 EXACT = ("kl_coef", "kept")  # set, not measured, so there is nothing to smooth
 FROM_ZERO = (*EXACT, "completion_length")  # often constant, so that an automatic range would be arbitrary
-REWARD, KL = "reward (logit)", "KL from the SFT policy (nats per completion)"
 NAMED = {"showlegend": False, "margin_l": 160, "margin_t": 90}  # for figures whose y axis names the methods
-# White paper, so that a figure looks the same in a light and in a dark notebook.
-AXIS = {"gridcolor": "#E5E5E5", "zerolinecolor": "#BBBBBB", "linecolor": "#888888", "ticks": "outside"}
-TEMPLATE = go.layout.Template(
-    layout={
-        "font": {"family": "Helvetica, Arial, sans-serif", "size": 14, "color": "#222222"},
-        "title": {"x": 0.01, "xanchor": "left", "yref": "container", "yanchor": "top", "font": {"size": 17}},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "colorway": SCHEDULE_COLORS,
-        "xaxis": AXIS,
-        "yaxis": AXIS,
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "yref": "container", "yanchor": "top"},
-        # In pixels. Top: title, two rows of legend, panel title. Bottom: ticks and axis title.
-        "margin": {"l": 75, "r": 25, "t": 100, "b": 65},
-        "hoverlabel": {"font": {"size": 13}},
-        "bargap": 0,
-    }
-)
-
-
-def method_color(method: str) -> str:
-    """The colour of a method; in a sweep, the hue of its method, darker for a smaller alpha."""
-    color, (_, alpha) = find_method(method).color, split_alpha(method)
-    if alpha is None:
-        return color
-    hue, lightness, saturation = colorsys.rgb_to_hls(*(int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)))
-    red, green, blue = colorsys.hls_to_rgb(hue, min(0.85, lightness * (0.4 + alpha)), saturation)
-    return f"#{round(255 * red):02X}{round(255 * green):02X}{round(255 * blue):02X}"
-
-
-def label_text(name: str) -> str:
-    """The name of a method or run for a figure, escaped because plotly interprets HTML tags."""
-    return html.escape(method_name(name))
-
-
-def line_style(method: str) -> dict:
-    """The line of a method: solid or, in a sweep, dashed with shorter dashes for a smaller alpha."""
-    _, alpha = split_alpha(method)
-    dash = "solid" if alpha is None else "dash" if alpha > 0.3 else "dashdot" if alpha > 0.15 else "dot"
-    return {"color": method_color(method), "dash": dash, "width": 2.5}
 
 
 def prompt_score_histogram(test: pd.DataFrame, tail_threshold: float | None = None) -> go.Figure:
@@ -100,7 +60,7 @@ def prompt_score_histogram(test: pd.DataFrame, tail_threshold: float | None = No
     figure.update_xaxes(title_text="prompt score (logit)", row=len(groups))
     figure.update_annotations(x=0, xanchor="left")
     dashed = "" if tail_threshold is None else f"; dashed: tail threshold {tail_threshold:g}"
-    return _laid_out(figure, f"Scores of the test prompts{dashed}", 170 + 230 * len(groups), barmode="stack")
+    return laid_out(figure, f"Scores of the test prompts{dashed}", 170 + 230 * len(groups), barmode="stack")
 
 
 def distribution_shift(test: pd.DataFrame, episodes: dict[str, pd.DataFrame]) -> go.Figure:
@@ -128,7 +88,7 @@ def distribution_shift(test: pd.DataFrame, episodes: dict[str, pd.DataFrame]) ->
     figure.update_xaxes(tickfont_size=11, rangemode="tozero")
     figure.update_xaxes(title_text="episodes (count)", row=1, col=(len(columns) + 1) // 2)
     figure.update_yaxes(title_text=f"prompt score, {REWARD}", row=1, col=1)
-    figure = _laid_out(figure, "Distribution shift; number and line: mean", 560, barmode="stack")
+    figure = laid_out(figure, "Distribution shift; number and line: mean", 560, barmode="stack")
     return figure.update_layout(margin_t=145)  # names take up to three rows below the legend
 
 
@@ -144,7 +104,7 @@ def quantile_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed:
             _add_curve(figure, method, shares, table["prompt_score"].to_numpy(), table, resamples, seed, col)
         figure.update_xaxes(title_text="hardest share of prompts (%)", rangemode="tozero", row=1, col=col)
     figure.update_yaxes(title_text="mean reward (logit)", row=1, col=1)
-    figure = _laid_out(figure, "Reward on the hardest prompts", 560)
+    figure = laid_out(figure, "Reward on the hardest prompts", 560)
     return figure.update_layout(margin_t=150)  # on a narrow page the legend takes three rows
 
 
@@ -165,7 +125,7 @@ def metric_intervals(report: Report, metrics: Sequence[str]) -> go.Figure:
             _add_interval(figure, method, *(report.table.loc[method, metric + end] for end in ENDS), col)
     figure.update_annotations(font_size=13)
     figure.update_yaxes(range=[-0.7, len(methods) - 0.3])
-    return _laid_out(figure, "Dot: estimate; bar: 95 % interval", 180 + 36 * len(methods), **NAMED)
+    return laid_out(figure, "Dot: estimate; bar: 95 % interval", 180 + 36 * len(methods), **NAMED)
 
 
 def seed_scores(scores: pd.DataFrame, metric: str, title: str) -> go.Figure:
@@ -184,7 +144,7 @@ def seed_scores(scores: pd.DataFrame, metric: str, title: str) -> go.Figure:
             marker={"color": method_color(method), "size": 7, "symbol": "line-ns-open"},
         )
     figure.update_xaxes(title_text=title)
-    return _laid_out(figure, f"{title}: dot and bar mean and 95 % interval over seeds, strokes seeds", **NAMED)
+    return laid_out(figure, f"{title}: dot and bar mean and 95 % interval over seeds, strokes seeds", **NAMED)
 
 
 def tail_clusters(clusters: pd.DataFrame) -> go.Figure:
@@ -206,7 +166,7 @@ def tail_clusters(clusters: pd.DataFrame) -> go.Figure:
         )
     figure.update_xaxes(title_text="first principal component of the embedding")
     figure.update_yaxes(title_text="second principal component")
-    return _laid_out(figure, "Clusters of the tail prompts", 600).update_layout(margin_t=130)
+    return laid_out(figure, "Clusters of the tail prompts", 600).update_layout(margin_t=130)
 
 
 def cvar_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int = 0) -> go.Figure:
@@ -222,7 +182,7 @@ def cvar_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int
     ticks = [1, 2, 5, 10, 20, 50, 100]
     figure.update_xaxes(title_text="α: share of episodes, lowest reward first (%)", type="log", tickvals=ticks)
     figure.update_yaxes(title_text="CVaR of reward (logit)")
-    return _laid_out(figure, "The tail of the rewards")
+    return laid_out(figure, "The tail of the rewards")
 
 
 def training_curves(training: dict[str, pd.DataFrame]) -> go.Figure:
@@ -243,7 +203,7 @@ def training_curves(training: dict[str, pd.DataFrame]) -> go.Figure:
             _add_training_lines(figure, method, training[method], key)
     figure.update_annotations(font_size=14)
     figure.update_xaxes(title_text="iteration", row=4)
-    return _laid_out(figure, "Training", 1020).update_layout(margin_t=125)
+    return laid_out(figure, "Training", 1020).update_layout(margin_t=125)
 
 
 def schedule_figure(schedules: dict[str, SoftRiskSchedule]) -> go.Figure:
@@ -254,7 +214,7 @@ def schedule_figure(schedules: dict[str, SoftRiskSchedule]) -> go.Figure:
         figure.add_scatter(x=iterations, y=schedule.kept_counts(), name=html.escape(name), line={"shape": "hv"})
     figure.update_xaxes(title_text="iteration m")
     figure.update_yaxes(title_text="kept episodes (count)", rangemode="tozero")
-    return _laid_out(figure, "Soft-risk schedule")
+    return laid_out(figure, "Soft-risk schedule")
 
 
 def frontier(points: pd.DataFrame) -> go.Figure:
@@ -273,7 +233,7 @@ def frontier(points: pd.DataFrame) -> go.Figure:
     for col, title in enumerate(panels.values(), start=1):
         figure.update_xaxes(title_text=KL, title_font_size=13, row=1, col=col)
         figure.update_yaxes(title_text=title, row=1, col=col)
-    return _laid_out(figure, "Reward against KL", 480)
+    return laid_out(figure, "Reward against KL", 480)
 
 
 # Traces
@@ -339,7 +299,7 @@ def _add_curve(
             x=100 * np.concatenate([shares, shares[::-1]]),
             y=np.concatenate([low, high[::-1]]),
             fill="toself",
-            fillcolor=_faint(method, 0.12),
+            fillcolor=faint(method, 0.12),
             line={"width": 0},
             legendgroup=label_text(method),
             showlegend=False,
@@ -370,7 +330,7 @@ def _add_training_lines(figure: go.Figure, method: str, log: pd.DataFrame, key: 
     figure.add_scatter(
         **common,
         y=y,
-        line={"color": _faint(method, 0.3), "width": 1},
+        line={"color": faint(method, 0.3), "width": 1},
         showlegend=False,
         hoverinfo="skip",
         row=row,
@@ -394,7 +354,7 @@ def _add_frontier_traces(
         x=rows["kl"],
         y=rows[metric],
         mode="markers",
-        marker={"color": _faint(method, 0.35), "size": 6},
+        marker={"color": faint(method, 0.35), "size": 6},
         customdata=rows[["kl_coef", "seed"]],
         hovertemplate="kl_coef %{customdata[0]}, seed %{customdata[1]}<br>KL %{x:.2f}, %{y:.2f}",
         name=label_text(method),
@@ -428,14 +388,3 @@ def _group_title(group: str, prompts: int) -> str:
 
 def _bin_edges(values: Iterable[float]) -> np.ndarray:
     return np.histogram_bin_edges(np.asarray(values, dtype=float), bins=40)
-
-
-def _faint(method: str, opacity: float) -> str:
-    color = method_color(method)
-    return f"rgba({int(color[1:3], 16)}, {int(color[3:5], 16)}, {int(color[5:7], 16)}, {opacity})"
-
-
-def _laid_out(figure: go.Figure, title: str, height: int = 480, **layout) -> go.Figure:
-    figure.update_layout(template=TEMPLATE, title_text=title, height=height, **layout)
-    figure.update_layout(title_y=1 - 14 / height, legend_y=1 - 40 / height)
-    return figure

@@ -29,20 +29,20 @@ COURSE_GLOSSARY = {
     "prompt": Word("The first tokens of a human text, which the policy continues."),
     "completion": Word("The text that the policy writes after a prompt, token by token, up to a set length."),
     "episode": Word("One prompt with one completion."),
-    "policy": Word("The language model that is trained; it gives a probability to every next token."),
+    "policy": Word("The language model that is trained; it assigns a probability to every possible next token."),
     "logit": Word("A model's raw score before it becomes a probability; 0 means undecided between two classes."),
     "reward": Word("The classifier's logit for prompt and completion together; higher is better.", "3"),
     "prompt score": Word("The reward model's logit for a prompt alone, before it is completed."),
     "tail prompt": Word("A hard prompt: its score is at or below the task's threshold."),
-    "SFT": Word("Supervised fine-tuning: next-token prediction on wanted texts. All RL methods start from its result."),
-    "reference policy": Word("The frozen SFT policy; distance from it is measured and costs reward.", "3"),
+    "SFT": Word("Supervised fine-tuning: next-token prediction on wanted texts; the starting point of all RL methods."),
+    "reference policy": Word("The SFT policy, frozen; KL from it costs reward, at the price β.", "3"),
     "KL": Word(
-        "How far a policy is from the reference: the mean over its completions of the summed log-ratio of the two, "
-        "in nats per completion.",
+        "How far a policy has moved from the reference: the log-ratio of the two, summed over the tokens of a "
+        "completion and averaged over the policy's own completions, in nats per completion.",
         "3",
     ),
     "kl_coef, β": Word(
-        "The price of one nat of KL in units of reward; it is fixed, or a controller moves KL towards a target.",
+        "The price of one nat of KL in units of reward: fixed, or adapted by a controller that steers KL to a target.",
         "3; controller 4, 12",
     ),
     "dense reward": Word(
@@ -54,29 +54,30 @@ COURSE_GLOSSARY = {
         "Proximal policy optimisation: it makes tokens with a positive advantage more likely and the others less "
         "likely, in several passes over one batch and only as far as the clip allows."
     ),
-    "ratio": Word("A token's current probability divided by that when it was sampled; PPO clips it to 1 ± 0.2."),
+    "ratio": Word("A token's probability now divided by that at the time of sampling; PPO clips it to 1 ± 0.2."),
     "critic, value": Word("A second head on the policy's network that predicts the return still to come.", "13"),
-    "advantage": Word("How much better things went from a token on than the critic predicted."),
+    "advantage": Word("How much higher the return from a token on was than the critic had predicted."),
     "GAE": Word(
-        "Generalised advantage estimation: advantages from rewards and values, between one step ahead (λ = 0) and "
-        "the whole rest of the episode (λ = 1)."
+        "Generalised advantage estimation: advantages from rewards and values that look between one step (λ = 0) and "
+        "the whole rest of the episode (λ = 1) ahead."
     ),
-    "tail": Word("The lowest share α of the returns or rewards.", "6"),
-    "VaR": Word("Value at risk: the best value in the tail, which is its boundary.", "6"),
+    "tail": Word("The share α of the episodes with the lowest returns or rewards.", "6"),
+    "VaR": Word("Value at risk: the boundary of the tail, that is, the highest value in it.", "6"),
     "CVaR": Word("Conditional value at risk: the mean of the tail; at α = 1, the mean of everything.", "6"),
     "α, trained": Word("The tail share that a policy was trained on; 1 is plain RLHF.", "6, 8-10"),
     "α, measured": Word("The tail share at which a policy is evaluated afterwards.", "6"),
     "soft-risk schedule": Word(
-        "How many episodes each iteration keeps: all for n iterations, then fewer, and from ρM on the share α.", "8-10"
+        "How many episodes each iteration keeps: all for n iterations, then ever fewer, and from ρM on the share α.",
+        "8-10",
     ),
     "kept": Word("The number of lowest-return episodes that an iteration trains on (a count).", "8-10"),
     "RA-RLHF": Word("Risk-averse RLHF, the paper's method: PPO on the kept episodes only (tail selection).", "11-13"),
-    "RU": Word("Rockafellar-Uryasev: the second estimator of CVaR; it keeps every episode, with a changed reward."),
+    "RU": Word("Rockafellar-Uryasev: the second estimator of CVaR; it keeps every episode and changes its reward."),
     "perplexity": Word(
         "How much a text surprises a model: 1 over the geometric mean of its tokens' probabilities; lower is better."
     ),
     "Dist-n": Word(
-        "The number of different n-grams over the number of words in a set of texts; repetition makes it low."
+        "The number of distinct n-grams divided by the number of words in a set of texts; repetition makes it low."
     ),
     "bootstrap interval": Word(
         "The middle 95 % of a statistic over resampled prompts; it shows how certain a number is."
@@ -219,7 +220,7 @@ REPORT_GLOSSARY = {
         TEST,
     ),
     "toxicity_probability": Term(
-        "share of prompts with at least one completion of 1 - normalised_reward >= 0.5",
+        "share of prompts with at least one completion whose 1 - normalised_reward is >= 0.5",
         "share",
         "as prompt_dist_<n>; only where the reward is civility",
         TEST,

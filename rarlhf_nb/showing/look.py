@@ -7,8 +7,8 @@ import plotly.graph_objects as go
 
 from rarlhf_nb.core.methods import find_method, method_name, split_alpha
 
-SCHEDULE_COLORS = ["#332288", "#999933", "#882255", "#222222"]  # none is a method's colour
-# Tol's "muted" colours; the symbols differ as well, since eight colours are hard to tell apart.
+SCHEDULE_COLORS = ["#332288", "#999933", "#882255", "#222222"]  # not used for any method
+# Tol's "muted" colours, with different symbols, since eight colours alone are hard to tell apart.
 CLUSTER_COLORS = ["#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#AA4499"]
 CLUSTER_SYMBOLS = ["circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon"]
 LABELS = {
@@ -18,7 +18,7 @@ LABELS = {
     2: ("text of another label", "#DDCC77"),
 }
 REWARD, KL = "reward (logit)", "KL from the SFT policy (nats per completion)"
-# White paper, so that a figure reads the same in a light and in a dark notebook.
+# White paper, so that a figure looks the same in a light and in a dark notebook.
 AXIS = {"gridcolor": "#E5E5E5", "zerolinecolor": "#BBBBBB", "linecolor": "#888888", "ticks": "outside"}
 TEMPLATE = go.layout.Template(
     layout={
@@ -30,7 +30,7 @@ TEMPLATE = go.layout.Template(
         "xaxis": AXIS,
         "yaxis": AXIS,
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "yref": "container", "yanchor": "top"},
-        # Pixels. Above: the title, two rows of legend, a panel's title; below: ticks and the axis title.
+        # In pixels. Top: title, two rows of legend, panel title. Bottom: ticks and axis title.
         "margin": {"l": 75, "r": 25, "t": 100, "b": 65},
         "hoverlabel": {"font": {"size": 13}},
         "bargap": 0,
@@ -47,12 +47,12 @@ def laid_out(figure: go.Figure, title: str = "", height: int = 480, **layout) ->
 
 
 def label_text(name: str) -> str:
-    """A method's or a run's name, escaped, since plotly reads some HTML in texts."""
+    """The name of a method or run for a figure, escaped because plotly interprets HTML tags."""
     return html.escape(method_name(name))
 
 
 def method_color(method: str) -> str:
-    """A method's colour; the members of a sweep share their method's hue and get darker as alpha falls."""
+    """The colour of a method; in a sweep, the hue of its method, darker for a smaller alpha."""
     color, (_, alpha) = find_method(method).color, split_alpha(method)
     if alpha is None:
         return color
@@ -68,7 +68,7 @@ def faint(method: str, opacity: float) -> str:
 
 
 def line_style(method: str) -> dict:
-    """A method's line: solid, or in a sweep with dashes that get shorter as alpha falls."""
+    """The line of a method: solid or, in a sweep, dashed with shorter dashes for a smaller alpha."""
     _, alpha = split_alpha(method)
     dash = "solid" if alpha is None else "dash" if alpha > 0.3 else "dashdot" if alpha > 0.15 else "dot"
     return {"color": method_color(method), "dash": dash, "width": 2.5}

@@ -15,20 +15,17 @@ from rarlhf_nb.measuring.cells import interval_cell
 from rarlhf_nb.measuring.metrics import Interval, perplexity
 from rarlhf_nb.measuring.report import BASELINES
 from rarlhf_nb.showing.explorer_figures import (
-    Ranking,
-    Slot,
     curve_changes,
     curve_figure,
     distribution_changes,
     distribution_figure,
     distribution_titles,
-    measure_tails,
     price_changes,
     price_figure,
     shared_axes,
-    tail_table,
 )
 from rarlhf_nb.showing.pictures import is_static
+from rarlhf_nb.showing.tails import Ranking, Slot, measure_tails, tail_table
 from rarlhf_nb.showing.widgets.binding import Drawing, controls, no_collection, page
 from rarlhf_nb.showing.widgets.text import framed, name_cell, number_cell, table_html, text_cell
 
@@ -95,7 +92,7 @@ class Exploration:
             ]
             for method, row in table.iterrows()
         ]
-        note = "In brackets: 95 % bootstrap intervals over prompts, differences paired. *: the interval leaves out 0."
+        note = "In brackets: 95 % bootstrap intervals over prompts; differences paired. *: the interval leaves out 0."
         return framed(table_html(head, rows), f"<p>{note}</p>")
 
     def tail_rows(self, method: str, alpha: float, ranking: Ranking, most: int = 6) -> np.ndarray:
@@ -124,7 +121,7 @@ class Exploration:
         lead = (
             f"{len(rows)} of the {tail_size} episodes that make up the tail of {html.escape(method_name(method))} by "
             f"{BY[ranking]}, spread evenly from the lowest to the boundary. "
-            "The bar marks what lies in the method's own tail."
+            "The bar marks completions in the tail of their own method."
         )
         return framed(f"<p>{lead}</p>", table_html(head, cells))
 
@@ -233,7 +230,7 @@ def risk_explorer(
     evaluated on the same prompts.
     """
     if ranking not in BY:
-        raise UserError(f"ranking = {ranking!r}: the tail is taken by one of {', '.join(BY)}.")
+        raise UserError(f"ranking = {ranking!r} is unknown: choose one of {', '.join(BY)}.")
     exploration = Exploration(episodes, held_out, profile_alpha, resamples, seed)
     trained = exploration.trained_alphas[0] if exploration.families else None
     if not is_static(interactive):

@@ -5,7 +5,7 @@ import unicodedata
 
 SHORT = 240  # characters of a text that are shown at once
 SYMBOLS = {"\n": "↵ ", "\t": "⇥ "}
-HIDDEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")  # controls, marks of direction, private, halves of a pair, separators
+HIDDEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")  # control, format, private-use, surrogate, separators
 STYLE = """<style>
 .rarlhf table {border-collapse: collapse; margin: 0.3em 0}
 .rarlhf th, .rarlhf td {padding: 0.25em 0.7em; text-align: left; vertical-align: top; line-height: 1.35;
