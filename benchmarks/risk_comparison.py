@@ -1,14 +1,14 @@
-"""The honest comparison: what a lower trained alpha buys on the pocket world, and what it costs.
+"""What a lower trained alpha buys on the pocket world, and what it costs.
 
-Two questions, the same start (one SFT policy), the same data order and the same fixed beta for every method:
+Two questions; every method starts from one SFT policy, with the same data order per seed and a fixed beta:
 
-1. Five seeds at equal iterations and at equal compute: mean, tail, CVaR, the rare group, KL and seconds, with paired
-   intervals against RLHF.
-2. Three seeds over several beta: the curve of mean and of CVaR 10 % against KL. Is a gain risk aversion, or just less
-   regularisation?
+1. What does a method gain over RLHF at equal iterations and at equal compute? Five seeds: mean, tail, CVaR, the rare
+   group, KL and seconds, with paired intervals.
+2. Is a gain risk aversion, or just less regularisation? Three seeds at several values of beta: mean and CVaR 10 %
+   against KL.
 
-    python -m benchmarks.risk_comparison run OUTPUT      (hours on one core; a finished run is not repeated)
-    python -m benchmarks.risk_comparison report OUTPUT   (tables and the frontier from what is there)
+    python -m benchmarks.risk_comparison run OUTPUT      (hours on one core; skips finished runs)
+    python -m benchmarks.risk_comparison report OUTPUT   (tables and the frontier of the finished runs)
 
 Settings come from the profile `pocket-imdb`; they were fixed before the five seeds were run (docs/comparison.md).
 """
@@ -61,25 +61,29 @@ class Setting:
 
 
 def all_settings(profile: Profile) -> list[Setting]:
-    """Both questions' runs; those that they share stand once."""
+    """The runs of both questions; a run that both need is listed once."""
     main = [Setting(method, seed, profile.ppo.kl_coef) for seed in SEEDS for method in METHODS]
     compute = [
         Setting(method, seed, profile.ppo.kl_coef, "compute")
         for seed in SEEDS
         for method in METHODS
-        if method.startswith("ra_rlhf@")  # the only one whose update costs less
+        if method.startswith("ra_rlhf@")  # the only method whose update costs less than RLHF's
     ]
     frontier = [Setting(m, seed, beta) for seed in FRONTIER_SEEDS for beta in KL_COEFS for m in METHODS]
     return list(dict.fromkeys(main + compute + frontier))
 
 
 def compute_units(schedule: SoftRiskSchedule, epochs: int) -> float:
-    """Forward passes of one episode: sampling, policy and reference forward (1 each), backward costs two more."""
+    """The compute of a run, in forward passes of one episode.
+
+    Sampling, the policy and the reference cost one each. An episode costs three per epoch of the update, two of them
+    for the backward pass.
+    """
     return sum(3 * schedule.batch_size + 3 * epochs * kept for kept in schedule.kept_counts())
 
 
 def iterations_for(method: str, profile: Profile) -> int:
-    """The most iterations whose compute does not exceed RLHF's at the profile's budget."""
+    """The largest number of iterations whose compute does not exceed that of RLHF with the profile's iterations."""
     risk, ppo = profile.risk.for_method(method), profile.ppo
     budget = compute_units(SoftRiskSchedule(ppo.batch_size, 1.0, ppo.iterations, 0, 1.0), ppo.epochs)
     iterations = ppo.iterations
@@ -91,7 +95,7 @@ def iterations_for(method: str, profile: Profile) -> int:
 
 
 def sft_folder(output: Path, profile: Profile) -> Path:
-    """The common start of every run."""
+    """The folder of the SFT policy from which every run starts; trains it if it is missing."""
     folder = output / "sft"
     if not (folder / "config.json").exists():
         world = pocket_world(profile.task.source)
@@ -104,7 +108,7 @@ def sft_folder(output: Path, profile: Profile) -> Path:
 
 
 def run_one(setting: Setting, profile: Profile, output: Path) -> dict:
-    """Train and evaluate one setting; leaves <name>.jsonl, <name>.parquet and <name>.json."""
+    """Trains and evaluates one setting; writes <name>.jsonl, <name>.parquet and <name>.json."""
     world = pocket_world(profile.task.source)
     reward = load_reward(world.reward, profile.reward.label, profile.reward.accepted_label_names, batch_size=128)
     policy = load_policy(sft_folder(output, profile))
@@ -140,7 +144,7 @@ def run_one(setting: Setting, profile: Profile, output: Path) -> dict:
 
 
 def run(output: Path, shard: int = 0, shards: int = 1) -> None:
-    """All settings that have no result yet; `shard` of `shards` splits them over processes."""
+    """Runs all settings that have no result yet; `shard` and `shards` split them over processes."""
     torch.set_num_threads(1)
     profile = load_profile("pocket-imdb")
     output.mkdir(parents=True, exist_ok=True)
@@ -152,7 +156,7 @@ def run(output: Path, shard: int = 0, shards: int = 1) -> None:
 
 
 def collect(output: Path, profile: Profile) -> pd.DataFrame:
-    """A row per finished run: its setting and what the test episodes say."""
+    """One row per finished run: its setting, and the metrics of its test episodes."""
     rows = []
     for path in sorted(output.glob("*_beta*.json")):
         episodes = pd.read_parquet(path.with_suffix(".parquet"))
@@ -170,7 +174,7 @@ MEASURES = ["reward", "tail reward", "CVaR 10 %", "CVaR 1 %", "rare group", "KL"
 
 
 def seed_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds, a row per method and budget; differences to RLHF of the same seed with t-intervals."""
+    """Means over seeds, one row per method and budget, and differences to RLHF with the same seed, with t-intervals."""
     rlhf = runs[runs["method"] == "rlhf"].set_index("seed")[MEASURES]
     rows = {}
     for (budget, method), group in runs.groupby(["budget", "method"], sort=False):
@@ -194,7 +198,7 @@ def equal_kl_table(runs: pd.DataFrame, levels: list[float]) -> pd.DataFrame:
             ]
             mean, tail, rlhf_mean, rlhf_tail = np.array(at_level).T
             if np.isnan(at_level).any():
-                continue  # a curve that does not reach this KL says nothing about it
+                continue  # a curve says nothing about a KL that it does not reach
             rows[f"{method_name(method)}, KL {level:g}"] = {
                 "reward: minus RLHF": _signed(seed_interval(mean - rlhf_mean)),
                 "CVaR 10 %: minus RLHF": _signed(seed_interval(tail - rlhf_tail)),
@@ -203,7 +207,7 @@ def equal_kl_table(runs: pd.DataFrame, levels: list[float]) -> pd.DataFrame:
 
 
 def curve(runs: pd.DataFrame, method: str, seed: int, key: str, kl: float) -> float:
-    """A method's `key` at the given KL on one seed's curve over beta; NaN outside the KL that it reached."""
+    """The value of `key` at the given KL on the curve of one method and seed over beta; NaN outside its range of KL."""
     points = runs[(runs["method"] == method) & (runs["seed"] == seed)].sort_values("KL")
     return float(np.interp(kl, points["KL"], points[key], left=np.nan, right=np.nan))
 
@@ -213,7 +217,7 @@ def _signed(interval: Interval) -> str:
 
 
 def report(output: Path) -> None:
-    """Print both tables as Markdown and write the frontier beside the runs."""
+    """Prints the tables as Markdown; writes runs.csv and frontier.png beside the runs."""
     profile = load_profile("pocket-imdb")
     runs = collect(output, profile)
     runs.to_csv(output / "runs.csv", index=False)

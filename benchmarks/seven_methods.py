@@ -1,10 +1,11 @@
-"""Every method on the pocket worlds over five seeds: the tables of docs/methods.md.
+"""Seven methods on the pocket worlds over five seeds: the tables of docs/methods.md.
 
-    python -m benchmarks.seven_methods run [PROFILE …]     (some four minutes a profile and seed on one core)
+    python -m benchmarks.seven_methods run [PROFILE …]     (some six minutes per profile and seed on one core)
     python -m benchmarks.seven_methods report [PROFILE …]
-    python -m benchmarks.seven_methods nucleus [PROFILE …]  (DExperts once more, without the base model's nucleus)
+    python -m benchmarks.seven_methods nucleus [PROFILE …]  (DExperts with and without the base model's nucleus)
 
-Runs lie in papermill_runs/seeds-<profile>-<seed>; a finished one stays. They call what the notebooks call.
+The runs are the folders papermill_runs/seeds-<profile>-<seed>, made with the calls of the notebooks; finished runs
+are skipped.
 """
 
 import sys
@@ -12,10 +13,10 @@ import sys
 import pandas as pd
 import torch
 
-from benchmarks.variants import measures
 from rarlhf_nb.measuring.cells import interval_cell, markdown_table
 from rarlhf_nb.measuring.evaluation import evaluate
 from rarlhf_nb.measuring.metrics import seed_interval
+from rarlhf_nb.measuring.report import summary
 from rarlhf_nb.measuring.sweeps import related_scores, seed_table
 from rarlhf_nb.running.experiment import Experiment
 
@@ -26,13 +27,13 @@ METRICS = {
     "tail_reward": "tail reward",
     "cvar_10": "CVaR 10 %",
     "perplexity": "perplexity",
-    "prompt_dist_2": "Dist-2 a prompt",
+    "prompt_dist_2": "Dist-2 per prompt",
     "kl": "KL",
 }
 
 
 def run(profiles: list[str]) -> None:
-    """Train and evaluate every method for every profile and seed."""
+    """Trains and evaluates every method for every profile and seed that has no report yet."""
     torch.set_num_threads(1)
     for seed in SEEDS:
         for profile in profiles:
@@ -53,7 +54,7 @@ def run(profiles: list[str]) -> None:
 
 
 def report(profiles: list[str]) -> None:
-    """For each profile three tables: means over seeds, interquartile means over seeds, differences to RLHF."""
+    """Prints three tables per profile: means over seeds, interquartile means over seeds, differences to RLHF."""
     for profile in profiles:
         scores = related_scores(Experiment.open(profile, f"seeds-{profile}-{SEEDS[0]}", SEEDS[0]).run)
         table = seed_table(scores, METRICS)
@@ -64,13 +65,16 @@ def report(profiles: list[str]) -> None:
 
 
 def nucleus(profiles: list[str]) -> None:
-    """For each profile DExperts with the base's nucleus, as published, and without: means over seeds, intervals."""
+    """Prints one table per profile, of means over seeds with intervals: DExperts with the base model's nucleus, as
+    published, and without it.
+    """
     torch.set_num_threads(1)
     for profile in profiles:
         rows: dict[str, list[dict[str, float]]] = {"top-p 0.9": [], "top-p 1": []}
         for seed in SEEDS:
             experiment = Experiment.open(profile, f"seeds-{profile}-{seed}", seed)
-            rows["top-p 0.9"].append(measures(experiment.tables().episodes["dexperts"], experiment.profile))
+            threshold = experiment.profile.task.tail_threshold
+            rows["top-p 0.9"].append(summary(experiment.tables().episodes["dexperts"], threshold))
             policy = experiment.policy("dexperts")
             policy.top_p = 1.0
             episodes = evaluate(
@@ -82,7 +86,7 @@ def nucleus(profiles: list[str]) -> None:
                 experiment.profile.evaluation,
                 seed,
             )
-            rows["top-p 1"].append(measures(episodes, experiment.profile))
+            rows["top-p 1"].append(summary(episodes, threshold))
         table = {
             name: {key: interval_cell(seed_interval(values)) for key, values in pd.DataFrame(found).items()}
             for name, found in rows.items()

@@ -1,9 +1,10 @@
-"""What the tail-only update saves: the update phase at alpha = 0.2 against alpha = 1, time and peak memory.
+"""What tail selection saves in the update: time and peak memory of the update phase at alpha = 0.2 and alpha = 1.
 
     python -m benchmarks.update_phase
 
-One process, pocket shape (the profile `pocket-imdb`: B = 128), the two settings by turns, medians and their ratio.
-Peak memory is what the allocator hands out beyond what was held when the update began (torch's profiler, CPU).
+One process measures the two settings alternately, in the shape of the profile `pocket-imdb` (B = 128), and prints
+medians and their ratio. Peak memory is the largest amount allocated beyond that held when the update began (torch's
+profiler, CPU).
 """
 
 import json
@@ -28,7 +29,7 @@ Before = tuple[Rollout, Estimates, Selection]
 
 
 def prepare(trainer: CVaRPPOTrainer, prompts: list[str], alpha: float) -> Before:
-    """All that an update takes, with the tail of `alpha` selected."""
+    """The arguments of `CVaRPPOTrainer.update` for one batch, with the tail of `alpha` selected."""
     rollout = trainer.sample(prompts, {})
     kept = tail_count(alpha, len(prompts))
     estimates = trainer.shape_rewards(rollout, kept)
@@ -36,7 +37,7 @@ def prepare(trainer: CVaRPPOTrainer, prompts: list[str], alpha: float) -> Before
 
 
 def peak_bytes(trainer: CVaRPPOTrainer, before: Before) -> int:
-    """The largest sum of live allocations that one update makes."""
+    """The largest sum of live allocations during one update, in bytes."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         trainer.update(*before)
     events = sorted(
@@ -65,7 +66,7 @@ def main() -> None:
             before = prepare(trainer, prompts, alpha)
             started = time.perf_counter()
             trainer.update(*before)
-            if repeat > 0:  # the first is a warm-up
+            if repeat > 0:  # the first repeat is a warm-up
                 seconds[alpha].append(time.perf_counter() - started)
     medians = {alpha: statistics.median(times) for alpha, times in seconds.items()}
     memory = {alpha: peak_bytes(trainer, prepare(trainer, prompts, alpha)) for alpha in ALPHAS}

@@ -1,10 +1,10 @@
 """What each departure of the authors' code from the paper does, and what the schedule's n, alpha and rho do.
 
-Five seeds on the pocket world; differences are paired by seed, to the paper's way with the same seed.
+Five seeds on the pocket world; differences from the paper's way are paired by seed.
 
-    python -m benchmarks.variants run OUTPUT [SHARD SHARDS]   (about 40 minutes on one core; a finished run stays)
-    python -m benchmarks.variants report OUTPUT               (both tables, as they stand in docs/paper_and_code.md)
-    python -m benchmarks.variants ties OUTPUT                 (how often the B'-th return is there twice; three minutes)
+    python -m benchmarks.variants run OUTPUT [SHARD SHARDS]   (about 40 minutes on one core; skips finished runs)
+    python -m benchmarks.variants report OUTPUT               (the two tables of docs/paper_and_code.md)
+    python -m benchmarks.variants ties OUTPUT                 (how often the B'-th return is tied; three minutes)
 
 The profile is `pocket-imdb` with the paper's adaptive beta: target 6 nats, and a horizon of 2,000 episodes, which lets
 beta move as far in 40 iterations as the paper's 10,000 do in 194.
@@ -38,7 +38,7 @@ MEASURES = ["reward", "tail reward", "CVaR 10 %", "KL", "kl_coef at the end", "p
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train; `than` names the variant that it is compared with."""
+    """One way to train; `than` names the variant with which it is compared."""
 
     title: str
     method: str = "ra_rlhf"
@@ -68,7 +68,7 @@ VARIANTS = CODE | SCHEDULES
 
 
 def run_one(variant: Variant, seed: int, output: Path) -> dict[str, float]:
-    """Train a variant from one seed and measure it on the test prompts."""
+    """Trains a variant with one seed and measures it on the test prompts."""
     trainer, task, reward, profile = prepare(variant, seed, output)
     log, policy = trainer.train(), trainer.policy
     test = task.test.assign(prompt_score=reward.score(task.test["prompt"].tolist()))
@@ -110,7 +110,7 @@ def held_out_perplexity(policy: Any, texts: list[str], profile: Profile) -> floa
 
 
 def run(output: Path, shard: int = 0, shards: int = 1) -> None:
-    """All variants and seeds that have no result yet."""
+    """Runs all variants and seeds that have no result yet."""
     torch.set_num_threads(1)
     output.mkdir(parents=True, exist_ok=True)
     sft_folder(output, load_profile("pocket-imdb"))
@@ -122,7 +122,7 @@ def run(output: Path, shard: int = 0, shards: int = 1) -> None:
 
 
 def report(output: Path) -> None:
-    """Both tables as Markdown: what it is compared with / the variant / the difference with its interval."""
+    """Prints both tables as Markdown; a cell holds the comparison / the variant / the difference with its interval."""
     results = {
         name: pd.DataFrame({seed: json.loads((output / f"{name}_seed{seed}.json").read_text()) for seed in SEEDS}).T
         for name in VARIANTS
@@ -141,7 +141,7 @@ def _compared(first: pd.Series, second: pd.Series) -> str:
 
 
 def ties(output: Path) -> None:
-    """In how many iterations of RA-RLHF the last kept episode ties with the first dropped one."""
+    """Prints in how many iterations of RA-RLHF the last kept episode ties with the first dropped one."""
     torch.set_num_threads(1)
     for seed in SEEDS:
         trainer, *_ = prepare(VARIANTS["paper"], seed, output)

@@ -1,5 +1,6 @@
 """The set-up files agree: one lock, which the Makefile, environment.yml and CI share."""
 
+import importlib
 import re
 import subprocess
 import tomllib
@@ -63,6 +64,12 @@ def test_what_a_page_names_exists(page):
     tests = "".join(path.read_text() for path in (REPOSITORY / "tests").glob("test_*.py"))
     for name in re.findall(r"`(test_\w+)`", text):
         assert f"def {name}(" in tests, name
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_a_benchmark_imports_what_there_is(path, monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY)
+    importlib.import_module(f"benchmarks.{path.stem}")
 
 
 def test_the_changelog_begins_with_this_version():
