@@ -122,6 +122,8 @@ def test_overrides_replace_values_of_the_profile():
         ("pocket", {"risk.alhpa": 0.2}, ["risk.alhpa", "did you mean 'risk.alpha'"]),
         ("pocket", {"alpha": 0.2}, ["did you mean 'risk.alpha'"]),
         ("pocket", {"risk.alpha": 0}, ["risk.alpha = 0", "greater than 0"]),
+        ("pocket", {"risk.alpha": True}, ["risk.alpha = True", "is not a switch", "give its value"]),
+        ("pocket", {"ppo.max_grad_norm": False}, ["ppo.max_grad_norm = False", "is not a switch"]),
         ("pocket", {"risk.alpha": 1.5}, ["risk.alpha = 1.5"]),
         ("pocket", {"risk.warm_start": 20}, ["warm_start = 20", "lower warm_start"]),
         ("pocket", {"risk.estimator": "worst"}, ["risk.estimator = 'worst'", "tail_selection"]),

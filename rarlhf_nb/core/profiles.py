@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import split_alpha
@@ -24,6 +24,13 @@ class Section(BaseModel):
     """A part of a profile; it refuses unknown keys and cannot be changed after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def numbers_are_not_truth_values(cls, value: Any, field: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[field.field_name].annotation is not bool:
+            raise ValueError(f"this setting is not a switch, so it cannot be {str(value).lower()}; give its value")
+        return value
 
 
 class TaskSettings(Section):

@@ -21,6 +21,7 @@ from rarlhf_nb.core.errors import UserError
 
 PACKAGES = ("rarlhf_nb", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "papermill", "plotly")
 MANIFEST = "manifest.json"
+LONGEST_NAME = 120
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,7 @@ class Run:
         settings: the resolved profile, as JSON. Raises `UserError` for a name that cannot be a folder name, and for a
         folder that belongs to other settings or another seed; such a folder is left untouched.
         """
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@-]*", name):
-            raise UserError(
-                f"run = {name!r}: a run's name starts with a letter or digit and holds only letters, digits and _ . @ -"
-            )
+        check_name(name)
         run = cls((root or default_root()) / name)
         asked = {"settings": settings, "seed": seed}
         if (run.folder / MANIFEST).exists():
@@ -110,6 +108,15 @@ class Run:
         finally:
             Path(name).unlink(missing_ok=True)
         return target
+
+
+def check_name(name: str) -> None:
+    """Raise `UserError` where `name` cannot be that of a run."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@-]*", name) or len(name) > LONGEST_NAME:
+        raise UserError(
+            f"run = {name!r}: a run's name starts with a letter or digit, holds only letters, digits and _ . @ -, and "
+            f"has at most {LONGEST_NAME} characters; choose another."
+        )
 
 
 def repository() -> Path:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import sweep_key
 from rarlhf_nb.core.profiles import Profile, load_profile
-from rarlhf_nb.core.runs import MANIFEST, Run, default_root
+from rarlhf_nb.core.runs import MANIFEST, Run, check_name, default_root
 from rarlhf_nb.measuring.clusters import cluster_prompts, embed_prompts
 from rarlhf_nb.measuring.ledger import build_ledger
 from rarlhf_nb.measuring.report import Report
@@ -51,6 +51,7 @@ class Experiment(Workspace):
 
         Raises `UserError` for an unknown run, and for settings that another version of the package wrote.
         """
+        check_name(run)
         found = Run(default_root() / run)
         if not found.path(MANIFEST).is_file():
             there = sorted(path.parent.name for path in default_root().glob(f"*/{MANIFEST}"))
