@@ -135,8 +135,9 @@ def test_markdown_and_html_show_the_numbers_and_escape_texts():
     found = report({"rlhf": RLHF, "ra_rlhf@0.2": RISK_AVERSE})
     markdown, html = found.to_markdown(), found._repr_html_()
     low, high = found.table.loc["rlhf", ["reward_low", "reward_high"]]
+    assert f"1.00\u00a0[{low:.2f},\u00a0{high:.2f}]" in markdown  # where no viewer breaks the line
+    assert f"1.00 [{low:.2f}, {high:.2f}]" in html
     for text in (markdown, html):
-        assert f"1.00 [{low:.2f}, {high:.2f}]" in text
         assert "RA-RLHF α 0.2" in text
         assert "<script" not in text
     everything = markdown.split("**Every metric**")[1]

@@ -1,12 +1,14 @@
 """Numbers and tables as text: an interval in a cell, a table as Markdown."""
 
 import html
+import re
 
 import numpy as np
 import pandas as pd
 
 from rarlhf_nb.measuring.metrics import Interval
 
+INTERVAL, UNBROKEN = re.compile(r" \[(\S+), (\S+)\]"), "\u00a0[\\1,\u00a0\\2]"  # a viewer must not break a line in it
 ENDS = ("", "_low", "_high")  # a metric's columns in a report: the estimate and both ends of its interval
 
 
@@ -31,7 +33,7 @@ def markdown_table(cells: pd.DataFrame) -> str:
         ["", *cells.columns],
         *([name, *row] for name, row in zip(cells.index, cells.to_numpy(), strict=True)),
     ]
-    rows = [[markdown_line(cell) for cell in row] for row in rows]
+    rows = [[INTERVAL.sub(UNBROKEN, markdown_line(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     return "\n".join(
