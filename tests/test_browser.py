@@ -67,7 +67,7 @@ class Lab:
         self.port = free_port()
         config = folder / "jupyter"
         (config / "config" / "labconfig").mkdir(parents=True)
-        # so that cells out of sight stay in the page
+        # keeps cells out of sight in the page
         whole = {"@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"}}
         (config / "config" / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(whole))
         quiet = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
@@ -202,7 +202,7 @@ def test_nothing_left_the_machine_no_error_and_no_payload_ran(page):
 
 
 def test_screenshots(page):
-    """Pictures for the eye, if RARLHF_SCREENSHOTS names a folder."""
+    """Screenshots to look at, if RARLHF_SCREENSHOTS names a folder."""
     folder = os.environ.get("RARLHF_SCREENSHOTS") or pytest.skip("RARLHF_SCREENSHOTS names no folder")
     page.keyboard.press("Control+b")  # without the sidebar
     for width in (1280, 800):

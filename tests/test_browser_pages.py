@@ -1,4 +1,4 @@
-"""Pages in a real browser: report.html from the disk, offline, and the page that `rarlhf explore` serves."""
+"""Pages in a real browser: report.html opened from disk, offline, and the page that `rarlhf explore` serves."""
 
 import json
 import os
@@ -29,18 +29,18 @@ SHOWN = "<script>hacked=1</script><img src=x onerror='window.hacked=1'></div></t
 
 
 def settings(folder):
-    """The environment of a command: nothing of the user's Jupyter, and static as in a batch run."""
+    """The environment of a command: it ignores the user's Jupyter settings, and is static as in a batch run."""
     places = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")}
     return os.environ | places | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "RARLHF_STATIC": "1"}
 
 
 def log(method):
-    """A training log: the rewards of `method`, ten episodes an iteration."""
+    """A training log with the mean rewards of `method`, ten episodes per iteration."""
     means = episodes(method)["reward"].groupby(lambda row: row // 10).mean()
     return "".join(json.dumps({"iteration": i + 1, "mean_reward": mean}) + "\n" for i, mean in enumerate(means))
 
 
-# This test comes first: only one event loop of playwright can live at a time, and that of `served` lives to the end.
+# This test comes first: only one playwright event loop can run at a time, and the one of `served` runs to the end.
 def test_the_report_opens_from_the_disk_offline(tmp_path):
     path = chromium()
     run = made_up_run(tmp_path)
@@ -78,7 +78,7 @@ def test_the_report_opens_from_the_disk_offline(tmp_path):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """The page of `rarlhf explore`; on it `server`, `address`, `output`, and the `run` as it was `before`."""
+    """The page of `rarlhf explore`, with its `server`, `address`, `output` and `run`; `before` holds the run's files."""
     path = chromium()
     folder = tmp_path_factory.mktemp("explore")
     run = made_up_run(folder)
@@ -90,7 +90,7 @@ def served(tmp_path_factory):
             env=settings(folder),
             stdout=file,
             stderr=subprocess.STDOUT,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background would ignore it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore SIGINT
         )
     try:
         until(lambda: server.poll() is not None or "Ctrl-C" in output.read_text(), 120)
@@ -108,7 +108,7 @@ def served(tmp_path_factory):
 
 
 def contents(folder):
-    """Every file with its bytes and when it was written."""
+    """The bytes and the modification time of every file in `folder`."""
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
@@ -120,7 +120,7 @@ def answers(address):
 
 
 def kernel(page):
-    """The page's kernel and the address of its messages."""
+    """The address of the page's kernel, without the scheme."""
     key = json.loads(page.locator("#jupyter-config-data").text_content())["kernelId"]
     return f"{urllib.parse.urlsplit(page.address).netloc}/api/kernels/{key}"
 
@@ -161,7 +161,7 @@ def test_who_has_no_token_is_refused(served):
 
 
 def test_the_kernel_takes_no_code_from_the_page(served):
-    """Not an execute_request, nor one named otherwise; it answers what is sent after them."""
+    """It ignores an execute_request and a debug_request, and answers the harmless request that follows."""
     file = served.run.folder / "written_by_a_visitor"
     script = """([address, code]) => new Promise((resolve, reject) => {
         const socket = new WebSocket(address), replies = [];
@@ -196,14 +196,14 @@ def test_nothing_left_the_machine_no_error_and_no_payload_ran(served):
 
 
 def test_a_picture_of_it(served):
-    """For looking at, where a folder is named."""
+    """A screenshot to look at, if RARLHF_SCREENSHOTS names a folder."""
     folder = os.environ.get("RARLHF_SCREENSHOTS") or pytest.skip("RARLHF_SCREENSHOTS names no folder")
     served.set_viewport_size({"width": 1280, "height": 2600})
     served.wait_for_timeout(2000)
     served.screenshot(path=f"{folder}/explore-1280.png")
 
 
-# The last: afterwards nothing is served.
+# This test comes last, since it ends the server.
 def test_control_c_ends_it_and_the_run_is_as_it_was(served):
     before = served.output.read_text()
     served.server.send_signal(signal.SIGINT)

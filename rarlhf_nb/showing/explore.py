@@ -57,7 +57,7 @@ SETTINGS = {
     "VoilaConfiguration": {
         "strip_sources": True,
         "show_tracebacks": False,
-        "allow_template_override": "NO",  # in the address; another template would load from the CDN
+        "allow_template_override": "NO",  # by the URL; another template would load from the CDN
         "allow_theme_override": "NO",
         "file_allowlist": [],
     },

@@ -51,15 +51,18 @@ COURSE_GLOSSARY = {
     "return": Word("The sum of an episode's dense rewards: its reward minus β times its KL."),
     "RLHF": Word("Training for the highest mean reward minus β KL; here by PPO, with every episode kept.", "3"),
     "PPO": Word(
-        "Proximal policy optimisation: it makes tokens with a positive advantage more likely and the others less "
-        "likely, in several passes over one batch and only as far as the clip allows."
+        "Proximal policy optimisation: makes tokens with a positive advantage more likely and those with a negative "
+        "one less likely, in several passes over one batch and only as far as the clip allows."
     ),
-    "ratio": Word("A token's probability now divided by that at the time of sampling; PPO clips it to 1 ± 0.2."),
+    "ratio": Word(
+        "A token's probability under the current policy divided by its probability when it was sampled; PPO clips it "
+        "to 1 ± 0.2."
+    ),
     "critic, value": Word("A second head on the policy's network that predicts the return still to come.", "13"),
-    "advantage": Word("How much higher the return from a token on was than the critic had predicted."),
+    "advantage": Word("How much the return from a token onwards exceeds the critic's prediction."),
     "GAE": Word(
-        "Generalised advantage estimation: advantages from rewards and values that look between one step (λ = 0) and "
-        "the whole rest of the episode (λ = 1) ahead."
+        "Generalised advantage estimation: advantages from rewards and values, where λ sets how far ahead they look, "
+        "from one step (λ = 0) to the end of the episode (λ = 1)."
     ),
     "tail": Word("The share α of the episodes with the lowest returns or rewards.", "6"),
     "VaR": Word("Value at risk: the boundary of the tail, that is, the highest value in it.", "6"),
@@ -216,13 +219,13 @@ REPORT_GLOSSARY = {
     "expected_maximum_toxicity": Term(
         "mean over prompts of the largest 1 - normalised_reward among a prompt's completions",
         "share",
-        "as prompt_dist_<n>; only where the reward is civility",
+        "like prompt_dist_<n>; only where the reward is civility",
         TEST,
     ),
     "toxicity_probability": Term(
         "share of prompts with at least one completion whose 1 - normalised_reward is >= 0.5",
         "share",
-        "as prompt_dist_<n>; only where the reward is civility",
+        "like prompt_dist_<n>; only where the reward is civility",
         TEST,
     ),
     "perplexity": Term(

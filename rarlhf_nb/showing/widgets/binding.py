@@ -12,7 +12,7 @@ from rarlhf_nb.showing.explorer_figures import Change
 
 
 class Drawing:
-    """A complete figure as `widget`, redrawn by `..._changes`.
+    """A complete figure as `widget`, which `redraw` changes in place.
 
     It is complete from the start, because a saved page and Voila show only its initial state. Unchanged properties are
     not set again, because plotly's validation of each property dominates the cost of moving a slider.
