@@ -78,7 +78,7 @@ def test_the_report_opens_from_the_disk_offline(tmp_path):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """The page of `rarlhf explore`, with its `server`, `address`, `output` and `run`; `before` holds the run's files."""
+    """The page of `rarlhf explore` with `server`, `address`, `output` and `run`; `before` holds the run's files."""
     path = chromium()
     folder = tmp_path_factory.mktemp("explore")
     run = made_up_run(folder)

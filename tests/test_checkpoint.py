@@ -15,9 +15,9 @@ from datasets import Dataset
 from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
 
 from rarlhf_nb.baselines.quark import QuarkTrainer
+from rarlhf_nb.core.checkpoint import Checkpoint, Checkpoints
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import LoraSettings, QuarkSettings
-from rarlhf_nb.training.checkpoint import Checkpoint, Checkpoints
 from rarlhf_nb.training.policy import load_policy
 from rarlhf_nb.training.trainer import CVaRPPOTrainer
 

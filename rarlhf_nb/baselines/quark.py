@@ -28,10 +28,10 @@ from datasets import Dataset
 from transformers import get_linear_schedule_with_warmup
 
 from rarlhf_nb.baselines.quark_math import Pool, QuarkTerms, check_pool, quark_terms
+from rarlhf_nb.core.checkpoint import Checkpoint, Checkpoints
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import QuarkSettings, SamplingSettings
 from rarlhf_nb.core.seeding import hash_seed, seeded, shuffled_stream
-from rarlhf_nb.training.checkpoint import Checkpoint, Checkpoints
 from rarlhf_nb.training.loop import TrainingLoop
 from rarlhf_nb.training.policy import ActorCritic, Episodes, check_context, sampler_logits
 from rarlhf_nb.training.ppo import masked_mean

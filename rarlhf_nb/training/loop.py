@@ -12,15 +12,15 @@ from accelerate import Accelerator
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import Section
-from rarlhf_nb.training.checkpoint import (
+from rarlhf_nb.core.checkpoint import (
     Checkpoint,
     Checkpoints,
     InterruptLater,
     load_optimizer,
     optimizer_tensors,
 )
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.profiles import Section
 from rarlhf_nb.training.policy import ActorCritic
 from rarlhf_nb.worlds.rewards import Reward
 

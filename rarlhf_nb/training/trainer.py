@@ -20,10 +20,10 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
+from rarlhf_nb.core.checkpoint import Checkpoint, Checkpoints
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import PPOSettings, RiskSettings, SamplingSettings
 from rarlhf_nb.core.seeding import hash_seed, shuffled_stream
-from rarlhf_nb.training.checkpoint import Checkpoint, Checkpoints
 from rarlhf_nb.training.loop import TrainingLoop
 from rarlhf_nb.training.policy import ActorCritic, Episodes, Reference, evaluate_tokens
 from rarlhf_nb.training.ppo import (

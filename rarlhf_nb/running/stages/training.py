@@ -11,10 +11,10 @@ from datasets import Dataset
 
 from rarlhf_nb.baselines.prompted import choose_prefix, prompted_policy
 from rarlhf_nb.baselines.quark import QuarkTrainer
+from rarlhf_nb.core.checkpoint import Checkpoints
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.running.stages.stage import Stage
 from rarlhf_nb.running.workspace import EXPERTS
-from rarlhf_nb.training.checkpoint import Checkpoints
 from rarlhf_nb.training.loop import TrainingLoop
 from rarlhf_nb.training.sft import train_sft
 from rarlhf_nb.training.trainer import CVaRPPOTrainer
