@@ -7,9 +7,9 @@ import time
 import nbformat
 import pytest
 
+from rarlhf_nb.core import sources
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.runs import Run
-from rarlhf_nb.running import fingerprints
 from rarlhf_nb.running.batch import NotebookFailed, run_notebooks
 from rarlhf_nb.running.fingerprints import fingerprint, imported_modules
 
@@ -106,24 +106,25 @@ def test_a_notebook_depends_on_the_modules_that_it_imports_and_on_theirs(tmp_pat
 def test_only_a_module_that_the_notebook_imports_changes_its_fingerprint(tmp_path, monkeypatch):
     package = tmp_path / "rarlhf_nb"
     (package / "inner").mkdir(parents=True)
-    sources = {
+    files = {
         "__init__.py": "",
         "used.py": "import rarlhf_nb.inner.deep",
         "inner/__init__.py": "",
         "inner/deep.py": "",
         "unused.py": "",
     }
-    for name, source in sources.items():
+    for name, source in files.items():
         (package / name).write_text(source)
-    monkeypatch.setattr(fingerprints, "PACKAGE", package)
+    monkeypatch.setattr(sources, "PACKAGE", package)
     path = notebook(tmp_path, "01_first", "%matplotlib inline\n!true\nfrom rarlhf_nb import used")
 
-    def changes(name):
+    def changes(name, first_line):
         before = fingerprint(path, PARAMETERS, [], "")
-        (package / name).write_text(sources[name] + "\n# changed")
+        (package / name).write_text(f"{first_line}\n{(package / name).read_text()}")
         return fingerprint(path, PARAMETERS, [], "") != before
 
-    assert {name for name in sources if changes(name)} == set(sources) - {"unused.py"}
+    assert not any(changes(name, '"""What it is for."""  # and why') for name in files)
+    assert {name for name in files if changes(name, "changed = True")} == set(files) - {"unused.py"}
 
 
 def test_the_kernel_has_no_bars_and_no_widgets_and_the_runner_keeps_its_environment(run, tmp_path, monkeypatch):

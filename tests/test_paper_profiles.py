@@ -64,13 +64,14 @@ def opened(hub, monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", PAPER_PROFILES)
 def test_a_profile_of_the_paper_runs_from_data_to_both_methods(opened, name):
     run = opened(name)
-    task, profile = run.prepare_data(), run.profile
-    labels = task.train["label"].value_counts(normalize=True)
+    run.prepare_data()
+    profile, train, test = run.profile, run.data("train"), run.data("test")
+    labels = train["label"].value_counts(normalize=True)
     if profile.task.train_toxic_share:
         assert labels[1] == pytest.approx(profile.task.train_toxic_share, abs=0.02)
-        assert task.test["label"].mean() == pytest.approx(profile.task.test_toxic_share, abs=0.02)
+        assert test["label"].mean() == pytest.approx(profile.task.test_toxic_share, abs=0.02)
     tokenizer = run.policy("base").processing_class
-    longest = max(map(len, tokenizer(task.train["prompt"].tolist())["input_ids"]))
+    longest = max(map(len, tokenizer(train["prompt"].tolist())["input_ids"]))
     assert longest <= profile.task.prompt_length + 1  # cutting bytes may split a character
     assert len(run.train_sft()) == 1
     assert run.policy("sft").model.dtype == getattr(torch, profile.policy.dtype)

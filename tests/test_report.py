@@ -9,6 +9,7 @@ import pytest
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import method_name, method_order
+from rarlhf_nb.core.runs import Run
 from rarlhf_nb.measuring.report import build_report, summary_table
 from rarlhf_nb.measuring.tables import load_tables
 from rarlhf_nb.measuring.tail_prompts import tail_prompts_html, tail_prompts_table
@@ -212,7 +213,7 @@ def test_load_tables_reads_a_run_folder(tmp_path):
     TEXTS.to_parquet(tmp_path / "evaluation" / "ra_rlhf@0.2.held_out.parquet")
     (tmp_path / "training" / "rlhf.jsonl").write_text('{"iteration": 1, "kl": 0.5}\n{"iteration": 2, "kl": 1.0}\n')
     RLHF.to_parquet(tmp_path / "evaluation" / "rlhf.samples.parquet")
-    found, held_out, training, samples = load_tables(tmp_path)
+    found, held_out, training, samples = load_tables(Run(tmp_path))
     assert list(samples) == ["rlhf"]
     assert list(found) == ["rlhf", "ra_rlhf@0.2"]
     pd.testing.assert_frame_equal(found["ra_rlhf@0.2"], RISK_AVERSE)
@@ -222,7 +223,7 @@ def test_load_tables_reads_a_run_folder(tmp_path):
 
 def test_a_run_without_evaluation_names_the_notebook_to_run(tmp_path):
     with pytest.raises(UserError, match="02_baseline_rlhf"):
-        load_tables(tmp_path)
+        load_tables(Run(tmp_path))
 
 
 def test_the_glossary_explains_every_metric_of_the_report():

@@ -36,10 +36,12 @@ def test_a_folder_of_other_parameters_is_refused_and_left_alone(tmp_path):
     assert run.path("report.md").read_text() == "kept" and run.manifest["seed"] == 3
 
 
-@pytest.mark.parametrize("name", ["../up", "", ".hidden", "a/b", "with space", "n" * 300])
+@pytest.mark.parametrize("name", ["../up", "", ".hidden", "a/b/c", "with space", "n" * 300])
 def test_a_name_that_cannot_be_a_folder_name_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="run = .*starts with a letter or digit"):
         Run.open(name, SETTINGS, seed=1, root=tmp_path)
+    with pytest.raises(UserError, match="run = 'a/b': there is no sweep 'a'"):
+        Run.open("a/b", SETTINGS, seed=1, root=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

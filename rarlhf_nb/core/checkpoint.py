@@ -4,7 +4,6 @@ A checkpoint is a folder named after its iteration. It is written beside its pla
 on the disk, with the checksums of its files; the last two are kept, so that one is left when the other is damaged.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,11 +11,14 @@ import signal
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from rarlhf_nb.core.checksums import checksum
 
 TENSORS, STATE, CHECKSUMS = "tensors.safetensors", "state.json", "checksums.json"
 KEPT = 2
@@ -56,7 +58,7 @@ class Checkpoints:
         save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, unfinished / TENSORS)
         (unfinished / STATE).write_text(json.dumps(checkpoint.state))
         (unfinished / CHECKSUMS).write_text(
-            json.dumps({name: _checksum(unfinished / name) for name in (TENSORS, STATE)})
+            json.dumps({name: checksum(unfinished / name) for name in (TENSORS, STATE)})
         )
         for name in (TENSORS, STATE, CHECKSUMS, "."):
             _flush(unfinished / name)
@@ -74,7 +76,7 @@ class Checkpoints:
         for place in self._places():
             try:
                 checksums = json.loads((place / CHECKSUMS).read_text())
-                damaged = [name for name in (TENSORS, STATE) if _checksum(place / name) != checksums[name]]
+                damaged = [name for name in (TENSORS, STATE) if checksum(place / name) != checksums[name]]
             except (OSError, ValueError, KeyError, TypeError):
                 damaged = [CHECKSUMS]
             if not damaged:
@@ -89,11 +91,6 @@ class Checkpoints:
     def _places(self) -> list[Path]:
         """The folders of all checkpoints, newest first."""
         return sorted((path for path in self.folder.glob("[0-9]*") if path.is_dir()), reverse=True)
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:
@@ -125,11 +122,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Te
 class InterruptLater:
     """Inside the block Ctrl-C, or a notebook's stop button, only sets `asked`; a second one interrupts at once.
 
-    Outside the main thread, where no interrupt arrives, it does nothing.
+    then: called at the first one. Outside the main thread, where no interrupt arrives, it does nothing.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, then: Callable[[], None] | None = None) -> None:
+        self.asked, self.then = False, then
 
     def __enter__(self) -> "InterruptLater":
         self.in_main_thread = threading.current_thread() is threading.main_thread()
@@ -145,3 +142,5 @@ class InterruptLater:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        if self.then is not None:
+            self.then()

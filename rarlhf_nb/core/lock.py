@@ -6,7 +6,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from rarlhf_nb.core.errors import UserError
@@ -16,13 +18,14 @@ LOCK, HOLDER = ".lock", ".holder.json"
 
 
 @contextmanager
-def held(run: Run) -> Iterator[None]:
+def held(run: Run, wait: float = 0.0) -> Iterator[None]:
     """Hold the run folder inside the block.
 
-    The operating system frees the lock when its process dies. Raises `UserError` if another process holds the folder.
+    The operating system frees the lock when its process dies. Raises `UserError` if another process still holds the
+    folder after `wait` seconds.
     """
     try:
-        with FileLock(run.path(LOCK), blocking=False):
+        with FileLock(run.path(LOCK), timeout=wait):
             me = {"process": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
             run.write_json(HOLDER, me)
             try:
@@ -31,13 +34,22 @@ def held(run: Run) -> Iterator[None]:
                 run.path(HOLDER).unlink(missing_ok=True)
     except Timeout:
         raise UserError(
-            f"run = {run.folder.name!r} is in use{_holder(run)}: wait until it ends, or choose another run name."
+            f"run = {run.folder.name!r} is in use{_by(holder(run))}: wait until it ends, or choose another run name."
         ) from None
 
 
-def _holder(run: Run) -> str:
+def holder(run: Run) -> dict[str, Any] | None:
+    """Who holds the run: process, host and since when; None where nobody does, as far as its note tells.
+
+    A holder that was killed leaves its note. On this machine it is then recognised as dead.
+    """
     try:
-        holder = json.loads(run.path(HOLDER).read_text())
-        return f" by process {holder['process']} on {holder['host']} since {holder['since']}"
-    except (OSError, ValueError, KeyError):  # the note is not written yet, or already removed
-        return ""
+        note = json.loads(run.path(HOLDER).read_text())
+        dead = note["host"] == socket.gethostname() and not psutil.pid_exists(note["process"])
+        return None if dead else note
+    except (OSError, ValueError, KeyError, TypeError):  # not written yet, already removed, or damaged
+        return None
+
+
+def _by(note: dict[str, Any] | None) -> str:
+    return f" by process {note['process']} on {note['host']} since {note['since']}" if note else ""

@@ -7,12 +7,8 @@ A method's files in a run folder are named after its key. In a sweep, the key in
 from collections.abc import Iterable
 from typing import NamedTuple
 
-DATA_NOTEBOOK, SFT_NOTEBOOK, RISK_NOTEBOOK, BASELINES_NOTEBOOK = (
-    "01_data_prep",
-    "02_baseline_rlhf",
-    "03_ra_rlhf",
-    "04_other_baselines",
-)
+DATA_NOTEBOOK, SFT_NOTEBOOK, RISK_NOTEBOOK = "01_data_prep", "02_baseline_rlhf", "03_ra_rlhf"
+BASELINES_NOTEBOOK, ANALYSIS_NOTEBOOK, EXPLORER_NOTEBOOK = "04_other_baselines", "05_analysis", "06_alpha_explorer"
 
 
 class Method(NamedTuple):

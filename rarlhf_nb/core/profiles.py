@@ -253,6 +253,12 @@ class EvaluationSettings(Section):
     batch_size: int = Field(gt=0, default=128)
 
 
+class ComputeSettings(Section):
+    """How the machine is used, as far as it changes numbers."""
+
+    threads: int | None = Field(gt=0, default=None)  # of torch on the CPU; None: as many as the first use had
+
+
 class Profile(Section):
     """All settings of a run except its seed."""
 
@@ -271,6 +277,7 @@ class Profile(Section):
     quark: QuarkSettings
     best_of_n: BestOfNSettings = BestOfNSettings()
     evaluation: EvaluationSettings
+    compute: ComputeSettings = ComputeSettings()
 
     @model_validator(mode="after")
     def schedule_fits(self) -> "Profile":

@@ -1,4 +1,8 @@
-"""Seeds for everything random: one seed from several numbers, seeded shuffles, and torch seeded inside a block."""
+"""What makes numbers repeatable: seeds, seeded shuffles, and a fixed number of threads.
+
+The number of threads matters, since it decides in which order a product adds up; after some iterations of training
+the last digit has become the first.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +24,17 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch compute with `count` threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=2)  # asked for once per prompt; a batch spans at most two epochs unless B exceeds the data set

@@ -12,7 +12,7 @@ import pandas as pd
 from rarlhf_nb.core.methods import method_name, method_order
 from rarlhf_nb.measuring.cells import ENDS, interval_cell, markdown_line, markdown_table, read_interval
 from rarlhf_nb.measuring.finding import finding
-from rarlhf_nb.measuring.metrics import bootstrap_interval, bootstrap_weights, perplexity
+from rarlhf_nb.measuring.metrics import Interval, bootstrap_interval, bootstrap_weights, perplexity
 from rarlhf_nb.measuring.report_metrics import (
     Metric,
     Statistic,
@@ -90,6 +90,20 @@ class Report:
             },
             indent=1,
             allow_nan=False,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        """The report that `to_json` wrote."""
+        content = json.loads(text)
+        names = content["names"]
+        table = {(method,): numbers for method, numbers in content["methods"].items()}
+        differences = {(row["method"], row["baseline"]): row for row in content["differences"]}
+        return cls(
+            _columns(table, ["method"], names),
+            _columns(differences, ["method", "baseline"], names),
+            names,
+            content["notes"],
         )
 
     def _numbers(self, row: pd.Series) -> dict[str, dict[str, float | None]]:
@@ -233,6 +247,21 @@ def _table(statistics: dict[Any, dict[str, np.ndarray]], index: str | list[str])
     names = [index] if isinstance(index, str) else index
     keys = pd.DataFrame(list(statistics), columns=names)
     return pd.concat([keys, pd.DataFrame(rows)], axis=1).set_index(index)
+
+
+def _columns(numbers: dict[tuple[str, ...], dict], index: list[str], names: dict[str, str]) -> pd.DataFrame:
+    """The table of `_table` from numbers as `Report.to_json` writes them."""
+    rows = [
+        dict(zip(index, key, strict=True))
+        | {
+            metric + end: own[metric][name]
+            for metric in names
+            for end, name in zip(ENDS, Interval._fields, strict=True)
+        }
+        for key, own in numbers.items()
+    ]
+    columns = [*index, *(metric + end for metric in names for end in ENDS)]
+    return pd.DataFrame(rows, columns=columns).set_index(index).astype(float)
 
 
 def _notes(metrics: dict[str, Metric], episodes: int, prompts: int, resamples: int) -> list[str]:

@@ -1,11 +1,12 @@
 """Runs with the same settings that differ only in the seed, or in the seed and beta, compared over seeds."""
 
-import json
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
+from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import method_name, method_order
 from rarlhf_nb.core.runs import MANIFEST, Run
 from rarlhf_nb.measuring.cells import interval_cell
@@ -21,10 +22,12 @@ def related_scores(run: Run, free: Sequence[str] = ()) -> pd.DataFrame:
     wanted = _comparable(run.manifest["settings"], free)
     rows = []
     for folder in sorted(path.parent for path in run.folder.parent.glob(f"*/{MANIFEST}")):
-        manifest = Run(folder).manifest
-        report = folder / "report.json"
-        if report.exists() and _comparable(manifest["settings"], free) == wanted:
-            rows += _rows(folder.name, manifest, json.loads(report.read_text()))
+        try:
+            manifest = Run(folder).manifest
+            if (folder / "report.json").exists() and _comparable(manifest["settings"], free) == wanted:
+                rows += run_scores(Run(folder))
+        except UserError as error:
+            warnings.warn(f"a run is left out: {error}", stacklevel=2)
     scores = pd.DataFrame(rows)
     return scores.drop_duplicates(["seed", "kl_coef", "method"], ignore_index=True) if rows else scores
 
@@ -38,8 +41,10 @@ def _comparable(settings: dict, free: Sequence[str]) -> dict:
     }
 
 
-def _rows(run: str, manifest: dict, report: dict) -> list[dict]:
-    common = {"run": run, "seed": manifest["seed"], "kl_coef": manifest["settings"]["ppo"]["kl_coef"]}
+def run_scores(run: Run) -> list[dict]:
+    """The rows of one run, from its report.json. Raises `UserError` where that is missing or damaged."""
+    manifest, report = run.manifest, run.read_json("report.json")
+    common = {"run": run.folder.name, "seed": manifest["seed"], "kl_coef": manifest["settings"]["ppo"]["kl_coef"]}
     return [
         common | {"method": method} | {key: _number(cell["value"]) for key, cell in metrics.items()}
         for method, metrics in report["methods"].items()

@@ -1,6 +1,5 @@
 """The tables of a run folder: reading them, and checking that methods can be compared."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +7,7 @@ import pandas as pd
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import method_order
+from rarlhf_nb.core.runs import Run
 
 EPISODE_COLUMNS = ["prompt", "completion", "prompt_score", "reward", "label", "group", "seed"]
 HELD_OUT, SAMPLES = ".held_out.parquet", ".samples.parquet"  # endings of the files in evaluation/
@@ -26,18 +26,18 @@ class Tables(NamedTuple):
     samples: dict[str, pd.DataFrame]
 
 
-def load_tables(run_folder: Path) -> Tables:
+def load_tables(run: Run) -> Tables:
     """Reads all tables that a run has left so far.
 
-    Raises `UserError` where nothing has been evaluated.
+    Raises `UserError` where nothing has been evaluated, and for a damaged file.
     """
     found: dict[str, dict[str, pd.DataFrame]] = {"": {}, HELD_OUT: {}, SAMPLES: {}}
-    for path in sorted((run_folder / "evaluation").glob("*.parquet")):
+    for path in sorted(run.path("evaluation").glob("[!.]*.parquet")):
         kind = next((ending for ending in (HELD_OUT, SAMPLES) if path.name.endswith(ending)), "")
-        found[kind][path.name.removesuffix(kind or ".parquet")] = pd.read_parquet(path)
+        found[kind][path.name.removesuffix(kind or ".parquet")] = run.read_table(f"evaluation/{path.name}")
     if not found[""]:
-        raise UserError(f"run {run_folder.name!r} has no evaluation/: run notebook 02_baseline_rlhf first.")
-    logs = {path.stem: pd.read_json(path, lines=True) for path in (run_folder / "training").glob("*.jsonl")}
+        raise UserError(f"run {run.folder.name!r} has no evaluation/: run notebook 02_baseline_rlhf first.")
+    logs = {path.stem: run.read_rows(f"training/{path.name}") for path in run.path("training").glob("*.jsonl")}
     episodes, held_out, training, samples = (
         {method: tables[method] for method in method_order(tables)}
         for tables in (found[""], found[HELD_OUT], logs, found[SAMPLES])

@@ -11,15 +11,25 @@ import nbformat
 import papermill
 from papermill.exceptions import strip_color
 
+from rarlhf_nb.core.checkpoint import InterruptLater
+from rarlhf_nb.core.checksums import checksum
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.lock import held
+from rarlhf_nb.core.records import damaged_files, read_records
 from rarlhf_nb.core.runs import Run
-from rarlhf_nb.running.fingerprints import cells, digest, fingerprint
-from rarlhf_nb.running.kernels import kernel_folder, kernel_manager
+from rarlhf_nb.running.fingerprints import cells, fingerprint
+from rarlhf_nb.running.kernels import interrupt_kernel, kernel_folder, kernel_manager
 
 
 class NotebookFailed(RuntimeError):
-    """A notebook did not run to its end; the message says where and why, and names the copy that shows the error."""
+    """A notebook did not run to its end; the message says where and why, and names the copy that shows the error.
+
+    notebook: its name. cell: the execution number of the cell that failed; None if the kernel died.
+    """
+
+    def __init__(self, message: str, notebook: str, cell: int | None) -> None:
+        super().__init__(message)
+        self.notebook, self.cell = notebook, cell
 
 
 def run_notebooks(
@@ -28,14 +38,18 @@ def run_notebooks(
     parameters: dict[str, Any],
     inputs: list[Path],
     force: bool = False,
+    wait: float = 0.0,
     say: Callable[[str], None] = print,
 ) -> None:
     """Execute `notebooks` in order into the run folder.
 
-    A notebook is skipped where nothing that determines its outputs has changed since it last succeeded: its code, the
-    library modules that it imports, the parameters, the inputs, and the notebooks before it. `force` executes all.
+    A notebook is skipped where nothing that determines its outputs has changed since it last succeeded (its code, the
+    library modules that it imports, the parameters, the inputs, and the notebooks before it) and all that it left is
+    whole. One that runs again repeats only the stages that have changed themselves. `force` repeats everything.
     parameters: the values for every notebook's parameters cell. inputs: the data files that the run reads. A notebook
-    that fails is kept as <name>.failed.ipynb beside the result of an earlier execution.
+    that fails is kept as <name>.failed.ipynb beside the result of an earlier execution. Ctrl-C reaches the notebook, so
+    that a training under way saves a checkpoint first; a second one ends it at once. wait: seconds to wait for a run
+    that another process works on.
 
     Raises `UserError` for a notebook without a `parameters` cell or without one of the parameters, and passes on a
     `UserError` that a notebook raised; also where another process works on the run. Any other failure becomes
@@ -43,32 +57,48 @@ def run_notebooks(
     """
     check_parameters(notebooks, parameters)
     past = ""
-    digests = [digest(path) for path in inputs]
-    with held(run):
+    digests = [checksum(path) for path in inputs]
+    with held(run, wait):
+        if force:
+            run.forget()
         for notebook in notebooks:
             past = fingerprint(notebook, parameters, digests, past)
             entry = run.manifest["notebooks"].get(notebook.stem, {})
-            if not force and entry.get("state") == "done" and entry.get("fingerprint") == past:
+            unchanged = entry.get("state") == "done" and entry.get("fingerprint") == past
+            damaged = _damaged(run, notebook, entry) if unchanged else None
+            if unchanged and not damaged and not force:
                 say(f"{notebook.stem}: unchanged, kept ({entry['seconds']:.0f} s when it ran)")
                 continue
+            if damaged:
+                say(f"{notebook.stem}: {damaged} is damaged or missing, and is made again")
             say(f"{notebook.stem}: running")
             seconds = _execute(run, notebook, parameters, past)
             say(f"{notebook.stem}: done in {seconds:.0f} s")
 
 
+def _damaged(run: Run, notebook: Path, entry: dict[str, Any]) -> str | None:
+    """The first file that a finished notebook left and that is no longer as it was."""
+    executed = run.path(notebook.name)
+    if not executed.is_file() or checksum(executed) != entry.get("checksum"):
+        return notebook.name
+    records = [record for record in read_records(run.folder) if record.notebook == notebook.stem]
+    return next((name for record in records for name in damaged_files(run.folder, record)), None)
+
+
 def _execute(run: Run, notebook: Path, parameters: dict[str, Any], past: str) -> float:
     started = time.perf_counter()
 
-    def note(state: str) -> float:
+    def note(state: str, **more: str) -> float:
         seconds = round(time.perf_counter() - started, 1)
-        run.note_notebook(notebook.stem, state=state, seconds=seconds, fingerprint=past)
+        run.note_notebook(notebook.stem, state=state, seconds=seconds, fingerprint=past, **more)
         return seconds
 
     working = run.path(f".{notebook.stem}.running.ipynb")
     failed = run.path(f"{notebook.stem}.failed.ipynb")
+    interrupt = InterruptLater()
     note("running")  # stays if the runner is killed, so that the notebook runs again
     try:
-        with kernel_folder(run) as folder:
+        with kernel_folder(run) as folder, InterruptLater(lambda: interrupt_kernel(folder)) as interrupt:
             _papermill(notebook, working, parameters, folder)
     except BaseException as error:
         note("failed")
@@ -76,13 +106,14 @@ def _execute(run: Run, notebook: Path, parameters: dict[str, Any], past: str) ->
             os.replace(working, failed)
         if getattr(error, "ename", None) == "UserError":
             raise UserError(error.evalue) from None
-        if isinstance(error, Exception):
-            raise NotebookFailed(_account(error, notebook, failed)) from error
-        raise  # interrupted
+        if interrupt.asked or not isinstance(error, Exception):
+            raise KeyboardInterrupt from None
+        account = _account(error, notebook, failed)
+        raise NotebookFailed(account, notebook.stem, getattr(error, "exec_count", None)) from error
     _forget_paths(working)
     os.replace(working, run.path(notebook.name))
     failed.unlink(missing_ok=True)
-    return note("done")
+    return note("done", checksum=checksum(run.path(notebook.name)))
 
 
 def _papermill(notebook: Path, target: Path, parameters: dict[str, Any], folder: str) -> None:

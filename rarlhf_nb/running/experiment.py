@@ -5,26 +5,37 @@ earlier stages left in the folder and writes its own part; so each notebook runs
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import pandas as pd
+import torch
 import transformers
 from pydantic import ValidationError
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import sweep_key
 from rarlhf_nb.core.profiles import Profile, load_profile
-from rarlhf_nb.core.runs import MANIFEST, Run, check_name, default_root
+from rarlhf_nb.core.runs import MANIFEST, SWEEP, Run, check_name, default_root
 from rarlhf_nb.measuring.clusters import cluster_prompts, embed_prompts
 from rarlhf_nb.measuring.ledger import build_ledger
 from rarlhf_nb.measuring.report import Report
+from rarlhf_nb.measuring.sweeps import related_scores
 from rarlhf_nb.measuring.tables import Tables, load_tables
-from rarlhf_nb.running.stages import ChoosePrefix, Evaluate, FineTune, PrepareData, Train, TrainExperts, WriteReport
+from rarlhf_nb.running.stages import (
+    ChoosePrefix,
+    Evaluate,
+    FineTune,
+    PrepareData,
+    Train,
+    TrainExperts,
+    TrainReward,
+    WriteReport,
+)
 from rarlhf_nb.running.workspace import Workspace
 from rarlhf_nb.training.loop import TrainingLoop
-from rarlhf_nb.worlds.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -35,15 +46,19 @@ class Experiment(Workspace):
     def open(
         cls, profile: str, run: str | None = None, seed: int = 1, overrides: dict[str, Any] | None = None
     ) -> "Experiment":
-        """Open (or begin) the run folder `run`, named after the profile by default.
+        """Open (or begin) the run folder `run`, named after the profile by default; a sweep opens as `SweepExperiment`.
 
         Raises `UserError` for an unknown profile or setting, and for a folder that belongs to other parameters.
         """
         transformers.logging.disable_progress_bar()  # bars of loading would bury a notebook's own output
         datasets.disable_progress_bars()
+        if run and (default_root() / run / SWEEP).exists():
+            from rarlhf_nb.running.sweep_experiment import Sweep, SweepExperiment
+
+            return SweepExperiment.open_sweep(Sweep.reopen(run), profile, seed, overrides or {})
         settings = load_profile(profile, overrides)
         folder = Run.open(run or settings.name, settings.model_dump(mode="json"), seed)
-        return cls(settings, folder, seed)
+        return cls(settings, folder, seed).with_threads()
 
     @classmethod
     def reopen(cls, run: str) -> "Experiment":
@@ -58,12 +73,20 @@ class Experiment(Workspace):
             raise UserError(f"run = {run!r}: there is no such run; there are: {', '.join(there) or 'none'}.")
         manifest = found.manifest
         try:
-            return cls(Profile(**manifest["settings"]), found, manifest["seed"])
+            return cls(Profile(**manifest["settings"]), found, manifest["seed"]).with_threads()
         except ValidationError as error:
             raise UserError(
                 f"run = {run!r} has {error.error_count()} settings that this version does not know: "
                 "run it again under another name."
             ) from None
+
+    def with_threads(self) -> "Experiment":
+        """Let torch compute with the run's number of threads: the profile's, or else that of the run's first use."""
+        threads = self.run.manifest.get("threads") or self.profile.compute.threads or torch.get_num_threads()
+        if "threads" not in self.run.manifest:
+            self.run.note(threads=threads)
+        torch.set_num_threads(threads)
+        return self
 
     def settings_table(self) -> pd.DataFrame:
         """Every setting of the profile: section, setting, value."""
@@ -75,8 +98,13 @@ class Experiment(Workspace):
         ]
         return pd.DataFrame(rows).set_index(["section", "setting"])
 
-    def prepare_data(self) -> Task:
-        """Cut the prompts, score those of the test split, and write data/."""
+    def prepare_data(self) -> list[str]:
+        """Cut the prompts, score those of the test split, and write data/; returns notes on the rows left out.
+
+        A reward model is trained before that if the profile says so.
+        """
+        if self.profile.reward.model == "train":
+            TrainReward(self).run()
         return PrepareData(self).run()
 
     def reward_metrics(self) -> pd.DataFrame:
@@ -122,7 +150,23 @@ class Experiment(Workspace):
 
     def tables(self) -> Tables:
         """What the run holds so far: episodes, held-out texts and training logs by method."""
-        return load_tables(self.run.folder)
+        return load_tables(self.run)
+
+    def scores(self, free: Sequence[str] = ()) -> pd.DataFrame:
+        """The scores of this run and of those beside it that differ only in the seed and the `free` settings.
+
+        For a sweep, those of all its runs. See `measuring.sweeps` for the columns.
+        """
+        return related_scores(self.run, free)
+
+    def other_seeds(self) -> dict[int, dict[str, pd.DataFrame]]:
+        """For a sweep, the episodes tables of its other seeds: seed -> method -> table; a run has none."""
+        return {}
+
+    @property
+    def output(self) -> Run:
+        """The folder of the report: the run's, or that of the sweep."""
+        return self.run
 
     def report(self) -> Report:
         """Compare all methods that were evaluated; writes report.json, report.md and summary.md."""
@@ -131,7 +175,7 @@ class Experiment(Workspace):
     def ledger(self, report: Report) -> pd.DataFrame:
         """Every published number of this task beside ours; writes ledger.json."""
         ledger = build_ledger(report, self.profile)
-        self.run.write_text("ledger.json", ledger.to_json(orient="records", indent=1) + "\n")
+        self.output.write_text("ledger.json", ledger.to_json(orient="records", indent=1) + "\n")
         return ledger
 
     def tail_clusters(self, method: str = "sft", share: float = 0.1) -> pd.DataFrame:

@@ -1,16 +1,24 @@
-"""The kernels of batch runs: each has its sockets in its own run's folder, so that runs never meet."""
+"""The kernels of batch runs: each has its sockets in its own run's folder, so that runs never meet.
 
+A kernel outlives a killed runner by a second or two. The next runner ends it first, so that two never write to one run.
+"""
+
+import json
 import os
 import shutil
+import signal
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 from jupyter_client.manager import AsyncKernelManager
 
 from rarlhf_nb.core.runs import Run
 
+PROCESS = "process.json"
 LONGEST_PATH = 90  # bytes; the system allows about a hundred for a socket
 KERNEL_ENVIRONMENT = {
     "TQDM_DISABLE": "1",  # in an executed notebook a progress bar stays at "0%"
@@ -31,6 +39,7 @@ def kernel_folder(run: Run) -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder:
             yield folder
         return
+    _end_orphan(own)
     shutil.rmtree(own, ignore_errors=True)
     os.mkdir(own, mode=0o700)
     try:
@@ -53,4 +62,30 @@ def kernel_manager(folder: str) -> type[AsyncKernelManager]:
             environment = KERNEL_ENVIRONMENT | dict(launch.pop("env", os.environ))
             return await super()._async_pre_start_kernel(env=environment, **launch)
 
+        async def _async_launch_kernel(self, *command: Any, **launch: Any) -> None:
+            await super()._async_launch_kernel(*command, **launch)
+            started = psutil.Process(self.provisioner.pid).create_time()
+            note = {"host": socket.gethostname(), "pid": self.provisioner.pid, "started": started}
+            with open(os.path.join(folder, PROCESS), "w") as file:
+                json.dump(note, file)
+
     return IPCKernelManager
+
+
+def interrupt_kernel(folder: str) -> None:
+    """Interrupt the kernel of `folder`, as the stop button of a notebook does."""
+    with open(os.path.join(folder, PROCESS)) as file:
+        os.kill(json.load(file)["pid"], signal.SIGINT)
+
+
+def _end_orphan(folder: str) -> None:
+    """End the kernel that a killed runner on this machine left in `folder`, and wait until it is gone."""
+    try:
+        with open(os.path.join(folder, PROCESS)) as file:
+            note = json.load(file)
+        kernel = psutil.Process(note["pid"])
+        if note["host"] == socket.gethostname() and kernel.create_time() == note["started"]:
+            kernel.kill()
+            kernel.wait(timeout=30)
+    except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
+        pass  # there is none, or it is gone already

@@ -2,21 +2,26 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
 from rarlhf_nb.baselines.best_of_n import BestOfN
 from rarlhf_nb.baselines.dexperts import DExperts
+from rarlhf_nb.core.checksums import checksum
 from rarlhf_nb.core.methods import BASELINES_NOTEBOOK, DATA_NOTEBOOK, SFT_NOTEBOOK, find_method
 from rarlhf_nb.core.profiles import Profile
+from rarlhf_nb.core.records import recorded_checksums
 from rarlhf_nb.core.runs import Run
 from rarlhf_nb.training.policy import ActorCritic, Policy, Reference, load_policy
 from rarlhf_nb.worlds.pocket import pocket_world
+from rarlhf_nb.worlds.pocket.build import fingerprint as pocket_fingerprint
 from rarlhf_nb.worlds.rewards import ClassifierReward, load_reward
 from rarlhf_nb.worlds.smollm2 import smollm2_folder
 
 EXPERTS = ("expert", "anti_expert")
+PLACES = {"data": DATA_NOTEBOOK, "reward": DATA_NOTEBOOK, "evaluation": SFT_NOTEBOOK}  # folder -> notebook
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,27 @@ class Workspace:
 
     def data(self, name: str) -> pd.DataFrame:
         """The table data/<name>.parquet: train, test, sft, anti_expert or held_out."""
-        return pd.read_parquet(self.run.require(f"data/{name}.parquet", made_by=DATA_NOTEBOOK))
+        self.run.require(f"data/{name}.parquet", made_by=DATA_NOTEBOOK)
+        return self.run.read_table(f"data/{name}.parquet")
+
+    def recorded(self, place: str) -> dict[str, str]:
+        """The checksums of what an earlier stage left at `place`, a file or folder.
+
+        Raises `UserError` with the notebook to run where there is nothing.
+        """
+        folder, _, name = place.partition("/")
+        made_by = find_method(name).notebook if folder == "policies" else PLACES[folder]
+        if not self.run.path(place).exists():
+            self.run.require(place, made_by)
+        return recorded_checksums(self.run.folder, place)
+
+    def models(self) -> dict[str, Any]:
+        """What tells the profile's policy and reward model apart from others, as JSON."""
+        chosen = {"policy": self.profile.policy.model, "reward": self.profile.reward.model}
+        return {
+            name: pocket_fingerprint(self.profile.task.source) if model == "pocket" else identity(model)
+            for name, model in chosen.items()
+        }
 
     def reward(self) -> ClassifierReward:
         """The profile's reward model."""
@@ -46,7 +71,7 @@ class Workspace:
         if model == "pocket":
             return pocket_world(self.profile.task.source).reward
         if model == "train":
-            return self.run.require("reward/config.json", made_by=DATA_NOTEBOOK).parent
+            return self.run.require("reward", made_by=DATA_NOTEBOOK)
         return Path(model)
 
     def base(self, with_adapter: bool = False) -> ActorCritic:
@@ -95,4 +120,17 @@ class Workspace:
         return smollm2_folder() if model == "smollm2" else model
 
     def _policy_folder(self, name: str, made_by: str) -> Path:
-        return self.run.require(f"policies/{name}/config.json", made_by=made_by).parent
+        return self.run.require(f"policies/{name}", made_by=made_by)
+
+
+def identity(source: str) -> Any:
+    """What tells the content of a model or data set apart from others under the same name, as JSON.
+
+    For a file its checksum; for a folder its files' names, sizes and times, since models are large; a hub id stands for
+    itself.
+    """
+    path = Path(source)
+    if path.is_file():
+        return checksum(path)
+    files = sorted(inner for inner in path.rglob("*") if inner.is_file()) if path.is_dir() else []
+    return [source, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]

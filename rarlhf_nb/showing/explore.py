@@ -72,7 +72,7 @@ def dashboard(folder: str | Path) -> VBox:
     Raises `UserError` where no method was evaluated, or the methods were not evaluated on the same prompts.
     """
     run = Run(Path(folder))
-    tables, profile = load_tables(run.folder), Profile(**run.manifest["settings"])
+    tables, profile = load_tables(run), Profile(**run.manifest["settings"])
     return VBox(
         [
             page(framed(f"<h1>{html.escape(_title(run))}</h1><p>{EXPLORER}</p>")),
@@ -89,7 +89,7 @@ def serve(run: Run, port: int, say: Callable[[str], None] = print) -> None:
     Raises the errors of `dashboard`, and `UserError` where Voila is missing or the port is taken.
     """
     os.environ.pop("RARLHF_STATIC", None)  # the page needs live widgets
-    check_episodes(load_tables(run.folder).episodes)  # the page would hide an error
+    check_episodes(load_tables(run).episodes)  # the page would hide an error
     try:
         from voila.app import Voila
         from voila.voila_identity_provider import VoilaIdentityProvider

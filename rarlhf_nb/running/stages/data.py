@@ -1,29 +1,99 @@
-"""Notebook 01: the texts become prompts, and the test prompts get their scores."""
+"""Notebook 01: a reward model is trained if need be, the texts become prompts, and the test prompts get scores."""
+
+from typing import Any
 
 import pandas as pd
 
 from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.methods import DATA_NOTEBOOK
 from rarlhf_nb.running.stages.stage import Stage
+from rarlhf_nb.running.workspace import identity
 from rarlhf_nb.training.policy import check_context
 from rarlhf_nb.worlds.smollm2 import train_text_reward
-from rarlhf_nb.worlds.tasks import UNKNOWN_LABEL, Task, load_task
+from rarlhf_nb.worlds.tasks import UNKNOWN_LABEL, load_task
 
 TABLES = ("train", "test", "sft", "anti_expert", "held_out")
 
 
-class PrepareData(Stage):
-    """Cut the prompts, train the reward model where the profile says so, and score the test prompts."""
+class DataStage(Stage):
+    """A stage that reads the texts from where the profile says."""
+
+    notebook = DATA_NOTEBOOK
+    reads: tuple[str, ...] = ()
+
+    def texts(self) -> dict[str, Any]:
+        """The settings of the task, with the checksums of its files, which may change under their names."""
+        task = self.workspace.profile.task
+        sources = [identity(source) for source in (task.train_file, task.test_file, task.dataset) if source]
+        return {"task": task.model_dump(mode="json"), "sources": sources, "models": self.workspace.models()}
+
+
+class TrainReward(DataStage):
+    """Where the profile says `reward.model: train`, a classifier learns the labelled training texts."""
+
+    name = "reward model"
+    modules = ("worlds.tasks", "worlds.smollm2")
+    writes = ("reward",)
+    trainings = ("reward",)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.texts() | {"mixed_precision": self.workspace.profile.policy.mixed_precision}
+
+    def work(self) -> None:
+        """Raises `UserError` where the texts have one label only."""
+        workspace = self.workspace
+        task, pairs = load_task(workspace.profile.task, workspace.base().processing_class), {}
+        for split, texts in (("train", task.train_texts), ("test", task.test_texts)):
+            labelled = texts[texts["label"].isin([0, 1])]
+            if labelled["label"].nunique() < 2:
+                raise UserError(
+                    f"reward.model = 'train' needs texts of both labels, 0 and 1, but task.{split}_file has "
+                    f"{sorted(set(texts['label']))}; add labels or name a classifier as reward.model."
+                )
+            pairs[split] = list(zip(labelled["text"], labelled["label"], strict=True))
+        workspace.run.write_folder(
+            "reward",
+            lambda folder: train_text_reward(
+                workspace.profile.task.name,
+                pairs["train"],
+                pairs["test"],
+                folder,
+                seed=workspace.seed,
+                mixed_precision=workspace.profile.policy.mixed_precision,
+                checkpoints=self.checkpoints("reward"),
+            ),
+        )
+
+    def result(self) -> None:
+        return None
+
+
+class PrepareData(DataStage):
+    """Cut the prompts, and score those of the test split."""
+
+    name = "data"
+    modules = ("worlds.tasks", "worlds.rewards")
+    seeded = False  # every seed has the same prompts
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return ()
+        return self.trained_reward
 
     @property
     def writes(self) -> tuple[str, ...]:
-        return (*(f"data/{name}.parquet" for name in TABLES), *self.trained_reward, "manifest.json")
+        return (*(f"data/{name}.parquet" for name in TABLES), "data/task.json")
 
-    def run(self) -> Task:
-        """Returns the task; the manifest gets the fingerprint of its texts."""
+    @property
+    def settings(self) -> dict[str, Any]:
+        profile = self.workspace.profile
+        return self.texts() | {
+            "reward": profile.reward.model_dump(mode="json"),
+            "held_out_texts": profile.evaluation.held_out_texts,
+        }
+
+    def work(self) -> None:
+        """Raises `UserError` where prompts and completions exceed the model's context."""
         workspace, settings = self.workspace, self.workspace.profile.task
         base = workspace.base()
         check_context(base, settings.prompt_length, workspace.profile.sampling.completion_length)
@@ -32,7 +102,6 @@ class PrepareData(Stage):
         others = task.train_texts[~task.train_texts["label"].isin([settings.positive_label, UNKNOWN_LABEL])]
         held_out = task.positive_texts("test", settings.positive_label)
         held_out = held_out[: workspace.profile.evaluation.held_out_texts]
-        self.train_reward(task)
         test = task.test.assign(prompt_score=workspace.reward().score(task.test["prompt"].tolist()))
         tables = (
             task.train,
@@ -43,29 +112,8 @@ class PrepareData(Stage):
         )
         for name, table in zip(TABLES, tables, strict=True):
             workspace.run.write_table(f"data/{name}.parquet", table)
-        workspace.run.note(data_fingerprint=task.fingerprint(), data_notes=task.notes)
-        return task
+        workspace.run.write_json("data/task.json", {"fingerprint": task.fingerprint(), "notes": task.notes})
 
-    def train_reward(self, task: Task) -> None:
-        """Where the profile says `reward.model: train`, train a classifier on the labelled training texts."""
-        workspace = self.workspace
-        folder = workspace.run.path("reward")
-        if not self.trained_reward or (folder / "config.json").exists():
-            return
-        pairs = {}
-        for split, texts in (("train", task.train_texts), ("test", task.test_texts)):
-            labelled = texts[texts["label"].isin([0, 1])]
-            if labelled["label"].nunique() < 2:
-                raise UserError(
-                    f"reward.model = 'train' needs texts of both labels, 0 and 1, but task.{split}_file has "
-                    f"{sorted(set(texts['label']))}; add labels or name a classifier as reward.model."
-                )
-            pairs[split] = list(zip(labelled["text"], labelled["label"], strict=True))
-        train_text_reward(
-            workspace.profile.task.name,
-            pairs["train"],
-            pairs["test"],
-            folder,
-            seed=workspace.seed,
-            mixed_precision=workspace.profile.policy.mixed_precision,
-        )
+    def result(self) -> list[str]:
+        """The rows that were dropped from a data set of the paper, and why."""
+        return self.workspace.run.read_json("data/task.json")["notes"]

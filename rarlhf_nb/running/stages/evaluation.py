@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pandas as pd
 
@@ -9,6 +10,15 @@ from rarlhf_nb.core.methods import find_method
 from rarlhf_nb.measuring.evaluation import evaluate, held_out_log_likelihoods
 from rarlhf_nb.measuring.tables import HELD_OUT, SAMPLES
 from rarlhf_nb.running.stages.stage import Stage
+from rarlhf_nb.running.workspace import EXPERTS
+
+# By method, the settings and the module that make it when it is measured; any other method is a saved policy.
+MADE_OF = {
+    "base": ((), ()),
+    "best_of_n": (("best_of_n",), ("baselines.best_of_n",)),
+    "dexperts": (("dexperts",), ("baselines.dexperts",)),
+}
+OF_THE_REPORT = {"cvar_levels", "resamples"}
 
 
 @dataclass(frozen=True)
@@ -18,18 +28,44 @@ class Evaluate(Stage):
     method: str
 
     @property
+    def name(self) -> str:
+        return f"evaluate {self.method}"
+
+    @property
+    def notebook(self) -> str:
+        return find_method(self.method).notebook
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        _, modules = MADE_OF.get(self.method, ((), ()))
+        return ("measuring.evaluation", *modules)
+
+    @property
     def reads(self) -> tuple[str, ...]:
-        policies = {"sft", self.method} if find_method(self.method).trained else {"sft"}
+        several = {"base": (), "best_of_n": (), "dexperts": tuple(f"dexperts/{name}" for name in EXPERTS)}
+        own = several.get(self.method, (self.method,))
         data = ("data/test.parquet", "data/held_out.parquet")
-        return (*data, *(f"policies/{name}" for name in sorted(policies)), *self.trained_reward)
+        policies = dict.fromkeys(f"policies/{name}" for name in ("sft", *own))
+        return (*data, *policies, *self.trained_reward)
 
     @property
     def writes(self) -> tuple[str, ...]:
         samples = [SAMPLES] if self.workspace.profile.evaluation.repeated_prompts else []
         return tuple(f"evaluation/{self.method}{ending}" for ending in (".parquet", *samples, HELD_OUT))
 
-    def run(self) -> pd.DataFrame:
-        """Returns the episodes table."""
+    @property
+    def settings(self) -> dict[str, Any]:
+        profile = self.workspace.profile
+        own, _ = MADE_OF.get(self.method, ((), ()))
+        settings = {name: getattr(profile, name).model_dump(mode="json") for name in ("sampling", "reward", *own)}
+        return settings | {
+            "kind": self.method if self.method in MADE_OF else "a saved policy",
+            "evaluation": profile.evaluation.model_dump(mode="json", exclude=OF_THE_REPORT),
+            "precision": [profile.policy.dtype, profile.policy.mixed_precision],
+            "models": self.workspace.models(),
+        }
+
+    def work(self) -> None:
         workspace, profile = self.workspace, self.workspace.profile
         settings, test = profile.evaluation, workspace.data("test")
         base = workspace.base()
@@ -51,7 +87,10 @@ class Evaluate(Stage):
             self._write(SAMPLES, measure(prompts=test.head(settings.repeated_prompts), settings=repeated))
         texts = workspace.data("held_out")["text"].tolist()
         self._write(HELD_OUT, held_out_log_likelihoods(policy, texts, settings.held_out_length, settings.batch_size))
-        return episodes
+
+    def result(self) -> pd.DataFrame:
+        """The episodes table."""
+        return self.workspace.run.read_table(f"evaluation/{self.method}.parquet")
 
     def _write(self, ending: str, table: pd.DataFrame) -> None:
         self.workspace.run.write_table(f"evaluation/{self.method}{ending}", table)

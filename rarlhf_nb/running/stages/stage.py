@@ -1,20 +1,44 @@
-"""What a stage of a run is."""
+"""What a stage of a run is, and when its work is done, taken from another run, or still to do."""
 
+import hashlib
+import json
+import shutil
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
+from rarlhf_nb.core import shelf
+from rarlhf_nb.core.checkpoint import Checkpoints
+from rarlhf_nb.core.records import damaged_files, read_record, record_file
+from rarlhf_nb.core.sources import code_hash
 from rarlhf_nb.running.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Stage(ABC):
-    """A piece of work of a run. With the profile, the seed and the files that it reads, its result is determined.
+    """A piece of work of a run, done once for each state of what determines it.
 
-    `reads` and `writes` are paths in the run folder; a folder stands for all that lies in it.
+    Its files are determined by `settings`, the seed, the number of threads, the files that it reads, and the code of
+    the stage and of `modules`. `reads` and `writes` are paths in the run folder; a folder stands for all that lies in
+    it.
     """
 
     workspace: Workspace
+    modules: ClassVar[tuple[str, ...]]  # what does the work, such as "training.trainer"
+    seeded: ClassVar[bool] = True  # whether the seed of the run determines the files
+    trainings: ClassVar[tuple[str, ...]] = ()  # the names of its trainings, which save checkpoints
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What it is called in records and messages."""
+
+    @property
+    @abstractmethod
+    def notebook(self) -> str:
+        """The notebook that runs it."""
 
     @property
     @abstractmethod
@@ -26,9 +50,70 @@ class Stage(ABC):
     def writes(self) -> tuple[str, ...]:
         """What this stage leaves."""
 
+    @property
     @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The settings and models that determine the files, as JSON."""
+
+    @abstractmethod
+    def work(self) -> None:
+        """Do the work and write the files."""
+
+    @abstractmethod
+    def result(self) -> Any:
+        """What a notebook shows of the finished stage, read from its files."""
+
     def run(self) -> Any:
-        """Do the work; returns what a notebook shows of it."""
+        """Do the work, unless it is done already, here or in another run of the same sweep; returns `result()`."""
+        run = self.workspace.run
+        fingerprint = self.fingerprint()
+        with shelf.alone(run, fingerprint):
+            record = read_record(run.folder, self.name)
+            if record and record.fingerprint == fingerprint and not damaged_files(run.folder, record):
+                print(f"{self.name}: kept; it took {record.seconds:.0f} s")
+            else:
+                run.path(record_file(self.name)).unlink(missing_ok=True)
+                taken = shelf.take(run, fingerprint, self.writes)
+                if taken:
+                    print(f"{self.name}: taken from run {taken.taken_from}; it took {taken.seconds:.0f} s there")
+                    self._record(fingerprint, taken.seconds, taken.taken_from)
+                else:
+                    started = time.perf_counter()
+                    self.work()
+                    self._record(fingerprint, round(time.perf_counter() - started, 1))
+                    shelf.put(run, self.name, fingerprint)
+                for training in self.trainings:
+                    shutil.rmtree(self._checkpoints(training), ignore_errors=True)
+        return self.result()
+
+    def checkpoints(self, training: str) -> Checkpoints:
+        """The checkpoints of one of its trainings; those of other settings or other code are passed over."""
+        return Checkpoints(self._checkpoints(training) / self.fingerprint())
+
+    def _checkpoints(self, training: str) -> Path:
+        return self.workspace.run.path("training", f"{training}.checkpoints")
+
+    def _record(self, fingerprint: str, seconds: float, taken_from: str | None = None) -> None:
+        self.workspace.run.record(
+            self.writes,
+            stage=self.name,
+            fingerprint=fingerprint,
+            notebook=self.notebook,
+            seconds=seconds,
+            taken_from=taken_from,
+        )
+
+    def fingerprint(self) -> str:
+        """A hash of everything that determines the files. Raises `UserError` where an earlier stage left nothing."""
+        run = self.workspace.run
+        parts = {
+            "settings": self.settings,
+            "seed": self.workspace.seed if self.seeded else None,
+            "threads": run.manifest.get("threads"),
+            "reads": [self.workspace.recorded(place) for place in self.reads],
+            "code": code_hash(self.modules, type(self)),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
     @property
     def trained_reward(self) -> tuple[str, ...]:

@@ -3,7 +3,9 @@
 All RL methods start from the SFT policy with the same budget, data order and seed.
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,34 +13,59 @@ from datasets import Dataset
 
 from rarlhf_nb.baselines.prompted import choose_prefix, prompted_policy
 from rarlhf_nb.baselines.quark import QuarkTrainer
-from rarlhf_nb.core.checkpoint import Checkpoints
 from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.methods import BASELINES_NOTEBOOK, SFT_NOTEBOOK, find_method
+from rarlhf_nb.core.profiles import SFTSettings
 from rarlhf_nb.running.stages.stage import Stage
 from rarlhf_nb.running.workspace import EXPERTS
 from rarlhf_nb.training.loop import TrainingLoop
+from rarlhf_nb.training.policy import ActorCritic
 from rarlhf_nb.training.sft import train_sft
 from rarlhf_nb.training.trainer import CVaRPPOTrainer
 
+LOG = "training_log.jsonl"  # beside a policy that TRL trained
 
-class FineTune(Stage):
+
+class SupervisedStage(Stage):
+    """A stage that trains with TRL's `SFTTrainer`."""
+
+    modules = ("training.sft",)
+
+    def common_settings(self) -> dict[str, Any]:
+        """What determines every supervised training besides its own settings."""
+        return {"policy": self.workspace.profile.policy.model_dump(mode="json"), "models": self.workspace.models()}
+
+    def fine_tune(self, policy: ActorCritic, data: str, settings: SFTSettings, training: str, target: str) -> None:
+        """Train the policy on the texts of a table of data/, and save it with its log in `target`."""
+        workspace = self.workspace
+        texts = workspace.data(data)["text"].tolist()
+        mixed_precision, checkpoints = workspace.profile.policy.mixed_precision, self.checkpoints(training)
+        log = train_sft(policy, texts, settings, workspace.seed, mixed_precision, checkpoints)
+
+        def write(folder: Path) -> None:
+            policy.save(folder)
+            (folder / LOG).write_text("".join(json.dumps(row) + "\n" for row in log))
+
+        workspace.run.write_folder(target, write)
+
+
+class FineTune(SupervisedStage):
     """SFT: the base model learns the positive texts."""
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ("data/sft.parquet",)
+    name, notebook, trainings = "sft", SFT_NOTEBOOK, ("sft",)
+    reads, writes = ("data/sft.parquet",), ("policies/sft",)
 
     @property
-    def writes(self) -> tuple[str, ...]:
-        return ("policies/sft",)
+    def settings(self) -> dict[str, Any]:
+        return self.common_settings() | {"sft": self.workspace.profile.sft.model_dump(mode="json")}
 
-    def run(self) -> pd.DataFrame:
-        """Returns TRL's training log."""
-        profile = self.workspace.profile
-        texts = self.workspace.data("sft")["text"].tolist()
+    def work(self) -> None:
         policy = self.workspace.base(with_adapter=True)
-        log = train_sft(policy, texts, profile.sft, self.workspace.seed, profile.policy.mixed_precision)
-        policy.save(self.workspace.run.path("policies", "sft"))
-        return pd.DataFrame(log)
+        self.fine_tune(policy, "sft", self.workspace.profile.sft, "sft", "policies/sft")
+
+    def result(self) -> pd.DataFrame:
+        """TRL's training log."""
+        return self.workspace.run.read_rows(f"policies/sft/{LOG}")
 
 
 @dataclass(frozen=True)
@@ -48,6 +75,22 @@ class Train(Stage):
     method: str
 
     @property
+    def name(self) -> str:
+        return f"train {self.method}"
+
+    @property
+    def notebook(self) -> str:
+        return find_method(self.method).notebook
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return ("baselines.quark",) if self.method == "quark" else ("training.trainer",)
+
+    @property
+    def trainings(self) -> tuple[str, ...]:
+        return (self.method,)
+
+    @property
     def reads(self) -> tuple[str, ...]:
         return ("data/train.parquet", "policies/sft", *self.trained_reward)
 
@@ -55,48 +98,71 @@ class Train(Stage):
     def writes(self) -> tuple[str, ...]:
         return (f"policies/{self.method}", f"training/{self.method}.jsonl")
 
-    def run(self) -> pd.DataFrame:
-        """Returns the training log, one row per iteration. A training that was interrupted goes on where it stopped."""
-        run = self.workspace.run
-        checkpoints = Checkpoints(run.path("training", f"{self.method}.checkpoints"))
-        trainer = self.trainer(checkpoints=checkpoints)
-        log = trainer.train()
-        trainer.policy.save(run.path("policies", self.method))
-        checkpoints.clear()
-        return log
+    @property
+    def settings(self) -> dict[str, Any]:
+        profile = self.workspace.profile
+        sections = {
+            "policy": profile.policy,
+            "reward": profile.reward,
+            "sampling": profile.sampling,
+            **self._own_settings(),
+        }
+        settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
+        if settings.get("risk", {}).get("alpha") == 1:
+            settings["risk"] = None  # every episode is kept: whatever the estimator and the schedule, this is RLHF
+        return settings | {"models": self.workspace.models()}
+
+    def _own_settings(self) -> dict[str, Any]:
+        profile = self.workspace.profile
+        if self.method == "quark":
+            return {"args": profile.quark}
+        return {"args": profile.ppo, "risk": profile.risk.for_method(self.method)}
+
+    def work(self) -> None:
+        """A training that was interrupted goes on where it stopped."""
+        trainer = self.trainer(checkpoints=self.checkpoints(self.method))
+        trainer.train()
+        self.workspace.run.write_folder(f"policies/{self.method}", trainer.policy.save)
+
+    def result(self) -> pd.DataFrame:
+        """The training log, one row per iteration."""
+        return self.workspace.run.read_rows(f"training/{self.method}.jsonl")
 
     def trainer(self, **changes: Any) -> TrainingLoop:
         """The trainer before its first iteration; `changes` replace its arguments."""
         workspace, profile = self.workspace, self.workspace.profile
-        train = workspace.data("train")
-        common = {
+        arguments = {
             "model": workspace.start(),
             "reward_funcs": workspace.reward(),
             "sampling": profile.sampling,
-            "train_dataset": Dataset.from_pandas(train, preserve_index=False),
+            "train_dataset": Dataset.from_pandas(workspace.data("train"), preserve_index=False),
             "seed": workspace.seed,
             "mixed_precision": profile.policy.mixed_precision,
             "log_file": workspace.run.path("training", f"{self.method}.jsonl"),
+            **self._own_settings(),
         }
-        if self.method == "quark":
-            return QuarkTrainer(**common | {"args": profile.quark} | changes)
-        own = {"args": profile.ppo, "risk": profile.risk.for_method(self.method)}
-        return CVaRPPOTrainer(**common | own | changes)
+        kind = QuarkTrainer if self.method == "quark" else CVaRPPOTrainer
+        return kind(**arguments | changes)
 
 
 class ChoosePrefix(Stage):
     """Prompting: the profile's instructions are tried on the last training prompts, and the best is kept."""
+
+    name, notebook, modules = "choose prefix", BASELINES_NOTEBOOK, ("baselines.prompted",)
+    writes = ("policies/prompted",)
 
     @property
     def reads(self) -> tuple[str, ...]:
         return ("data/train.parquet", *self.trained_reward)
 
     @property
-    def writes(self) -> tuple[str, ...]:
-        return ("policies/prompted",)
+    def settings(self) -> dict[str, Any]:
+        profile = self.workspace.profile
+        sections = ("prompted", "policy", "reward", "sampling")
+        settings = {name: getattr(profile, name).model_dump(mode="json") for name in sections}
+        return settings | {"batch_size": profile.evaluation.batch_size, "models": self.workspace.models()}
 
-    def run(self) -> pd.DataFrame:
-        """Returns each prefix with its mean reward, best first."""
+    def work(self) -> None:
         workspace, profile = self.workspace, self.workspace.profile
         prompts = workspace.data("train")["prompt"].tolist()[-profile.prompted.validation_prompts :]
         base = workspace.base()
@@ -109,33 +175,41 @@ class ChoosePrefix(Stage):
             workspace.seed,
             profile.evaluation.batch_size,
         )
-        prompted_policy(base, found["prefix"].iloc[0]).save(workspace.run.path("policies", "prompted"))
-        return found
+
+        def write(folder: Path) -> None:
+            prompted_policy(base, found["prefix"].iloc[0]).save(folder)
+            found.to_json(folder / "prefixes.jsonl", orient="records", lines=True, double_precision=15)
+
+        workspace.run.write_folder("policies/prompted", write)
+
+    def result(self) -> pd.DataFrame:
+        """Each prefix with its mean reward, best first."""
+        return self.workspace.run.read_rows("policies/prompted/prefixes.jsonl")
 
 
-class TrainExperts(Stage):
+class TrainExperts(SupervisedStage):
     """DExperts: an expert learns the texts that SFT uses, and an anti-expert the others."""
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ("data/sft.parquet", "data/anti_expert.parquet")
+    name, notebook, trainings = "train dexperts", BASELINES_NOTEBOOK, EXPERTS
+    reads = ("data/sft.parquet", "data/anti_expert.parquet")
+    writes = tuple(f"policies/dexperts/{name}" for name in EXPERTS)
 
     @property
-    def writes(self) -> tuple[str, ...]:
-        return ("policies/dexperts",)
+    def settings(self) -> dict[str, Any]:
+        return self.common_settings() | {"experts": self.workspace.profile.dexperts.experts.model_dump(mode="json")}
 
-    def run(self) -> dict[str, pd.DataFrame]:
-        """Returns their training logs. Raises `UserError` where no text has another label."""
-        workspace, profile, logs = self.workspace, self.workspace.profile, {}
-        for name, data in zip(EXPERTS, ("sft", "anti_expert"), strict=True):
-            texts = workspace.data(data)["text"].tolist()
-            if not texts:
-                raise UserError(
-                    f"dexperts: every training text has label {profile.task.positive_label} or none, but the "
-                    "anti-expert learns from texts with another label; add some."
-                )
-            policy = workspace.base()
-            log = train_sft(policy, texts, profile.dexperts.experts, workspace.seed, profile.policy.mixed_precision)
-            policy.save(workspace.run.path("policies", "dexperts", name))
-            logs[name] = pd.DataFrame(log)
-        return logs
+    def work(self) -> None:
+        """Raises `UserError` where no text has another label."""
+        profile = self.workspace.profile
+        if self.workspace.data("anti_expert").empty:
+            raise UserError(
+                f"dexperts: every training text has label {profile.task.positive_label} or none, but the anti-expert "
+                "learns from texts with another label; add some."
+            )
+        for name, data, target in zip(EXPERTS, ("sft", "anti_expert"), self.writes, strict=True):
+            self.fine_tune(self.workspace.base(), data, profile.dexperts.experts, name, target)
+
+    def result(self) -> dict[str, pd.DataFrame]:
+        """The training log of each."""
+        run = self.workspace.run
+        return {name: run.read_rows(f"{place}/{LOG}") for name, place in zip(EXPERTS, self.writes, strict=True)}

@@ -23,7 +23,8 @@ from transformers import (
     Trainer,
 )
 
-from rarlhf_nb.core.seeding import seeded
+from rarlhf_nb.core.seeding import seeded, threads
+from rarlhf_nb.core.sources import code_of
 from rarlhf_nb.worlds import classifier, rewards
 from rarlhf_nb.worlds.cache import build_once, cache_folder
 from rarlhf_nb.worlds.classifier import quiet_arguments, train_classifier, train_quietly
@@ -77,7 +78,7 @@ def fingerprint(name: str) -> str:
     """A name for the models of a world, with a hash of everything that determines them."""
     sources = [Path(module.__file__) for module in (grammar, classifier, rewards)] + [Path(__file__)]
     versions = [module.__version__ for module in (torch, transformers, tokenizers)]
-    parts = [name, json.dumps(SETTINGS), *versions, *(path.read_text() for path in sources)]
+    parts = [name, json.dumps(SETTINGS), *versions, *(code_of(path) for path in sources)]
     return f"{name}-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]}"
 
 
@@ -85,8 +86,9 @@ def _build(name: str, folder: Path) -> None:
     lexicon = WORLDS[name]
     seeds, sizes = SETTINGS["seeds"], SETTINGS["lm"]
     texts = [text.text for text in write_texts(lexicon, sizes["texts"], seeds["lm"])]
-    _train_language_model(texts, _tokenizer(vocabulary(lexicon)), folder / "policy")
-    _train_reward_model(name, folder / "reward")
+    with threads(1):  # the same models on every machine of a kind
+        _train_language_model(texts, _tokenizer(vocabulary(lexicon)), folder / "policy")
+        _train_reward_model(name, folder / "reward")
 
 
 def _tokenizer(words: list[str], classifier: bool = False) -> PreTrainedTokenizerFast:

@@ -1,0 +1,131 @@
+"""Finished means finished: a stage is done again only when something changed that determines its files."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import SMALL
+
+from rarlhf_nb.core import sources
+from rarlhf_nb.core.records import read_records
+from rarlhf_nb.core.runs import SWEEP, Run
+from rarlhf_nb.running.experiment import Experiment
+from rarlhf_nb.running.stages import Evaluate, FineTune, PrepareData, Train
+
+TINY = SMALL | {"evaluation.repeated_prompts": 0, "sweep.alphas": []}
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A function that runs data, SFT, and the training and evaluation of `methods`; returns the stages it worked on."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    worked = []
+    for kind in (PrepareData, FineTune, Train, Evaluate):
+        monkeypatch.setattr(kind, "work", lambda stage, done=kind.work: (worked.append(stage.name), done(stage)))
+
+    def run(name="mine", methods=("rlhf",), seed=1, **overrides):
+        worked.clear()
+        experiment = Experiment.open("pocket", name, seed, TINY | overrides)
+        experiment.prepare_data()
+        experiment.train_sft()
+        for method in methods:
+            experiment.train(method)
+            experiment.evaluate(method)
+        return list(worked)
+
+    return run
+
+
+def test_a_further_alpha_trains_that_alpha_alone(work):
+    assert work(methods=("rlhf", "ra_rlhf")) == [
+        "data",
+        "sft",
+        "train rlhf",
+        "evaluate rlhf",
+        "train ra_rlhf",
+        "evaluate ra_rlhf",
+    ]
+    assert work(methods=("rlhf", "ra_rlhf")) == []
+    further = {"sweep.alphas": [0.2]}
+    assert work(methods=("rlhf", "ra_rlhf", "ra_rlhf@0.2"), **further) == ["train ra_rlhf@0.2", "evaluate ra_rlhf@0.2"]
+    assert Run(Path("papermill_runs/mine")).manifest["settings"]["sweep"] == {"alphas": [0.2]}
+
+
+def test_only_what_depends_on_a_change_is_done_again(work, monkeypatch):
+    work()
+    run = Run(Path("papermill_runs/mine"))
+    policy = run.path("policies/rlhf/model.safetensors")
+    before = policy.read_bytes()
+    policy.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    assert work() == ["train rlhf"] and policy.read_bytes() == before  # the evaluation still belongs to that policy
+    run.path("evaluation/rlhf.parquet").unlink()
+    assert work() == ["evaluate rlhf"]
+    changed = sources.PACKAGE / "training" / "trainer.py"
+    real = sources.code_of
+    monkeypatch.setattr(sources, "code_of", lambda path: real(path) + ("changed = 1" if path == changed else ""))
+    assert work() == ["train rlhf"]
+    changed = sources.PACKAGE / "showing" / "figures.py"
+    assert work() == ["train rlhf"]  # as before the change of the trainer
+    run.forget()
+    assert work() == ["data", "sft", "train rlhf", "evaluate rlhf"]
+
+
+def test_the_runs_of_a_sweep_share_what_settings_do_not_tell_apart(work, capsys):
+    Path("papermill_runs/grid").mkdir(parents=True)
+    Path("papermill_runs/grid", SWEEP).write_text("{}")
+    risk_averse = ("rlhf", "ra_rlhf", "ra_rlhf_ru")
+    first = work("grid/a", risk_averse, **{"risk.alpha": 1.0})
+    assert first == ["data", "sft", "train rlhf", "evaluate rlhf"]  # at alpha = 1 all three are the same training
+    assert work("grid/b", risk_averse) == [
+        "train ra_rlhf",
+        "evaluate ra_rlhf",
+        "train ra_rlhf_ru",
+        "evaluate ra_rlhf_ru",
+    ]
+    assert "sft: taken from run a; it took" in capsys.readouterr().out
+    assert work("grid/c", seed=2) == ["sft", "train rlhf", "evaluate rlhf"]  # every seed has the same data
+    assert work("grid/d", **{"ppo.kl_coef": 0.3}) == ["train rlhf", "evaluate rlhf"]
+    a, b = (Run(Path("papermill_runs/grid", name)) for name in "ab")
+    assert {record.taken_from for record in read_records(b.folder)} == {None, "a"}
+    weights = "policies/sft/model.safetensors"
+    assert os.stat(a.path(weights)).st_ino == os.stat(b.path(weights)).st_ino  # a link, not a copy
+    log = "training/rlhf.jsonl"
+    assert a.path(log).read_bytes() == b.path(log).read_bytes() == a.path("training/ra_rlhf.jsonl").read_bytes()
+    assert os.stat(a.path(log)).st_ino != os.stat(b.path(log)).st_ino  # a log is written in place
+    a.path(weights).unlink()
+    assert work("grid/e") == ["sft"]  # what is damaged is not taken
+
+
+def test_a_run_computes_with_its_own_number_of_threads(work):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        work()
+        run = Run(Path("papermill_runs/mine"))
+        assert torch.get_num_threads() == run.manifest["threads"] == 1  # the pocket profiles say so
+        torch.set_num_threads(2)
+        Experiment.open("pocket", "open", 1, TINY | {"compute.threads": None})
+        torch.set_num_threads(1)
+        Experiment.open("pocket", "open", 1, TINY | {"compute.threads": None})
+        assert torch.get_num_threads() == 2  # that of its first use
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_killed_training_continues_inside_its_stage(work, capsys):
+    work(methods=())
+    experiment = Experiment.open("pocket", "mine", 1, TINY)
+    stage = Train(experiment, "rlhf")
+    checkpoints = stage.checkpoints("rlhf")
+    checkpoints.seconds = 0
+    for _, _ in zip(range(2), stage.trainer(checkpoints=checkpoints), strict=False):
+        pass
+    assert work() == ["train rlhf", "evaluate rlhf"]
+    assert "resumed at iteration 2" in capsys.readouterr().out
+    assert not list(experiment.run.path("training").glob("*.checkpoints"))
+    rows = [json.loads(line) for line in experiment.run.path("training/rlhf.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
