@@ -1,0 +1,171 @@
+"""A run that is killed again and again ends like one that never was: python -m benchmarks.soak [--kills 30].
+
+It runs a profile once without interruption, and once killed with SIGKILL at random moments and begun again by the same
+command. Then it compares every log, table and policy of the two runs byte by byte, except for measured seconds. Half of
+the kills take the runner alone, whose kernel then has to be ended by the next runner; the others take both, as a power
+failure does.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+import yaml
+
+from rarlhf_nb.core.checksums import files_of
+from rarlhf_nb.core.records import damaged_files, read_records
+from rarlhf_nb.core.runs import Run, repository
+
+SECONDS = "seconds"
+RUNNER = "rarlhf_nb.running.cli"
+
+
+def soak(
+    folder: Path, settings: Sequence[str] = (), kills: int = 30, seed: int = 0, say: Callable[[str], None] = print
+) -> dict:
+    """Run a profile whole and killed in `folder`, and return the figures: kills, files that differ, and so on.
+
+    settings: further words of `rarlhf run`, such as "-p ppo.iterations 4".
+    """
+    (folder / "notebooks").symlink_to(repository() / "notebooks")
+    dice, figures = random.Random(seed), Counter()
+    started = time.perf_counter()
+    run_once(folder, "whole", settings)
+    whole = time.perf_counter() - started
+    say(f"uninterrupted: {whole:.0f} s")
+    run = Run(folder / "papermill_runs" / "killed")
+    started = time.perf_counter()
+    for _ in range(kills):
+        where = kill_once(folder, run, settings, dice, longest=2 * whole / kills)
+        if where is None:
+            break
+        figures["kills"] += 1
+        figures[f"kills in {where.split(':')[0]}"] += 1
+        figures["iterations repeated"] += unsaved_iterations(run)
+        figures["corrupt files"] += sum(len(damaged_files(run.folder, record)) for record in read_records(run.folder))
+        say(f"kill {figures['kills']} in {where}")
+    run_once(folder, "killed", settings)
+    figures["seconds uninterrupted"], figures["seconds killed"] = round(whole), round(time.perf_counter() - started)
+    figures["orphaned kernels"] = len(kernels(run))
+    different, compared = compare(folder / "papermill_runs" / "whole", run.folder)
+    figures["files compared"], figures["files that differ"] = compared, len(different)
+    return dict(figures) | {"different": different}
+
+
+def command(run: str, settings: Sequence[str]) -> list[str]:
+    """The command that begins or continues the run."""
+    return [sys.executable, "-m", RUNNER, "run", "--run", run, *settings]
+
+
+def run_once(folder: Path, run: str, settings: Sequence[str]) -> None:
+    """Run to the end. Raises `CalledProcessError` where it fails."""
+    subprocess.run(command(run, settings), cwd=folder, check=True, capture_output=True)
+
+
+def kill_once(folder: Path, run: Run, settings: Sequence[str], dice: random.Random, longest: float) -> str | None:
+    """Continue the run and kill it after a random time, once its work has begun.
+
+    Returns where it was, or None if the run ended before.
+    """
+    before = newest(run)
+    runner = subprocess.Popen(
+        command(run.folder.name, settings), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while runner.poll() is None and newest(run) == before:
+        time.sleep(0.05)
+    at = time.monotonic() + dice.uniform(0.1, longest)
+    while runner.poll() is None and time.monotonic() < at:
+        time.sleep(0.02)
+    if runner.poll() is not None:
+        return None
+    entries = run.manifest["notebooks"] if run.path("manifest.json").exists() else {}
+    where = next((name for name, entry in entries.items() if entry["state"] == "running"), "between notebooks")
+    if list(run.folder.glob("training/*.checkpoints/*/.unfinished")):
+        where += ": writing a checkpoint"
+    victims = kernels(run) if dice.random() < 0.5 else []
+    runner.kill()
+    for kernel in victims:
+        kernel.kill()
+    runner.wait()
+    return where
+
+
+def newest(run: Run) -> float:
+    """When a stage of the run was last finished, or a training of it last logged."""
+    paths = [
+        *run.folder.glob("stages/*.json"),
+        *run.folder.glob("training/*.jsonl"),
+        *run.folder.glob(".kernel/*.json"),
+    ]
+    times = []
+    for path in paths:
+        try:
+            times.append(path.stat().st_mtime)
+        except OSError:  # removed in the meantime
+            continue
+    return max(times, default=0.0)
+
+
+def kernels(run: Run) -> list[psutil.Process]:
+    """The kernels of the run that live."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = " ".join(process.info["cmdline"] or [])
+        if "ipykernel" in words and f"{run.folder.name}/.kernel" in words:
+            found.append(process)
+    return found
+
+
+def unsaved_iterations(run: Run) -> int:
+    """The iterations of the training under way that no checkpoint holds, so that they are done again."""
+    lost = 0
+    for folder in run.folder.glob("training/*.checkpoints"):
+        log = folder.with_suffix(".jsonl")
+        saved = [int(path.name) for path in folder.glob("*/[0-9]*") if path.name.isdecimal()]
+        lost += max(0, (log.read_text().count("\n") if log.exists() else 0) - max(saved, default=0))
+    return lost
+
+
+def compare(whole: Path, killed: Path) -> tuple[list[str], int]:
+    """The logs, tables and policies that differ, and how many were compared."""
+    names = [
+        path.relative_to(whole).as_posix()
+        for place in ("data", "training", "policies", "evaluation", "report.json")
+        for path in files_of(whole / place)
+    ]
+    return [name for name in names if content(whole / name) != content(killed / name)], len(names)
+
+
+def content(path: Path) -> bytes | list[dict] | None:
+    """A file's bytes; of a log its rows without the measured seconds; None if there is no such file."""
+    if not path.exists():
+        return None
+    if path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return [{key: value for key, value in row.items() if SECONDS not in key} for row in rows]
+    return path.read_bytes()
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("settings", nargs="*", help="further words of `rarlhf run`, after --")
+    words = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = soak(Path(folder), words.settings, words.kills, words.seed)
+    print(yaml.safe_dump(figures, sort_keys=False))
+    sys.exit(bool(figures["different"] or figures["corrupt files"] or figures["orphaned kernels"]))
+
+
+if __name__ == "__main__":
+    main()
