@@ -17,7 +17,8 @@ from rarlhf_nb.showing import widgets
 from rarlhf_nb.showing.explorer_figures import saved_share
 from rarlhf_nb.showing.figures import TRAINING_PANELS
 from rarlhf_nb.showing.pictures import is_static
-from rarlhf_nb.showing.widgets import live_training, risk_explorer, schedule_designer
+from rarlhf_nb.showing.widgets import live_training, progress_table, risk_explorer, schedule_designer
+from rarlhf_nb.showing.widgets.progress_table import Shown
 from rarlhf_nb.showing.widgets.risk_explorer import sweep_families
 from rarlhf_nb.showing.widgets.text import SHORT, hover_text, text_html, visible
 from rarlhf_nb.training.risk import SoftRiskSchedule, cvar, tail_count, var
@@ -219,7 +220,8 @@ def test_a_hostile_text_stays_text(text):
 
 def test_hostile_texts_are_text_in_every_widget():
     exported = {name for name in widgets.__all__ if name.islower()}
-    assert exported == {"live_training", "risk_explorer", "schedule_designer"}  # a new widget needs a hostile text here
+    known = {"live_training", "progress_table", "risk_explorer", "schedule_designer"}
+    assert exported == known  # a new widget needs a hostile text here
     texts = [text.replace("\ud800", "") for text in HOSTILE * SIZE][:SIZE]  # a table cannot hold a lone surrogate
     hostile = "<script>window.hacked = 1</script>"
     tables = {
@@ -232,7 +234,12 @@ def test_hostile_texts_are_text_in_every_widget():
     trained.start()
     trained.join(30)
     assert trained.state == "done"
-    for page in (explored.table.value, explored.texts.value, trained.samples.value, trained.status.value):
+    errors = pd.DataFrame({"error": HOSTILE}, index=HOSTILE)
+    followed = progress_table(lambda: Shown(hostile, errors, True))
+    broken = progress_table(lambda: 1 / 0)
+    assert "ZeroDivisionError" in broken.page.value
+    pages = (explored.table.value, explored.texts.value, trained.samples.value, trained.status.value)
+    for page in (*pages, followed.page.value, broken.page.value):
         found = Tags(page)
         assert found.tags <= OURS and found.attributes <= {"class"}
     hover = "".join(all_hovers(trained))

@@ -1,4 +1,6 @@
-"""A whole run: `experiment` is what the notebooks call, `batch` executes the notebooks, `cli` is the command `rarlhf`.
+"""A whole run, and a whole sweep of runs.
+
+`experiment` is what the notebooks call, `batch` executes the notebooks, and `cli` is the command `rarlhf`.
 
 Only this floor knows every other one.
 """
@@ -10,5 +12,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "batch": ["run_notebooks"],
         "experiment": ["Experiment"],
+        "sweep_experiment": ["sweep_table"],
     },
 )

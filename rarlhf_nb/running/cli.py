@@ -1,10 +1,8 @@
-"""The command line: `rarlhf run`, `rarlhf report`, `rarlhf explore` and `rarlhf profiles`."""
+"""The command line: `rarlhf run`, `sweep`, `status`, `report`, `verify`, `explore` and `profiles`."""
 
 # Heavy modules such as torch are imported by the commands that need them, so that `rarlhf --help` is quick.
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,23 +10,17 @@ import typer
 import yaml
 
 from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.running import sweep_commands
+from rarlhf_nb.running.messages import told_errors
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.command()(sweep_commands.sweep)
+app.command()(sweep_commands.status)
 
 
 @app.callback()
 def main() -> None:
     """Risk-averse fine-tuning of language models (RA-RLHF)."""
-
-
-@contextmanager
-def told_errors() -> Iterator[None]:
-    """Print a `UserError` as one line and end the command with status 2."""
-    try:
-        yield
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
 
 
 @app.command()
@@ -59,16 +51,34 @@ def run(
 @app.command()
 def report(run: Annotated[str, typer.Argument(help="Name of a run folder in papermill_runs/.")]) -> None:
     """Write the tables and figures of RUN into one HTML file that opens offline."""
-    from rarlhf_nb.measuring.sweeps import related_scores
     from rarlhf_nb.running.experiment import Experiment
     from rarlhf_nb.showing.page import build_page
 
     with told_errors():
         experiment = Experiment.reopen(run)
         title = f"{run} ({experiment.profile.name}, seed {experiment.seed})"
-        found = experiment.report()  # writes the report that related_scores reads
-        page = build_page(title, experiment.profile, experiment.tables(), found, related_scores(experiment.run))
+        found = experiment.report()  # writes the report that the scores are read from
+        page = build_page(title, experiment.profile, experiment.tables(), found, experiment.scores())
         typer.echo(f"written: {experiment.run.write_text('report.html', page)}")
+
+
+@app.command()
+def verify(
+    run: Annotated[str, typer.Argument(help="Name of a run folder in papermill_runs/.")],
+    iterations: Annotated[int | None, typer.Option(min=1, help="Only the first iterations of each training.")] = None,
+) -> None:
+    """Repeat RUN from its manifest, and say what agrees to the last digit and what does not."""
+    from rarlhf_nb.running.experiment import Experiment
+    from rarlhf_nb.running.verify import verify
+
+    with told_errors():
+        found = verify(Experiment.reopen(run), iterations, say=lambda stage: typer.echo(f"repeating: {stage}"))
+    for finding in found:
+        typer.echo(f"{finding.what}: {'agrees' if finding.agrees else finding.difference}")
+    different = [finding for finding in found if finding.file and not finding.agrees]
+    typer.echo(f"{sum(finding.file for finding in found)} files compared, {len(different)} differ")
+    if different:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -105,7 +115,7 @@ def execute(profile: str, run_name: str | None, seed: int, overrides: dict[str, 
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     if run.path("summary.md").exists():
-        typer.echo(run.path("summary.md").read_text())
+        typer.echo(run.read_text("summary.md"))
     typer.echo(
         f"{time.perf_counter() - started:.0f} s in all; report.md, notebooks, policies and tables are in {run.folder}"
     )

@@ -1,0 +1,81 @@
+"""One cell of a sweep in a process of its own: `python -m rarlhf_nb.running.cell SWEEP CELL`.
+
+A cell is an ordinary run: `rarlhf run --run SWEEP/CELL` with the settings of its manifest does the same. The process
+ends with whoever started it, which holds the other end of its standard input, so that no cell goes on unseen.
+"""
+
+import os
+import sys
+import threading
+from datetime import datetime
+from pathlib import Path
+
+from rarlhf_nb.core.checksums import sealed
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.runs import Run, repository
+from rarlhf_nb.running.batch import NotebookFailed, run_notebooks
+from rarlhf_nb.running.experiment import Experiment
+from rarlhf_nb.running.grid import Cell
+from rarlhf_nb.running.sweep import CELL_NOTEBOOKS, FAILURE, Sweep
+
+WAIT = 60.0  # seconds for a run folder that somebody else still holds, such as a process that is about to die
+
+
+def run_cell(sweep: Sweep, cell: Cell) -> None:
+    """Run the notebooks of a cell and write its report; what is finished is kept.
+
+    Raises the errors of `run_notebooks`, after noting the failure in the cell's folder.
+    """
+    root = repository()
+    profile = sweep.grid.settings(cell)
+    name = f"{sweep.folder.name}/{cell.name}"
+    run = Run.open(name, profile.model_dump(mode="json"), cell.seed, sweep.folder.parent)
+    run.path(FAILURE).unlink(missing_ok=True)
+    parameters = {"profile": sweep.grid.profile, "run": name, "seed": cell.seed, "overrides": cell.overrides}
+    inputs = [Path(path) for path in (profile.task.train_file, profile.task.test_file) if path is not None]
+    try:
+        run_notebooks(
+            run, [root / "notebooks" / f"{stem}.ipynb" for stem in CELL_NOTEBOOKS], parameters, inputs, wait=WAIT
+        )
+        Experiment.reopen(name).report()
+    except Exception as error:
+        failure = {
+            "notebook": getattr(error, "notebook", None),
+            "cell": getattr(error, "cell", None),
+            "error": str(error),
+            "time": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+        }
+        run.write_text(FAILURE, sealed(failure))
+        raise
+
+
+def end_with_parent() -> None:
+    """End this process when the other end of its standard input is closed."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main() -> None:
+    """The process: status 0 if the cell is finished, 2 for bad input, 1 for any other failure."""
+    end_with_parent()
+    name, cell_name = sys.argv[1:]
+    sweep = Sweep.reopen(name)
+    try:
+        run_cell(sweep, next(cell for cell in sweep.grid.cells() if cell.name == cell_name))
+    except UserError as error:
+        sys.exit(_told(error, 2))
+    except NotebookFailed as error:
+        sys.exit(_told(error, 1))
+
+
+def _told(error: Exception, status: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()
