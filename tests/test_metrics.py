@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.measuring.metrics import (
@@ -13,7 +13,9 @@ from rarlhf_nb.measuring.metrics import (
     perplexity,
     quantile_curve,
     seed_interval,
+    seeds_needed,
     stratified_interval,
+    t_test_power,
     tail_mean,
     weighted_mean,
 )
@@ -133,3 +135,38 @@ def test_stratified_interval_draws_seeds_within_each_task():
     theirs = stats.bootstrap((one_task[:, 0],), np.mean, n_resamples=20_000, method="percentile", rng=1)
     assert found[1:] == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)
     assert np.isnan(stratified_interval(one_task[:1]).low)
+
+
+@pytest.mark.parametrize(("effect", "seeds"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
+def test_seeds_needed_are_the_published_sample_sizes(effect, seeds):
+    # G*Power, difference of two dependent means, two-sided, 5 % level, power 80 %
+    differences = np.array([-1.0, 0.0, 1.0])  # standard deviation 1
+    assert seeds_needed(differences + effect) == seeds_needed(differences - effect) == seeds
+    assert seeds_needed(7 * (differences + effect)) == seeds
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.3, 1.0, 20.0])
+@pytest.mark.parametrize("seeds", [2, 3, 7, 50])
+def test_power_agrees_with_direct_integration(effect, seeds):
+    freedom = seeds - 1
+    boundary = stats.t.ppf(0.975, freedom)
+
+    def found(chi_square):  # the test's power once the standard deviation is drawn
+        edge, shift = boundary * np.sqrt(chi_square / freedom), effect * np.sqrt(seeds)
+        return stats.chi2.pdf(chi_square, freedom) * (stats.norm.sf(edge - shift) + stats.norm.cdf(-edge - shift))
+
+    assert t_test_power(effect, seeds) == pytest.approx(integrate.quad(found, 0, np.inf, limit=500)[0], abs=1e-8)
+
+
+def test_seeds_needed_find_the_difference_as_often_as_they_say():
+    differences = np.array([0.1, 0.9, 1.4, 0.6, -0.5])
+    seeds = int(seeds_needed(differences))
+    drawn = np.random.default_rng(0).normal(differences.mean(), differences.std(ddof=1), size=(20_000, seeds))
+    share = (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean()
+    assert 0.79 < share < 0.87 and t_test_power(differences.mean() / differences.std(ddof=1), seeds - 1) < 0.8
+
+
+def test_seeds_needed_at_the_edges():
+    assert seeds_needed([1.0, -1.0]) == seeds_needed([1000.001, -999.999]) == np.inf
+    assert seeds_needed([0.3, 0.3, 0.3]) == seeds_needed([20.0, 20.5]) == 2
+    assert np.isnan([seeds_needed(few) for few in ([], [1.0], [0.0, 0.0])]).all()

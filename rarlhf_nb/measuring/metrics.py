@@ -5,6 +5,7 @@ A statistic that can be resampled takes `weights`, how often each row counts: on
 Shapes: N rows (episodes or texts), R resamples; weights (..., N) -> statistic (...).
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -14,6 +15,7 @@ from scipy import stats
 
 from rarlhf_nb.training.risk import check_alpha
 
+MOST_SEEDS = 1_000_000  # beyond it, no number of seeds is said to be enough
 ROWS_AT_ONCE = 64  # resamples; bounds the memory of (rows, N) temporaries
 
 
@@ -161,3 +163,34 @@ def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval:
         return Interval(mean, np.nan, np.nan)
     half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return Interval(mean, float(mean - half), float(mean + half))
+
+
+def seeds_needed(differences: ArrayLike, power: float = 0.8, level: float = 0.05) -> float:
+    """How many seeds would tell two methods apart, if the difference and the spread seen so far were the true ones.
+
+    differences: (S,) of two methods, paired by seed. The smallest number of seeds, at least 2, with which a two-sided
+    paired t-test at `level` finds such a difference with probability `power`: inf for equal means and beyond
+    `MOST_SEEDS`; NaN for fewer than two differences and where all of them are 0.
+    """
+    differences = np.asarray(differences, dtype=np.float64)
+    if len(differences) < 2 or not differences.any():
+        return np.nan
+    mean, spread = abs(differences.mean()), differences.std(ddof=1)
+    if mean == 0:
+        return np.inf
+    if spread <= 1e-12 * mean:  # equal differences, but for rounding
+        return 2.0
+    counts = range(2, MOST_SEEDS + 1)
+    place = bisect_left(counts, power, key=lambda seeds: t_test_power(mean / spread, seeds, level))
+    return float(counts[place]) if place < len(counts) else np.inf
+
+
+def t_test_power(effect: float, seeds: int, level: float = 0.05) -> float:
+    """The probability that a two-sided paired t-test finds a true effect, from the noncentral t distribution.
+
+    effect: mean / standard deviation of the differences, at least 0.
+    """
+    freedom, noncentrality = seeds - 1, effect * np.sqrt(seeds)
+    boundary = stats.t.ppf(1 - level / 2, freedom)
+    wrong_side = stats.nct.cdf(-boundary, freedom, noncentrality)  # SciPy gives NaN where it is next to 0
+    return float(stats.nct.sf(boundary, freedom, noncentrality) + np.nan_to_num(wrong_side))
