@@ -13,13 +13,13 @@ import pytest
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.measuring.cells import interval_cell
 from rarlhf_nb.measuring.metrics import bootstrap_interval, bootstrap_weights, perplexity, tail_mean, tail_means
+from rarlhf_nb.measuring.sweeps import sweep_families
 from rarlhf_nb.showing import widgets
 from rarlhf_nb.showing.explorer_figures import saved_share
 from rarlhf_nb.showing.figures import TRAINING_PANELS
 from rarlhf_nb.showing.pictures import is_static
 from rarlhf_nb.showing.widgets import live_training, progress_table, risk_explorer, schedule_designer
 from rarlhf_nb.showing.widgets.progress_table import Shown
-from rarlhf_nb.showing.widgets.risk_explorer import sweep_families
 from rarlhf_nb.showing.widgets.text import SHORT, hover_text, text_html, visible
 from rarlhf_nb.training.risk import SoftRiskSchedule, cvar, tail_count, var
 

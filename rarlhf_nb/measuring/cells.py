@@ -2,11 +2,12 @@
 
 import html
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
-from rarlhf_nb.measuring.metrics import Interval
+from rarlhf_nb.measuring.metrics import MOST_SEEDS, Interval
 
 INTERVAL, UNBROKEN = re.compile(r" \[(\S+), (\S+)\]"), "\u00a0[\\1,\u00a0\\2]"  # a viewer must not break a line in it
 ENDS = ("", "_low", "_high")  # a metric's columns in a report: the estimate and both ends of its interval
@@ -17,6 +18,14 @@ def read_interval(row: pd.Series, metric: str) -> Interval:
     return Interval(*(row[metric + end] for end in ENDS))
 
 
+def interval_numbers(row: pd.Series, metrics: Iterable[str]) -> dict[str, dict[str, float | None]]:
+    """The metrics of a report's row for JSON: {metric: {value, low, high}}, with None for NaN."""
+    return {
+        metric: {end: None if np.isnan(x) else x for end, x in read_interval(row, metric)._asdict().items()}
+        for metric in metrics
+    }
+
+
 def interval_cell(interval: Interval) -> str:
     """ "0.57 [0.51, 0.63]", without brackets where there is no interval, a dash where there is no value."""
     value, low, high = interval
@@ -25,6 +34,13 @@ def interval_cell(interval: Interval) -> str:
     if np.isnan(low):
         return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"  # Dist-1 of many texts is tiny
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def seeds_cell(seeds: float) -> str:
+    """A number of `seeds_needed`: "23 seeds", "more than 1,000,000 seeds", a dash where it is unknown."""
+    if np.isnan(seeds):
+        return "–"
+    return f"more than {MOST_SEEDS:,} seeds" if np.isinf(seeds) else f"{seeds:,.0f} seeds"
 
 
 def markdown_table(cells: pd.DataFrame) -> str:

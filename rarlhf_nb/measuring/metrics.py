@@ -153,12 +153,12 @@ def stratified_interval(
 
 
 def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval:
-    """Mean over training seeds with Student's t interval: (S,) -> Interval; one seed has no interval (NaN).
+    """Mean over training seeds with Student's t interval: (S,) -> Interval; one seed has no interval, none no mean.
 
     For the paired interval of two methods trained from the same seeds, pass their differences by seed.
     """
     values = np.asarray(values, dtype=np.float64)
-    mean = float(values.mean())
+    mean = float(values.mean()) if len(values) else np.nan
     if len(values) < 2:
         return Interval(mean, np.nan, np.nan)
     half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))

@@ -10,7 +10,14 @@ import numpy as np
 import pandas as pd
 
 from rarlhf_nb.core.methods import method_name, method_order
-from rarlhf_nb.measuring.cells import ENDS, interval_cell, markdown_line, markdown_table, read_interval
+from rarlhf_nb.measuring.cells import (
+    ENDS,
+    interval_cell,
+    interval_numbers,
+    markdown_line,
+    markdown_table,
+    read_interval,
+)
 from rarlhf_nb.measuring.finding import finding
 from rarlhf_nb.measuring.metrics import Interval, bootstrap_interval, bootstrap_weights, perplexity
 from rarlhf_nb.measuring.report_metrics import (
@@ -80,9 +87,9 @@ class Report:
         """{"methods": {method: {metric: {value, low, high}}}, "differences": [...], ...}, with null for NaN."""
         return json.dumps(
             {
-                "methods": {method: self._numbers(row) for method, row in self.table.iterrows()},
+                "methods": {method: interval_numbers(row, self.names) for method, row in self.table.iterrows()},
                 "differences": [
-                    {"method": method, "baseline": baseline} | self._numbers(row)
+                    {"method": method, "baseline": baseline} | interval_numbers(row, self.names)
                     for (method, baseline), row in self.differences.iterrows()
                 ],
                 "names": self.names,
@@ -105,12 +112,6 @@ class Report:
             names,
             content["notes"],
         )
-
-    def _numbers(self, row: pd.Series) -> dict[str, dict[str, float | None]]:
-        return {
-            metric: {end: None if np.isnan(x) else x for end, x in read_interval(row, metric)._asdict().items()}
-            for metric in self.names
-        }
 
     def to_markdown(self) -> str:
         """The whole report: `summary`, then `details`."""

@@ -1,5 +1,10 @@
-"""Runs with the same settings that differ only in the seed, or in the seed and beta, compared over seeds."""
+"""The scores of runs that differ only in the seed, or in the seed and a few settings, compared over seeds.
 
+Scores are a table with one row per run and method: columns run, seed, kl_coef, further settings under their dotted key
+(`ppo.learning_rate`), method, and one column per metric.
+"""
+
+import re
 import warnings
 from collections.abc import Sequence
 
@@ -7,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.methods import method_name, method_order
+from rarlhf_nb.core.methods import method_name, method_order, split_alpha
 from rarlhf_nb.core.runs import MANIFEST, Run
 from rarlhf_nb.measuring.cells import interval_cell
-from rarlhf_nb.measuring.metrics import Interval, seed_interval, stratified_interval
+from rarlhf_nb.measuring.metrics import seed_interval, stratified_interval
 
 
 def related_scores(run: Run, free: Sequence[str] = ()) -> pd.DataFrame:
@@ -65,15 +70,49 @@ def seed_table(scores: pd.DataFrame, metrics: dict[str, str], baseline: str = "r
     rows = {}
     for method in method_order(scores["method"].unique()):
         own = scores[scores["method"] == method]
-        paired = own.merge(scores[scores["method"] == baseline], on="seed", suffixes=("", "_baseline"))
         row = {"seeds": str(len(own))}
         for key, name in metrics.items():
             values = own[key].to_numpy()
+            difference = seed_interval(paired_differences(scores, key, method, baseline))
             row[f"{name}: mean"] = interval_cell(seed_interval(values))
             row[f"{name}: interquartile mean"] = interval_cell(stratified_interval(values[:, None]))
-            difference = (
-                seed_interval(paired[key] - paired[f"{key}_baseline"]) if len(paired) else Interval(*(np.nan,) * 3)
-            )
             row[f"{name}: − {method_name(baseline)}"] = "–" if method == baseline else interval_cell(difference)
         rows[method_name(method)] = row
     return pd.DataFrame(rows).T
+
+
+def paired_differences(scores: pd.DataFrame, metric: str, method: str, baseline: str) -> np.ndarray:
+    """Method minus baseline for every seed that has both values: (S,)."""
+    ours, theirs = (scores[scores["method"] == name].set_index("seed")[metric] for name in (method, baseline))
+    return (ours - theirs).dropna().to_numpy()
+
+
+def grid_settings(scores: pd.DataFrame) -> list[str]:
+    """The columns that hold settings of the runs: kl_coef, and those with a dotted key."""
+    return [column for column in scores if column == "kl_coef" or re.fullmatch(r"[a-z_]+(\.[a-z]\w*)+", column)]
+
+
+def distinct_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """One row per setting, seed and method, in the order of the table.
+
+    A method that does not depend on a setting of the sweep appears once per run, and its first row is kept. A method
+    trained at alpha = 1 is RLHF under another name, and is left out.
+    """
+    averse = [split_alpha(method)[1] != 1 for method in scores["method"]]
+    return scores[averse].drop_duplicates([*grid_settings(scores), "seed", "method"], ignore_index=True)
+
+
+def sweep_families(methods: Sequence[str], profile_alpha: float | None = None) -> dict[str, dict[float, str]]:
+    """The sweeps among `methods`: name -> trained alpha -> method.
+
+    profile_alpha: the alpha of the sweep's plain name; None leaves the plain name out.
+    """
+    families: dict[str, dict[float, str]] = {}
+    for method in methods:
+        name, alpha = split_alpha(method)
+        if alpha is not None:
+            families.setdefault(name, {})[alpha] = method
+    for name, members in families.items():
+        if name in methods and profile_alpha is not None:
+            members.setdefault(profile_alpha, name)
+    return families

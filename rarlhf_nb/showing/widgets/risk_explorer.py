@@ -10,10 +10,11 @@ from IPython.display import HTML, display
 from ipywidgets import Dropdown, FloatSlider, SelectionSlider, ToggleButtons, VBox
 
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.methods import method_name, split_alpha
+from rarlhf_nb.core.methods import method_name
 from rarlhf_nb.measuring.cells import interval_cell
 from rarlhf_nb.measuring.metrics import Interval, perplexity
 from rarlhf_nb.measuring.report import BASELINES
+from rarlhf_nb.measuring.sweeps import sweep_families
 from rarlhf_nb.showing.explorer_figures import (
     curve_changes,
     curve_figure,
@@ -242,22 +243,6 @@ def risk_explorer(
     display(HTML(exploration.table_html(alpha, ranking, trained)))
     display(HTML(exploration.texts_html(_default_anchor(methods), alpha, ranking, trained)))
     return None
-
-
-def sweep_families(methods: Sequence[str], profile_alpha: float | None = None) -> dict[str, dict[float, str]]:
-    """The sweeps among `methods`: name -> trained alpha -> method.
-
-    profile_alpha: the alpha of the sweep's plain name; None leaves the plain name out.
-    """
-    families: dict[str, dict[float, str]] = {}
-    for method in methods:
-        name, alpha = split_alpha(method)
-        if alpha is not None:
-            families.setdefault(name, {})[alpha] = method
-    for name, members in families.items():
-        if name in methods and profile_alpha is not None:
-            members.setdefault(profile_alpha, name)
-    return families
 
 
 def _perplexities(held_out: dict[str, pd.DataFrame]) -> dict[str, float]:
