@@ -1,0 +1,318 @@
+"""The report of a sweep: every method over training seeds, each pair of RL methods, and what the sweep found."""
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.methods import method_name, method_order, split_alpha
+from rarlhf_nb.measuring.cells import (
+    ENDS,
+    interval_cell,
+    interval_numbers,
+    markdown_line,
+    markdown_table,
+    read_interval,
+    seeds_cell,
+)
+from rarlhf_nb.measuring.finding import finding, tail_metric
+from rarlhf_nb.measuring.metrics import seed_interval, seeds_needed
+from rarlhf_nb.measuring.sweeps import distinct_scores, grid_settings, paired_differences
+
+BASELINE = "rlhf"
+RL_METHODS = (BASELINE, "ra_rlhf", "ra_rlhf_ru")  # with any trained alpha; each pair of them is compared
+SHOWN = 12  # the notes name so many cells that lack methods, and count the others
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What a sweep found over training seeds.
+
+    settings: for each setting of the grid besides seed and alpha, its title ("kl_coef 0.2") and its values.
+    table: index (settings, method), settings being a title; the column seeds, and for each metric `<metric>`,
+    `<metric>_low`, `<metric>_high`.
+    differences: likewise, index (settings, method, baseline): method minus baseline, paired by seed, of every method
+    to RLHF and of every two RL methods; the column seeds_needed is of the tail metric.
+    names: metric -> its name for readers. notes: what a reader must know about the numbers.
+    """
+
+    settings: dict[str, dict[str, Any]]
+    table: pd.DataFrame
+    differences: pd.DataFrame
+    names: dict[str, str]
+    notes: list[str]
+
+    def finding(self) -> str:
+        """One sentence: which RL method has the best tail at which setting, its lead over RLHF, its KL, the seeds."""
+        trained = self.table.loc[[is_rl(method) for method in self.table.index.get_level_values("method")]]
+        tails = trained[tail_metric(self.names)].dropna()
+        title, best = tails.idxmax() if len(tails) else (next(iter(self.settings)), None)
+        rows, pairs = _of_setting(trained, title), _of_setting(self.differences, title)
+        pairs = pairs.loc[[is_rl(method) for method in pairs.index.get_level_values("method")]]
+        sentence = finding(rows, pairs, self.names, "sweep")
+        if best is None:
+            return sentence
+        return f"{sentence.removesuffix('.')}; means over {_counted(rows.loc[best, 'seeds'], 'seed')} at {title}."
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """For reading, by the title of the setting: one row per method, its metrics and its differences to RLHF."""
+        return {title: self._methods(title) for title in self.settings}
+
+    def comparisons(self) -> dict[str, pd.DataFrame]:
+        """For reading, by the title of the setting: one row per pair of RL methods."""
+        return {title: self._pairs(title) for title in self.settings}
+
+    def _methods(self, title: str) -> pd.DataFrame:
+        rows = _of_setting(self.table, title)
+        to_baseline = pd.MultiIndex.from_product([rows.index, [BASELINE]])
+        differences = _of_setting(self.differences, title).reindex(to_baseline)
+        columns = {"seeds": rows["seeds"].astype(str).tolist()}
+        columns |= {name: _cells(rows, metric) for metric, name in self.names.items()}
+        for metric in dict.fromkeys([tail_metric(self.names), "tail_reward"]):
+            if metric in self.names:
+                columns[f"{self.names[metric]}: − {method_name(BASELINE)}"] = _cells(differences, metric)
+        return pd.DataFrame(columns, index=[method_name(method) for method in rows.index])
+
+    def _pairs(self, title: str) -> pd.DataFrame:
+        rows, metric = _of_setting(self.differences, title), tail_metric(self.names)
+        rows = rows.loc[[is_rl(method) and is_rl(baseline) for method, baseline in rows.index]]
+        needed = [
+            "told apart" if apart else seeds_cell(seeds)
+            for apart, seeds in zip(_told_apart(rows, metric), rows["seeds_needed"], strict=True)
+        ]
+        columns = {"seeds": rows["seeds"].astype(str).tolist(), self.names[metric]: _cells(rows, metric)}
+        pairs = [f"{method_name(method)} − {method_name(baseline)}" for method, baseline in rows.index]
+        return pd.DataFrame(columns | {"needed to tell them apart": needed}, index=pairs)
+
+    def to_json(self) -> str:
+        """{"finding": ..., "settings": [{"settings", "methods", "differences"}], ...}, with null for NaN and inf."""
+        return json.dumps(
+            {
+                "finding": self.finding(),
+                "settings": [{"settings": values} | self._numbers(title) for title, values in self.settings.items()],
+                "names": self.names,
+                "notes": self.notes,
+            },
+            indent=1,
+            allow_nan=False,
+        )
+
+    def _numbers(self, title: str) -> dict[str, Any]:
+        rows, pairs = _of_setting(self.table, title), _of_setting(self.differences, title)
+        apart = _told_apart(pairs, tail_metric(self.names))
+        return {
+            "methods": {
+                method: {"seeds": int(row["seeds"])} | interval_numbers(row, self.names)
+                for method, row in rows.iterrows()
+            },
+            "differences": [
+                {
+                    "method": method,
+                    "baseline": baseline,
+                    "seeds": int(row["seeds"]),
+                    "told_apart": bool(clear),
+                    "seeds_needed": int(row["seeds_needed"]) if np.isfinite(row["seeds_needed"]) else None,
+                }
+                | interval_numbers(row, self.names)
+                for ((method, baseline), row), clear in zip(pairs.iterrows(), apart, strict=True)
+            ],
+        }
+
+    def to_markdown(self) -> str:
+        """The whole report: `summary`, then the `comparisons`."""
+        return f"{self.summary()}\n{_markdown(self._headed_comparisons())}\n"
+
+    def summary(self) -> str:
+        """The first screen as Markdown: the finding, the `tables` and the notes."""
+        notes = "\n".join(f"- {markdown_line(note)}" for note in self.notes)
+        return f"{markdown_line(self.finding())}\n\n{_markdown(self.tables())}\n\n{notes}\n"
+
+    def to_html(self) -> str:
+        """The whole report for notebooks; every text escaped."""
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        sections = [
+            "".join(f"<h4>{html.escape(title)}</h4>{cells.to_html()}" for title, cells in tables.items())
+            for tables in (self.tables(), self._headed_comparisons())
+        ]
+        return f"<p>{html.escape(self.finding())}</p>{sections[0]}<ul>{notes}</ul>{sections[1]}"
+
+    _repr_html_ = to_html
+
+    def _headed_comparisons(self) -> dict[str, pd.DataFrame]:
+        return {f"Pairs of RL methods, {title}": cells for title, cells in self.comparisons().items() if len(cells)}
+
+
+def build_sweep_report(scores: pd.DataFrame) -> SweepReport:
+    """Means over seeds with 95 % t intervals, and differences paired by seed, for every setting of the grid.
+
+    scores: one row per trained policy (see `measuring.sweeps`); a value of a metric may be NaN. Raises `UserError` for
+    a table without rows, without one of the needed columns, or with a setting that has no value.
+    """
+    _check(scores)
+    kept = distinct_scores(scores)
+    keys, names = grid_settings(scores), _names(scores.columns)
+    settings, means, differences = {}, {}, {}
+    for values, rows in kept.groupby(keys, sort=True):
+        title = _title(keys, values)
+        settings[title] = {key: _plain(value) for key, value in zip(keys, values, strict=True)}
+        methods = method_order(rows["method"].unique())
+        for method in methods:
+            own = rows[rows["method"] == method]
+            means[title, method] = {"seeds": len(own)} | _intervals({key: own[key].dropna() for key in names})
+        for pair in _compared(methods):
+            differences[title, *pair] = _difference(rows, *pair, names)
+    return SweepReport(
+        settings,
+        _table(means, ["settings", "method"], ["seeds", *_columns(names)]),
+        _table(differences, ["settings", "method", "baseline"], ["seeds", "seeds_needed", *_columns(names)]),
+        names,
+        _notes(scores, kept, keys, names),
+    )
+
+
+def is_rl(method: str) -> bool:
+    """Whether PPO trains the method, for any tail share."""
+    return split_alpha(method)[0] in RL_METHODS
+
+
+def _check(scores: pd.DataFrame) -> None:
+    if not len(scores):
+        raise UserError("scores has no rows: run the sweep first.")
+    for column in ("seed", "method", "kl_coef"):
+        if column not in scores:
+            raise UserError(f"scores lacks the column {column}: it needs one row per run and method.")
+    if not any(column == "tail_reward" or column.startswith("cvar_") for column in scores):
+        raise UserError("scores has neither cvar_10 nor tail_reward: evaluate the runs, and write their reports.")
+    for column in grid_settings(scores):
+        if scores[column].isna().any():
+            row = scores.index[scores[column].isna()][0]
+            raise UserError(f"scores has no {column} in row {row}: every run of a sweep has a value of each setting.")
+
+
+def _names(columns: Sequence[str]) -> dict[str, str]:
+    """The metrics of the tables and their names, as far as they were measured."""
+    tail = tail_metric(columns)
+    names = {
+        "reward": "reward",
+        "tail_reward": "tail reward",
+        tail: "tail reward" if tail == "tail_reward" else f"CVaR {tail.removeprefix('cvar_')} %",
+        "perplexity": "perplexity",
+        "kl": "KL (nats)",
+    }
+    return {metric: name for metric, name in names.items() if metric in columns}
+
+
+def _title(keys: Sequence[str], values: Sequence[Any]) -> str:
+    """A setting of the grid as text: "kl_coef 0.2, ppo.learning_rate 0.0003"."""
+    return ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True))
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _compared(methods: Sequence[str]) -> list[tuple[str, str]]:
+    """Every method with RLHF, then every two other RL methods; the later of two minus the earlier."""
+    with_baseline = [(method, BASELINE) for method in methods if method != BASELINE and BASELINE in methods]
+    others = [method for method in methods if is_rl(method) and method != BASELINE]
+    return with_baseline + [(later, earlier) for earlier, later in combinations(others, 2)]
+
+
+def _difference(rows: pd.DataFrame, method: str, baseline: str, names: dict[str, str]) -> dict[str, float]:
+    """A row of `SweepReport.differences`."""
+    tail = paired_differences(rows, tail_metric(names), method, baseline)
+    numbers = {"seeds": len(tail), "seeds_needed": seeds_needed(tail)}
+    return numbers | _intervals({metric: paired_differences(rows, metric, method, baseline) for metric in names})
+
+
+def _intervals(values: dict[str, ArrayLike]) -> dict[str, float]:
+    """The columns of every metric: its mean over the seeds and both ends of its interval. values: metric -> (S,)."""
+    intervals = {metric: seed_interval(found) for metric, found in values.items()}
+    return {metric + end: x for metric, xs in intervals.items() for end, x in zip(ENDS, xs, strict=True)}
+
+
+def _columns(names: dict[str, str]) -> list[str]:
+    return [metric + end for metric in names for end in ENDS]
+
+
+def _table(rows: dict[tuple, dict], index: list[str], columns: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(list(rows.values()), index=pd.MultiIndex.from_tuples(list(rows), names=index), columns=columns)
+
+
+def _of_setting(table: pd.DataFrame, title: str) -> pd.DataFrame:
+    """The rows of one setting, without its level of the index."""
+    return table[table.index.get_level_values("settings") == title].droplevel("settings")
+
+
+def _cells(rows: pd.DataFrame, metric: str) -> list[str]:
+    return [interval_cell(read_interval(row, metric)) for _, row in rows.iterrows()]
+
+
+def _told_apart(rows: pd.DataFrame, metric: str) -> np.ndarray:
+    """Whether each interval leaves out 0: (rows,)."""
+    return ((rows[f"{metric}_low"] > 0) | (rows[f"{metric}_high"] < 0)).to_numpy()
+
+
+def _markdown(tables: dict[str, pd.DataFrame]) -> str:
+    return "\n\n".join(f"**{markdown_line(title)}**\n\n{markdown_table(cells)}" for title, cells in tables.items())
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+# The notes
+
+
+def _notes(scores: pd.DataFrame, kept: pd.DataFrame, keys: list[str], names: dict[str, str]) -> list[str]:
+    seeds = sorted(kept["seed"].unique())
+    listed = f"{_counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))})"
+    brackets = "Brackets hold 95 % t intervals over training seeds" if len(seeds) > 1 else "One seed has no interval"
+    renamed = [method for method in method_order(scores["method"].unique()) if split_alpha(method)[1] == 1]
+    notes = [
+        f"{listed}. {brackets}; test prompts are not resampled.",
+        "Differences are paired: both methods have the same seed. Nothing is corrected for multiple comparisons, and "
+        "the best of many methods owes part of its lead to luck.",
+        "A pair is told apart where its interval leaves out 0. Otherwise the table says how many seeds a paired "
+        "t-test (two-sided, 5 % level) would need to find such a difference with a probability of 80 %, if the mean "
+        "and the variance seen were the true ones; with few seeds, both are rough.",
+    ]
+    if renamed:
+        listed = " and ".join(map(method_name, renamed))
+        notes.append(f"At α = 1 both estimators are RLHF, with the same numbers; the tables leave out {listed}.")
+    return notes + _disagreements(scores, keys, names) + _missing(kept, keys)
+
+
+def _disagreements(scores: pd.DataFrame, keys: list[str], names: dict[str, str]) -> list[str]:
+    """A note on methods whose repeated rows, of equal settings and seed, are not equal."""
+    tail = tail_metric(names)
+    repeats = scores.groupby([*keys, "seed", "method"])[tail]
+    spread = (repeats.max() - repeats.min()).groupby("method").max()
+    methods = method_order(spread.index[spread > 0])
+    if not methods:
+        return []
+    return [
+        f"{', '.join(map(method_name, methods))}: runs with the same settings and seed differ, by up to "
+        f"{spread.max():.2g} in {names[tail]}; the first is kept."
+    ]
+
+
+def _missing(kept: pd.DataFrame, keys: list[str]) -> list[str]:
+    """A note on the cells of the grid that lack methods."""
+    methods = method_order(kept["method"].unique())
+    found = {cell: set(rows["method"]) for cell, rows in kept.groupby([*keys, "seed"])}
+    texts = []
+    for *values, seed in product(*(sorted(kept[key].unique()) for key in [*keys, "seed"])):
+        absent = [method_name(method) for method in methods if method not in found.get((*values, seed), ())]
+        if absent:
+            what = "all methods" if len(absent) == len(methods) else ", ".join(absent)
+            texts.append(f"{what} with seed {seed} at {_title(keys, values)}")
+    others = f"; and in {_counted(len(texts) - SHOWN, 'other cell')}" if len(texts) > SHOWN else ""
+    return [f"Missing: {'; '.join(texts[:SHOWN])}{others}."] if texts else []
