@@ -30,7 +30,7 @@ from rarlhf_nb.measuring.cells import markdown_table
 from rarlhf_nb.measuring.evaluation import evaluate
 from rarlhf_nb.measuring.metrics import Interval, seed_interval
 from rarlhf_nb.measuring.report import summary
-from rarlhf_nb.showing.figures import frontier
+from rarlhf_nb.showing.sweep_figures import frontier
 from rarlhf_nb.training.policy import Reference, load_policy
 from rarlhf_nb.training.risk import SoftRiskSchedule, cvar
 from rarlhf_nb.training.sft import train_sft

@@ -4,14 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import METHODS
 from rarlhf_nb.measuring.metrics import quantile_curve, seed_interval
 from rarlhf_nb.measuring.report import build_report
-from rarlhf_nb.showing import figures
+from rarlhf_nb.showing import figures, sweep_figures
 from rarlhf_nb.showing.look import SCHEDULE_COLORS, line_style, method_color
 from rarlhf_nb.training.risk import SoftRiskSchedule, cvar
 
 HOSTILE = "<script>alert(1)</script>"
+ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;"
 RNG = np.random.default_rng(0)
 SCORES = RNG.normal(size=100)
 
@@ -48,6 +50,21 @@ POINTS = pd.DataFrame(
         "cvar_10": [-1.0, 0.0, -3.0, -1.0, -0.5],
     }
 )
+SWEEP = pd.DataFrame(
+    [
+        {"method": method, "kl_coef": 0.2, "seed": seed, "kl": kl, "reward": reward, "cvar_10": tail}
+        for method, kl, reward, tail in (
+            ("rlhf", 2.0, 1.0, -3.0),
+            ("ra_rlhf@1", 2.0, 1.0, -3.0),
+            ("ra_rlhf@0.4", 4.0, 1.5, -2.0),
+            ("ra_rlhf@0.2", 6.0, 2.0, -1.0),
+            (f"{HOSTILE}@0.5", 3.0, 0.5, -3.5),
+            (f"{HOSTILE}@0.3", 3.5, 0.0, -4.0),
+        )
+        for seed, kl, reward, tail in ((1, kl - 0.5, reward, tail - 0.5), (2, kl + 0.5, reward, tail + 0.5))
+    ]
+    * 2
+)
 REPORT = build_report(
     {method: table.assign(completion="x") for method, table in EPISODES.items()},
     {},
@@ -72,7 +89,9 @@ def all_figures():
         "cvar": figures.cvar_curves(EPISODES, resamples=20),
         "training": figures.training_curves(TRAINING),
         "schedule": figures.schedule_figure({HOSTILE: SoftRiskSchedule(10, 0.5, 10, 2, 0.8)}),
-        "frontier": figures.frontier(POINTS),
+        "frontier": sweep_figures.frontier(POINTS),
+        "frontier over alpha": sweep_figures.frontier(SWEEP),
+        "alphas": sweep_figures.alpha_curves(SWEEP),
         "metrics": figures.metric_intervals(REPORT, ["reward", "cvar_10", "no_such_metric"]),
         "seeds": figures.seed_scores(POINTS, "reward", "mean reward (logit)"),
         "clusters": figures.tail_clusters(CLUSTERS),
@@ -98,7 +117,7 @@ def test_every_figure_has_a_title_and_names_its_axes_and_panels():
 
 
 def test_units_stand_on_the_axes():
-    shown = figures.frontier(POINTS).layout
+    shown = sweep_figures.frontier(POINTS).layout
     assert shown.xaxis.title.text == "KL from the SFT policy (nats per completion)"
     assert shown.yaxis2.title.text == "CVaR 10 % of reward (logit)"
 
@@ -165,10 +184,58 @@ def test_schedule_figure_counts_from_one():
 
 
 def test_frontier_joins_the_means_of_the_seeds():
-    dots, line = figures.frontier(POINTS).data[:2]
+    dots, line = sweep_figures.frontier(POINTS).data[:2]
     assert list(dots.x) == [4.0, 6.0, 1.0, 3.0]
     assert (list(line.x), list(line.y)) == ([5.0, 2.0], [1.5, 0.5])
-    assert list(figures.frontier(POINTS).data[3].y) == [-0.5, -2.0]
+    assert list(sweep_figures.frontier(POINTS).data[3].y) == [-0.5, -2.0]
+
+
+def test_frontier_joins_the_alphas_of_a_sweep_from_the_smallest_to_rlhf():
+    figure = sweep_figures.frontier(SWEEP)
+    assert [trace.name for trace in figure.data if trace.showlegend] == ["RLHF", "RA-RLHF over α", f"{ESCAPED} over α"]
+    reward, tail = traces(figure, "RA-RLHF over α")
+    assert (list(reward.x), list(reward.y)) == ([6.0, 4.0, 2.0], [2.0, 1.5, 1.0])
+    assert list(tail.y) == [-1.0, -2.0, -3.0] and list(tail.text) == ["0.2", "0.4", ""]
+    assert list(tail.marker.color) == [method_color(method) for method in ("ra_rlhf@0.2", "ra_rlhf@0.4", "rlhf")]
+    seeds = {name: sorted(x for t in traces(figure, name)[:1] for x in t.x) for name in ("RLHF", "RA-RLHF α 0.2")}
+    assert seeds == {"RLHF": [1.5, 2.5], "RA-RLHF α 0.2": [5.5, 6.5]}  # once, although a run repeats them
+
+
+def test_frontier_over_alpha_and_kl_coef_draws_the_longer_way():
+    more_kl = SWEEP.assign(kl_coef=0.1, kl=SWEEP["kl"] + 10)
+    both = pd.concat([SWEEP, more_kl])
+    wide = pd.concat([both, both.replace({"method": {"ra_rlhf@0.4": "ra_rlhf@0.1"}})])
+    over_alpha = traces(sweep_figures.frontier(wide), "RA-RLHF over α")
+    assert [len(trace.x) for trace in over_alpha] == [4] * 4  # two kl_coefs in two panels, three alphas and RLHF
+    assert any(over_alpha[0].text) and not any(over_alpha[1].text)
+    betas = [list(t.text) for t in sweep_figures.frontier(wide).data if t.mode == "text"]
+    assert betas == [["β 0.1", "β 0.2"]] * 2
+    over_beta = sweep_figures.frontier(both)  # as many kl_coefs as alphas
+    assert not traces(over_beta, "RA-RLHF over α") and len(traces(over_beta, "RA-RLHF α 0.2")[1].x) == 2
+
+
+def test_labels_without_room_are_left_out():
+    close = SWEEP.replace({"method": {"ra_rlhf@0.4": "ra_rlhf@0.21"}}).assign(kl=SWEEP["kl"] / 100)
+    close.loc[close["method"] == "ra_rlhf@0.21", ["kl", "reward", "cvar_10"]] = [0.0601, 2.0, -1.0]
+    assert list(traces(sweep_figures.frontier(close), "RA-RLHF over α")[0].text) == ["0.2", "", ""]
+
+
+def test_alpha_curves_end_at_rlhf_and_their_band_is_the_t_interval():
+    figure = sweep_figures.alpha_curves(SWEEP)
+    cvar_line, reward_line, kl_line = traces(figure, "RA-RLHF")
+    assert list(cvar_line.x) == [0.2, 0.4, 1.0] and list(cvar_line.y) == [-1.0, -2.0, -3.0]
+    assert (list(reward_line.y), list(kl_line.y)) == ([2.0, 1.5, 1.0], [6.0, 4.0, 2.0])
+    assert kl_line.xaxis == "x3" and [dot.y[0] for dot in traces(figure, "RLHF (α 1)")] == [-3.0, 1.0, 2.0]
+    band = next(trace for trace in figure.data if trace.fill and trace.legendgroup == "RA-RLHF")
+    low, high = seed_interval([-1.5, -0.5])[1:]
+    assert list(band.x) == [0.2, 0.4, 1.0, 1.0, 0.4, 0.2] and (band.y[0], band.y[-1]) == pytest.approx((low, high))
+    one = sweep_figures.alpha_curves(SWEEP[SWEEP["seed"] == 1])
+    assert not any(len(trace.x) for trace in one.data if trace.fill) and len(traces(one, "RA-RLHF")[0].x) == 3
+
+
+def test_alpha_curves_want_one_setting():
+    with pytest.raises(UserError, match=r"kl_coef has 2 values.*scores\[scores\['kl_coef'\] == 0.2\]"):
+        sweep_figures.alpha_curves(pd.concat([SWEEP, SWEEP.assign(kl_coef=0.4)]))
 
 
 def test_interval_bars_reach_from_low_to_high():

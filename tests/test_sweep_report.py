@@ -101,7 +101,7 @@ def test_repeated_rows_count_once_and_alpha_1_is_rlhf():
     once = scores(TAILS | {"ra_rlhf@1": TAILS["rlhf"], "ra_rlhf_ru@1": TAILS["rlhf"]})
     found = build_sweep_report(pd.concat([once, once.assign(run="again")]))
     pd.testing.assert_frame_equal(found.table, build_sweep_report(scores()).table)
-    note = "At α = 1 both estimators are RLHF, with the same numbers; the tables leave out RA-RLHF α 1 and RA-RLHF (RU) α 1."
+    note = "At α = 1 both estimators are RLHF, with the same numbers; the tables leave out RA-RLHF α 1 and RA-RLHF (RU)"
     assert any(note in each for each in found.notes) and not any("differ" in each for each in found.notes[3:])
     other = build_sweep_report(pd.concat([once, once.assign(run="again", cvar_10=once["cvar_10"] + 0.25)]))
     assert any("runs with the same settings and seed differ, by up to 0.25 in CVaR 10 %" in n for n in other.notes)

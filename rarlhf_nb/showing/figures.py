@@ -17,7 +17,6 @@ from rarlhf_nb.measuring.report_metrics import prompt_positions
 from rarlhf_nb.showing.look import (
     CLUSTER_COLORS,
     CLUSTER_SYMBOLS,
-    KL,
     LABELS,
     REWARD,
     faint,
@@ -217,25 +216,6 @@ def schedule_figure(schedules: dict[str, SoftRiskSchedule]) -> go.Figure:
     return laid_out(figure, "Soft-risk schedule")
 
 
-def frontier(points: pd.DataFrame) -> go.Figure:
-    """Mean reward and CVaR 10 % against KL from the SFT policy, one line per method over kl_coef.
-
-    points: one row per trained policy; columns method (with its "@alpha" in a sweep), kl_coef, seed, kl, reward,
-    cvar_10. Faint dots are seeds; the line joins their means.
-    """
-    panels = {"reward": "mean reward (logit)", "cvar_10": "CVaR 10 % of reward (logit)"}
-    figure = make_subplots(cols=2, horizontal_spacing=0.14)
-    for method in method_order(points["method"].unique()):
-        rows = points[points["method"] == method]
-        means = rows.groupby("kl_coef", as_index=False)[["kl", *panels]].mean().sort_values("kl_coef")
-        for col, metric in enumerate(panels, start=1):
-            _add_frontier_traces(figure, method, rows, means, metric, col)
-    for col, title in enumerate(panels.values(), start=1):
-        figure.update_xaxes(title_text=KL, title_font_size=13, row=1, col=col)
-        figure.update_yaxes(title_text=title, row=1, col=col)
-    return laid_out(figure, "Reward against KL", 480)
-
-
 # Traces
 
 
@@ -343,38 +323,6 @@ def _add_training_lines(figure: go.Figure, method: str, log: pd.DataFrame, key: 
         line=line_style(method),
         showlegend=panel == 0,
         row=row,
-        col=col,
-    )
-
-
-def _add_frontier_traces(
-    figure: go.Figure, method: str, rows: pd.DataFrame, means: pd.DataFrame, metric: str, col: int
-) -> None:
-    figure.add_scatter(
-        x=rows["kl"],
-        y=rows[metric],
-        mode="markers",
-        marker={"color": faint(method, 0.35), "size": 6},
-        customdata=rows[["kl_coef", "seed"]],
-        hovertemplate="kl_coef %{customdata[0]}, seed %{customdata[1]}<br>KL %{x:.2f}, %{y:.2f}",
-        name=label_text(method),
-        legendgroup=label_text(method),
-        showlegend=False,
-        row=1,
-        col=col,
-    )
-    figure.add_scatter(
-        x=means["kl"],
-        y=means[metric],
-        mode="lines+markers",
-        line=line_style(method),
-        marker={"size": 9},
-        customdata=means[["kl_coef"]],
-        hovertemplate="kl_coef %{customdata[0]}, mean of seeds<br>KL %{x:.2f}, %{y:.2f}",
-        name=label_text(method),
-        legendgroup=label_text(method),
-        showlegend=col == 1,
-        row=1,
         col=col,
     )
 
