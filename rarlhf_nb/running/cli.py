@@ -1,4 +1,4 @@
-"""The command line: `rarlhf run`, `sweep`, `status`, `report`, `verify`, `explore` and `profiles`."""
+"""The command line: `rarlhf run`, `sweep`, `status`, `report`, `verify`, `export`, `explore` and `profiles`."""
 
 # Heavy modules such as torch are imported by the commands that need them, so that `rarlhf --help` is quick.
 import sys
@@ -79,6 +79,29 @@ def verify(
     typer.echo(f"{sum(finding.file for finding in found)} files compared, {len(different)} differ")
     if different:
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Name of a run folder in papermill_runs/.")],
+    method: Annotated[str, typer.Argument(help="The method whose policy it is, such as ra_rlhf_ru or ra_rlhf@0.2.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to write; nothing is overwritten.")],
+    push: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Upload it to this repository; a new one will be private.")
+    ] = None,
+) -> None:
+    """Write the policy of METHOD in RUN with a model card into FOLDER, ready for the hub."""
+    from rarlhf_nb.running.experiment import Experiment
+    from rarlhf_nb.running.export import check_push, export_policy, push_folder
+
+    with told_errors():
+        experiment = Experiment.reopen(run)
+        if push is not None:
+            check_push(push)
+        written = export_policy(experiment, method, folder, push)
+        typer.echo(f"written: {written}")
+        if push is not None:
+            typer.echo(f"pushed: {push_folder(written, push)}")
 
 
 @app.command()

@@ -1,0 +1,93 @@
+"""`rarlhf export`: a trained policy as a folder that is ready for the hub, and its upload with the user's own login."""
+
+import shutil
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token, is_offline_mode
+
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.lock import held
+from rarlhf_nb.core.methods import METHODS
+from rarlhf_nb.core.runs import Run
+from rarlhf_nb.running.model_card import is_hub_id, model_card
+from rarlhf_nb.running.workspace import Workspace
+from rarlhf_nb.training.policy import PREFIX
+from rarlhf_nb.worlds.cache import build_once
+from rarlhf_nb.worlds.hub import hub_answers
+
+REFUSED = {
+    "base": "it is the profile's own model, which was not trained",
+    "best_of_n": "it trains nothing; export 'sft', from which it samples",
+    "dexperts": "it is the base model steered by two policies, and one folder holds one policy",
+}
+LAST_SAVED = PREFIX  # `ActorCritic.save` writes it after everything else, so a policy that has it is whole
+
+
+def export_policy(workspace: Workspace, method: str, folder: Path, name: str | None = None) -> Path:
+    """Copy a method's policy, unchanged, into `folder` with a model card and the training log; returns its full path.
+
+    The folder appears whole or not at all. name: under which the card loads the policy, by default the folder's.
+    Raises `UserError` for a method without one policy in the run, and for a folder that is not empty.
+    """
+    folder = folder.expanduser().resolve()
+    policy = _policy_folder(workspace.run, method)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"folder = {str(folder)!r} is not empty, and nothing is overwritten: name a new folder.")
+
+    def fill(place: Path) -> None:
+        for file in filter(Path.is_file, policy.iterdir()):
+            shutil.copyfile(file, place / file.name)
+        log = workspace.run.path("training", f"{method}.jsonl")
+        if log.exists():
+            shutil.copyfile(log, place / "training_log.jsonl")
+        model_card(workspace, method, name or folder.name).save(place / "README.md")
+
+    try:
+        with held(workspace.run):
+            if folder.exists():
+                folder.rmdir()
+            return build_once(folder, fill)
+    except OSError as error:
+        raise UserError(f"folder = {str(folder)!r} was not written: {error}") from error
+
+
+def _policy_folder(run: Run, method: str) -> Path:
+    """The folder of the method's one policy."""
+    if method in REFUSED:
+        raise UserError(f"method = {method!r} has no policy of its own to export: {REFUSED[method]}.")
+    there = sorted(path.parent.name for path in run.path("policies").glob(f"*/{LAST_SAVED}"))
+    if method not in there and method not in METHODS:
+        raise UserError(f"method = {method!r} has no policy in this run; there are: {', '.join(there) or 'none'}.")
+    made_by = METHODS[method].notebook if method in METHODS else ""
+    return run.require(f"policies/{method}/{LAST_SAVED}", made_by=made_by).parent
+
+
+def check_push(repo: str) -> None:
+    """Raise `UserError` unless `repo` is a name for the hub, the hub answers and the user is logged in."""
+    if "/" not in repo or not is_hub_id(repo):
+        raise UserError(f"push = {repo!r} is no repository of the hub: write it as USER/NAME.")
+    if is_offline_mode() or not hub_answers():
+        raise UserError(
+            f"push = {repo!r}: the hub does not answer; export without --push, and later upload the folder with "
+            f"`hf upload {repo} FOLDER`."
+        )
+    if get_token() is None:
+        raise UserError(f"push = {repo!r}: you are not logged in to the hub; run `hf auth login` first.")
+
+
+def push_folder(folder: Path, repo: str) -> str:
+    """Upload an exported folder; a repository that is new will be private. Returns its address.
+
+    Raises `UserError` where the hub refuses it.
+    """
+    api = HfApi()
+    try:
+        address = api.create_repo(repo, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder)
+    except Exception as error:  # of the client, its transport or the library that uploads large files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"push = {repo!r} failed: {reason}. The folder is written; `hf auth login` renews a login, and "
+            f"`hf upload {repo} {folder}` tries again."
+        ) from error
+    return str(address)

@@ -1,0 +1,291 @@
+"""`rarlhf export`: the folder holds the policy as it is, and its card says what a stranger must know."""
+
+import json
+import re
+import types
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from markdown_it import MarkdownIt
+from tiny import tiny_policy
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from rarlhf_nb.baselines.prompted import prompted_policy
+from rarlhf_nb.baselines.quark import add_reward_tokens
+from rarlhf_nb.core.lock import held
+from rarlhf_nb.core.profiles import load_profile
+from rarlhf_nb.core.runs import Run
+from rarlhf_nb.measuring.report import build_report
+from rarlhf_nb.running import export, model_card
+from rarlhf_nb.running.cli import app
+from rarlhf_nb.training.policy import load_policy
+
+HOSTILE = "<img src=x>|![x](http:y.png) [click](http:z) `<b>` **&lt;**\n# head"
+PPO = ["rlhf", "ra_rlhf", "ra_rlhf@0.2", "ra_rlhf_ru"]
+
+
+def saved_policy(method):
+    policy = tiny_policy(seed=sum(map(ord, method)))
+    if method == "quark":
+        policy.prefix_ids = add_reward_tokens(policy, 5, seed=0)[:1]
+    return prompted_policy(policy, "the plot is good") if method == "prompted" else policy
+
+
+def open_run(tmp_path, profile="pocket-imdb", **settings):
+    dumped = load_profile(profile).model_dump(mode="json")
+    return Run.open("mine", dumped | settings, 3, tmp_path / "papermill_runs")
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """The folder that a checkout would be, with a run whose policies are tiny."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(root):
+    run = open_run(root)
+    for method in ("sft", "quark", "prompted", *PPO):
+        saved_policy(method).save(run.path("policies", method))
+    run.write_text("training/ra_rlhf.jsonl", '{"iteration": 1}\n')
+    return run
+
+
+def leave_report(run, methods=("sft", "rlhf", "ra_rlhf"), group="all"):
+    def episodes(shift):
+        columns = {"prompt_score": np.arange(-3.0, 9.0), "label": 1, "seed": 0, "kl": 1.0}
+        table = pd.DataFrame({"prompt": [f"p{i}" for i in range(12)], "completion": "x"} | columns)
+        return table.assign(reward=table["prompt_score"] + shift, group=["all"] * 11 + [group])
+
+    tables = {method: episodes(float(shift)) for shift, method in enumerate(methods)}
+    texts = pd.DataFrame({"text": ["x"], "log_likelihood": np.log([1 / 4]), "tokens": [1]})
+    report = build_report(tables, {"rlhf": texts}, tail_threshold=-2.0, cvar_levels=[0.1], resamples=50)
+    run.write_text("report.json", report.to_json())
+    return report
+
+
+def rarlhf(*words, status=0):
+    answer = CliRunner().invoke(app, ["export", *words])
+    assert answer.exit_code == status, answer.output
+    return answer.output
+
+
+def card_of(folder):
+    return model_card.ModelCard.load(folder / "README.md")
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def run_code(card):
+    """Everything that the card's code defines."""
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", card.text, flags=re.S):
+        torch.manual_seed(7)
+        exec(code, names)
+    return types.SimpleNamespace(**names)
+
+
+@pytest.mark.parametrize("method", ["sft", "ra_rlhf", "ra_rlhf@0.2"])
+def test_the_copy_is_the_policy_bit_for_bit(run, root, method):
+    rarlhf("mine", method, "out/copy")
+    copy = files(root / "out" / "copy")
+    card = copy.pop("README.md")
+    assert (b"training_log.jsonl" in card) == (method == "ra_rlhf")
+    assert copy.pop("training_log.jsonl", None) == (b'{"iteration": 1}\n' if method == "ra_rlhf" else None)
+    assert copy == files(run.path("policies", method)) and "model.safetensors" in copy
+    ids = torch.arange(3, 11).unsqueeze(0)
+    policy, loaded = load_policy(run.path("policies", method)), load_policy(root / "out" / "copy")
+    alone = AutoModelForCausalLM.from_pretrained(root / "out" / "copy").to(policy.device)
+    with torch.no_grad():
+        logits = [model(ids.to(policy.device)).logits for model in (policy.model, loaded.model, alone)]
+    assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
+    assert torch.equal(policy.value_head.weight, loaded.value_head.weight) and policy.value_head.weight.any()
+
+
+@pytest.mark.parametrize("method", ["ra_rlhf_ru", "quark", "prompted"])
+def test_the_cards_code_gives_the_completions_that_were_measured(run, root, method):
+    rarlhf("mine", method, "copy")
+    card = card_of(root / "copy")
+    found = run_code(card)
+    policy = load_policy(run.path("policies", method))
+    sampling = load_profile("pocket-imdb").sampling
+    prompt = model_card.TASKS["imdb-gen"][-1]
+    wanted = policy.sample([prompt], sampling, seed=7)
+    assert torch.equal(found.sampled[:, found.given.shape[1] :], wanted.completion_ids.cpu())
+    assert found.text.endswith(wanted.completions[0])
+    assert found.policy.prefix_ids == policy.prefix_ids
+    assert ("needs its prefix before every prompt" in card.text) == (method != "ra_rlhf_ru")
+    if method == "prompted":
+        assert "“the plot is good”" in card.text
+
+
+def test_the_card_says_how_the_policy_was_trained(run, root):
+    for method, words in {
+        "rlhf": ["α = 1, so every episode counts: plain RLHF", "M = 40 iterations of B = 128"],
+        "ra_rlhf": ["α = 0.4, estimator: tail selection", "n = 6", "until iteration 20 (ρ = 0.5)", "holds 52 episodes"],
+        "ra_rlhf@0.2": ["α = 0.2, estimator: tail selection", "it holds 26 episodes"],
+        "ra_rlhf_ru": ["α = 0.4, estimator: Rockafellar–Uryasev", "β = 0.2, fixed"],
+        "quark": ["160 steps of 128 texts", "no tail share α"],
+        "sft": ["It sees no reward", "no tail share α"],
+        "prompted": ["the best of 3 by mean reward on 256 training prompts"],
+    }.items():
+        rarlhf("mine", method, method)
+        card = card_of(root / method)
+        for part in (*words, "seed 3", "A reward model's score is not safety", "The pocket world is a toy"):
+            assert part in card.text, (method, part)
+        assert ("cvar" in (card.data.tags or [])) == method.startswith("ra_rlhf")
+        assert card.data.license is None and card.data.base_model is None
+        assert card.data.library_name == "transformers" and card.data.pipeline_tag == "text-generation"
+        assert "{{" not in card.text and "{%" not in card.text and "\n\n\n" not in card.text
+
+
+def test_the_card_has_the_reports_numbers_with_intervals(run, root):
+    report = leave_report(run)
+    rarlhf("mine", "ra_rlhf", "copy")
+    card = card_of(root / "copy")
+    rows = [line for line in card.text.splitlines() if line.startswith("|")]
+    assert [row.split("|")[1].strip() for row in rows[2:]] == ["SFT", "RLHF", "RA-RLHF", "RA-RLHF minus RLHF"]
+    low, high = report.table.loc["ra_rlhf", ["reward_low", "reward_high"]]
+    assert f"4.50\u00a0[{low:.2f},\u00a0{high:.2f}]" in rows[4]
+    assert "1.00\u00a0[1.00,\u00a01.00]" in rows[5]
+    assert "Intervals are over prompts, not over training seeds." in card.text
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results == {"reward": 4.5, "tail_reward": -0.5, "cvar_10": pytest.approx(-0.8333), "kl": 1.0}
+    rarlhf("mine", "rlhf", "rlhf")
+    assert "minus RLHF" not in (root / "rlhf" / "README.md").read_text()
+
+
+def test_a_policy_without_a_report_says_so_and_names_the_command(run, root):
+    leave_report(run, methods=("sft", "rlhf"))
+    rarlhf("mine", "ra_rlhf", "first")
+    card = card_of(root / "first")
+    assert "This policy was not evaluated. `rarlhf run`" in card.text and "03\\_ra\\_rlhf" in card.text
+    assert card.data.eval_results is None
+    run.write_table("evaluation/ra_rlhf.parquet", pd.DataFrame({"reward": [0.0]}))
+    rarlhf("mine", "ra_rlhf", "second")
+    assert "`rarlhf report mine` writes one" in card_of(root / "second").text
+
+
+def test_hostile_texts_and_local_paths_stay_out_of_the_card(root):
+    settings = load_profile("pocket-imdb").model_dump(mode="json")
+    for section, key in (("policy", "model"), ("reward", "model"), ("task", "dataset")):
+        settings[section] |= {key: f"/home/somebody/{HOSTILE}"}
+    run = open_run(root, **settings | {"name": HOSTILE})
+    policy = saved_policy("rlhf")
+    policy.processing_class.add_tokens([HOSTILE.replace("\n", " ")])
+    policy.model.resize_token_embeddings(len(policy.processing_class))
+    policy.prefix_ids = [len(policy.processing_class) - 1]
+    policy.save(run.path("policies", "rlhf"))
+    leave_report(run, methods=("sft", "rlhf"), group=HOSTILE)
+    rarlhf("mine", "rlhf", "copy")
+    card = card_of(root / "copy")
+    html = MarkdownIt("commonmark").enable("table").render(card.text)
+    assert html.count("&lt;img src=x&gt;") == 5  # profile, policy, reward, data, prefix: shown, not interpreted
+    assert "<img" not in html and 'href="http:z' not in html and "**&amp;lt;** # head" in html
+    assert "somebody" not in card.content and str(root) not in card.content
+    assert card.data.base_model is None and card.data.datasets is None
+
+
+def test_a_hub_id_is_named_as_base_model_and_data(root):
+    run = open_run(root, profile="imdb-gpt2")
+    saved_policy("sft").save(run.path("policies", "sft"))
+    rarlhf("mine", "sft", "copy")
+    card = card_of(root / "copy")
+    assert card.data.base_model == "gpt2" and card.data.datasets == ["stanfordnlp/imdb"]
+    assert "lvwerra/distilbert-imdb" in card.text and "pocket" not in card.text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mien", "rlhf", "out"], "run = 'mien': there is no such run; there are: mine"),
+        (["mine", "dexperts", "out"], "steered by two policies"),
+        (["mine", "base", "out"], "was not trained"),
+        (["mine", "best_of_n", "out"], "it trains nothing"),
+        (["mine", "../rlhf", "out"], "there are: prompted, quark, ra_rlhf, ra_rlhf@0.2, ra_rlhf_ru, rlhf, sft."),
+        (["mine", "ra_rlhf@0.3", "out"], "no policy in this run"),
+        (["mine", "rlhf", "full"], "is not empty, and nothing is overwritten"),
+        (["mine", "rlhf", "full/file"], "is not empty"),
+        (["mine", "rlhf", "full/file/out"], "was not written"),
+        (["mine", "rlhf", "out", "--push", "no name"], "write it as USER/NAME"),
+        (["mine", "rlhf", "out", "--push", "name"], "write it as USER/NAME"),
+        (["mine", "rlhf", "out", "--push", "me/mine"], "the hub does not answer; export without --push"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(run, root, words, message):
+    (root / "full").mkdir()
+    (root / "full" / "file").write_text("precious")
+    before = files(root)
+    answer = rarlhf(*words, status=2)
+    assert answer.startswith("error: ") and message in answer and answer.count("\n") == 1
+    assert {name: data for name, data in files(root).items() if not name.endswith(".lock")} == before
+
+
+def test_a_policy_that_is_missing_or_half_saved_names_the_notebook(run, root):
+    run.path("policies", "ra_rlhf", "prefix.json").unlink()
+    assert "run notebook 03_ra_rlhf first" in rarlhf("mine", "ra_rlhf", "out", status=2)
+
+
+def test_the_folder_is_written_whole_or_not_at_all(run, root, monkeypatch):
+    (root / "out").mkdir()  # an empty folder may be there already
+    with held(run):
+        assert "is in use" in rarlhf("mine", "rlhf", "out", status=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "model_card", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+        assert "no space left" in rarlhf("mine", "rlhf", "out", status=2)
+        assert not list(root.glob("*out*/*"))
+    rarlhf("mine", "rlhf", "out")
+    assert (root / "out" / "README.md").exists()
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What the hub is asked to do, once it answers."""
+    calls = []
+
+    class Recorder:
+        def create_repo(self, *words, **options):
+            calls.append(("create_repo", words, options))
+            return f"https://huggingface.co/{words[0]}"
+
+        def upload_folder(self, **options):
+            calls.append(("upload_folder", (), options))
+
+    monkeypatch.setattr(export, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(export, "hub_answers", lambda: True)
+    monkeypatch.setattr(export, "get_token", lambda: "hf_of_the_user")
+    monkeypatch.setattr(export, "HfApi", Recorder)
+    return calls
+
+
+def test_push_uploads_the_folder_to_a_private_repository(run, root, hub):
+    assert "pushed: https://huggingface.co/me/mine" in rarlhf("mine", "rlhf", "copy", "--push", "me/mine")
+    assert hub == [
+        ("create_repo", ("me/mine",), {"private": True, "exist_ok": True}),
+        ("upload_folder", (), {"repo_id": "me/mine", "folder_path": root / "copy"}),
+    ]
+    assert 'from_pretrained("me/mine")' in (root / "copy" / "README.md").read_text()
+
+
+def test_push_without_a_login_says_how_to_log_in_and_writes_nothing(run, root, hub, monkeypatch):
+    monkeypatch.setattr(export, "get_token", lambda: None)
+    assert "run `hf auth login` first" in rarlhf("mine", "rlhf", "copy", "--push", "me/mine", status=2)
+    assert not (root / "copy").exists() and not hub
+
+
+def test_a_push_that_fails_keeps_the_folder_and_says_how_to_go_on(run, root, hub, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("403 Forbidden\nlong explanation")
+
+    monkeypatch.setattr(export.HfApi, "upload_folder", refuse)
+    answer = rarlhf("mine", "rlhf", "copy", "--push", "me/mine", status=2)
+    assert "403 Forbidden. The folder is written" in answer and f"`hf upload me/mine {root / 'copy'}`" in answer
+    assert "long explanation" not in answer and json.loads((root / "copy" / "config.json").read_text())
