@@ -4,6 +4,7 @@ import ast
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from papermill.exceptions import strip_color
 
 from rarlhf_nb.core.checkpoint import InterruptLater
 from rarlhf_nb.core.checksums import checksum
-from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.errors import UserError, storage_trouble
 from rarlhf_nb.core.lock import held
 from rarlhf_nb.core.records import damaged_files, read_records
 from rarlhf_nb.core.runs import Run
@@ -101,9 +102,15 @@ def _execute(run: Run, notebook: Path, parameters: dict[str, Any], past: str) ->
         with kernel_folder(run) as folder, InterruptLater(lambda: interrupt_kernel(folder)) as interrupt:
             _papermill(notebook, working, parameters, folder)
     except BaseException as error:
-        note("failed")
+        trouble = storage_trouble(getattr(error, "evalue", error))
+        with suppress(OSError if trouble else ()):
+            note("failed")
         if working.exists():
             os.replace(working, failed)
+        if trouble:
+            raise UserError(
+                f"{trouble} under {run.folder}; what is finished is kept, and the same command goes on from there."
+            ) from None
         if getattr(error, "ename", None) == "UserError":
             raise UserError(error.evalue) from None
         if interrupt.asked or not isinstance(error, Exception):

@@ -53,21 +53,21 @@ class Experiment(Workspace):
         transformers.logging.disable_progress_bar()  # bars of loading would bury a notebook's own output
         datasets.disable_progress_bars()
         if run and (default_root() / run / SWEEP).exists():
-            from rarlhf_nb.running.sweep_experiment import Sweep, SweepExperiment
-
-            return SweepExperiment.open_sweep(Sweep.reopen(run), profile, seed, overrides or {})
+            return _open_sweep(run, profile, seed, overrides)
         settings = load_profile(profile, overrides)
         folder = Run.open(run or settings.name, settings.model_dump(mode="json"), seed)
         return cls(settings, folder, seed).with_threads()
 
     @classmethod
     def reopen(cls, run: str) -> "Experiment":
-        """Open an existing run folder with the settings that it was begun with.
+        """Open an existing run folder, or a sweep, with the settings that it was begun with.
 
         Raises `UserError` for an unknown run, and for settings that another version of the package wrote.
         """
         check_name(run)
         found = Run(default_root() / run)
+        if found.path(SWEEP).exists():
+            return _open_sweep(run)
         if not found.path(MANIFEST).is_file():
             there = sorted(path.parent.name for path in default_root().glob(f"*/{MANIFEST}"))
             raise UserError(f"run = {run!r}: there is no such run; there are: {', '.join(there) or 'none'}.")
@@ -183,3 +183,15 @@ class Experiment(Workspace):
         test = self.data("test")
         hardest = test.nsmallest(max(1, round(share * len(test))), "prompt_score")
         return cluster_prompts(hardest, embed_prompts(self.saved(method), hardest["prompt"].tolist()))
+
+
+def _open_sweep(
+    name: str, profile: str | None = None, seed: int | None = None, overrides: dict[str, Any] | None = None
+) -> Experiment:
+    """A sweep as an experiment, by default with its first seed."""
+    from rarlhf_nb.running.sweep import Sweep  # which stand above this module
+    from rarlhf_nb.running.sweep_experiment import SweepExperiment
+
+    sweep = Sweep.reopen(name)
+    seed = sweep.grid.seeds[0] if seed is None else seed
+    return SweepExperiment.open_sweep(sweep, profile or sweep.grid.profile, seed, overrides or {})

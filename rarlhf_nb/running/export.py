@@ -11,7 +11,6 @@ from rarlhf_nb.core.methods import METHODS
 from rarlhf_nb.core.runs import Run
 from rarlhf_nb.running.model_card import is_hub_id, model_card
 from rarlhf_nb.running.workspace import Workspace
-from rarlhf_nb.training.policy import PREFIX
 from rarlhf_nb.worlds.cache import build_once
 from rarlhf_nb.worlds.hub import hub_answers
 
@@ -20,7 +19,6 @@ REFUSED = {
     "best_of_n": "it trains nothing; export 'sft', from which it samples",
     "dexperts": "it is the base model steered by two policies, and one folder holds one policy",
 }
-LAST_SAVED = PREFIX  # `ActorCritic.save` writes it after everything else, so a policy that has it is whole
 
 
 def export_policy(workspace: Workspace, method: str, folder: Path, name: str | None = None) -> Path:
@@ -55,11 +53,11 @@ def _policy_folder(run: Run, method: str) -> Path:
     """The folder of the method's one policy."""
     if method in REFUSED:
         raise UserError(f"method = {method!r} has no policy of its own to export: {REFUSED[method]}.")
-    there = sorted(path.parent.name for path in run.path("policies").glob(f"*/{LAST_SAVED}"))
+    there = sorted(path.name for path in run.path("policies").glob("[!.]*") if path.name not in REFUSED)
     if method not in there and method not in METHODS:
         raise UserError(f"method = {method!r} has no policy in this run; there are: {', '.join(there) or 'none'}.")
     made_by = METHODS[method].notebook if method in METHODS else ""
-    return run.require(f"policies/{method}/{LAST_SAVED}", made_by=made_by).parent
+    return run.require(f"policies/{method}", made_by=made_by)
 
 
 def check_push(repo: str) -> None:

@@ -5,16 +5,22 @@ from contextlib import contextmanager
 
 import typer
 
-from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.errors import UserError, storage_trouble
 
 
 @contextmanager
 def told_errors() -> Iterator[None]:
-    """Print a `UserError` as one line and end the command with status 2; Ctrl-C ends it with status 130."""
+    """Print a `UserError` or trouble with the disk as one line and end with status 2; Ctrl-C ends with status 130."""
     try:
         yield
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        trouble = storage_trouble(error)
+        if trouble is None:
+            raise
+        typer.echo(f"error: {trouble}; what is finished is kept, and the same command goes on from there", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.echo("interrupted: the same command goes on from here", err=True)
