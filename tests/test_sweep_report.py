@@ -11,6 +11,7 @@ from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.measuring.metrics import seeds_needed
 from rarlhf_nb.measuring.sweep_report import build_sweep_report
 from rarlhf_nb.measuring.sweeps import distinct_scores, grid_settings
+from rarlhf_nb.showing.glossary import glossary_table
 
 HOSTILE = "<script>alert('|')</script>"
 T2 = 4.302653  # t(2 degrees of freedom, 97.5 %)
@@ -181,3 +182,10 @@ def test_markdown_and_html_hold_everything_and_escape_texts():
 def test_tables_that_cannot_be_reported_are_refused(table, message):
     with pytest.raises(UserError, match=message):
         build_sweep_report(table)
+
+
+def test_the_glossary_explains_the_columns_of_the_report():
+    found = build_sweep_report(scores())
+    keys = ", ".join(glossary_table().query("where == 'sweep report'")["key"])
+    explained = {key.replace("<metric>", metric) for key in keys.split(", ") for metric in found.names}
+    assert set(found.differences) - {"seeds"} == explained

@@ -8,11 +8,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.measuring.cells import interval_cell
-from rarlhf_nb.measuring.metrics import bootstrap_interval, bootstrap_weights, perplexity, tail_mean, tail_means
+from rarlhf_nb.measuring.metrics import (
+    bootstrap_interval,
+    bootstrap_weights,
+    perplexity,
+    seed_interval,
+    tail_mean,
+    tail_means,
+)
 from rarlhf_nb.measuring.sweeps import sweep_families
 from rarlhf_nb.showing import widgets
 from rarlhf_nb.showing.explorer_figures import saved_share
@@ -199,11 +207,95 @@ def test_without_a_sweep_there_is_no_second_slider_and_perplexity_is_optional():
     assert swept.price.widget.data[6].y[1] == pytest.approx(expected) and np.isnan(swept.price.widget.data[6].y[0])
 
 
+def other_seeds(**changes):
+    """Two more training seeds of the sweep; the second lacks a method."""
+    tables = {
+        seed: {method: episodes(0.3 * number, seed * 10 + number) for number, method in enumerate(METHODS)}
+        for seed in (2, 3)
+    }
+    del tables[3]["ra_rlhf@0.1"]
+    return tables | changes
+
+
+@pytest.mark.parametrize("ranking", ["reward", "prompt_score"])
+def test_other_seeds_give_the_price_its_bands_at_every_measured_alpha(ranking):
+    others = other_seeds()
+    widget = explorer(other_seeds=others, ranking=ranking)
+    keys = widget.ranking.value
+    for alpha in (0.2, 0.63):
+        widget.alpha.value = alpha
+        band, line = widget.price.widget.data[:2]  # of ra_rlhf
+        found = {0.1: [EPISODES, others[2]], 0.4: [EPISODES, others[2], others[3]]}
+        intervals = [
+            seed_interval(
+                [
+                    tail_mean(*(t[f"ra_rlhf@{at}"][key].to_numpy() for key in ("reward", keys)), alpha, np.ones(SIZE))
+                    for t in tables
+                ]
+            )
+            for at, tables in found.items()
+        ]
+        np.testing.assert_allclose(line.y, [interval.value for interval in intervals])
+        outline = [intervals[0].low, intervals[1].low, intervals[1].high, intervals[0].high]
+        np.testing.assert_allclose(band.y, outline)
+        assert list(band.x) == [0.1, 0.4, 0.4, 0.1] and list(line.x) == [0.1, 0.4]
+
+
+def test_other_seeds_change_nothing_but_the_price():
+    plain, banded = explorer(), explorer(other_seeds=other_seeds())
+    assert plain.table.value == banded.table.value and plain.texts.value == banded.texts.value
+    assert len(banded.price.widget.data) == 2 * len(plain.price.widget.data)
+    kl_line = banded.price.widget.data[9]  # the third panel: band and line of each of two sweeps
+    kls = [t["ra_rlhf@0.1"]["kl"].mean() for t in (EPISODES, other_seeds()[2])]
+    assert kl_line.y[0] == pytest.approx(np.mean(kls)) and list(kl_line.marker.size) == [15, 7]
+    caption = banded.price.widget.layout.xaxis4.title.text
+    assert caption.endswith("line: mean of 2 to 3 seeds; band: its 95 % interval")
+    assert "seeds" not in plain.price.widget.layout.xaxis4.title.text
+    alone = risk_explorer({"sft": EPISODES["sft"], "rlhf": EPISODES["rlhf"]}, resamples=5, other_seeds=other_seeds())
+    assert alone.price is None
+
+
+def test_the_perplexity_of_a_single_seed_has_no_band():
+    likelihoods = pd.DataFrame({"log_likelihood": [-3.0, -8.0], "tokens": [2, 4]})
+    widget = explorer(held_out={"ra_rlhf@0.4": likelihoods}, other_seeds=other_seeds())
+    band, line = widget.price.widget.data[12:14]
+    assert not len(band.x) and np.isfinite(line.y).tolist() == [False, True]
+    assert "perplexity, shown seed only" in [note.text for note in widget.price.widget.layout.annotations]
+
+
+def test_a_batch_run_shows_the_bands_too(monkeypatch):
+    shown = []
+    monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
+    assert explorer(other_seeds=other_seeds(), interactive=False) is None
+    assert len(shown) == 3 and sum(trace.fill == "toself" for trace in shown[2].data) == 6
+
+
+def test_a_sweep_of_seven_alphas_and_1_moves_to_each():
+    alphas = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
+    tables = {f"{name}@{alpha:g}": EPISODES["rlhf"] for name in ("ra_rlhf", "ra_rlhf_ru") for alpha in alphas}
+    widget = risk_explorer({"rlhf": EPISODES["rlhf"]} | tables, resamples=5, other_seeds={2: tables})
+    assert widget.trained.options == alphas
+    for place, alpha in enumerate(alphas):
+        widget.trained.value = alpha
+        assert [slot.method for slot in widget.exploration.shown(alpha)][1:] == [
+            f"ra_rlhf@{alpha:g}",
+            f"ra_rlhf_ru@{alpha:g}",
+        ]
+        assert list(widget.price.widget.data[1].marker.size).index(15) == place
+
+
 def test_what_does_not_fit_is_named():
     with pytest.raises(UserError, match="different rows"):
         risk_explorer({"sft": EPISODES["sft"], "rlhf": EPISODES["rlhf"].iloc[::-1]})
     with pytest.raises(UserError, match="prompt_score"):
         risk_explorer(EPISODES, ranking="length")
+    broken = EPISODES["ra_rlhf@0.1"].drop(columns="reward")
+    with pytest.raises(
+        UserError, match=r"other_seeds, seed 7: evaluation/ra_rlhf@0\.1\.parquet lacks the column reward"
+    ):
+        explorer(other_seeds={7: {"ra_rlhf@0.1": broken}})
+    with pytest.raises(UserError, match="other_seeds, seed 7: episodes is empty"):
+        explorer(other_seeds={7: {"sft": EPISODES["sft"]}})
 
 
 # Hostile texts
@@ -228,8 +320,9 @@ def test_hostile_texts_are_text_in_every_widget():
         method: EPISODES["rlhf"].assign(prompt=(texts[: SIZE // 2] * 2), completion=texts)
         for method in ("rlhf", hostile)
     }
-    explored = risk_explorer(tables, resamples=5, alpha=1.0)
-    explored.anchor.value = hostile
+    swept = {f"{hostile}@{alpha}": tables[hostile] for alpha in (0.2, 0.4)}
+    explored = risk_explorer(tables | swept, resamples=5, alpha=1.0, other_seeds={2: swept})
+    explored.anchor.value = f"{hostile}@0.2"
     trained = live_training(FakeTrainer.factory(texts=HOSTILE[:8]))
     trained.start()
     trained.join(30)
@@ -244,7 +337,7 @@ def test_hostile_texts_are_text_in_every_widget():
         assert found.tags <= OURS and found.attributes <= {"class"}
     hover = "".join(all_hovers(trained))
     assert Tags(hover).tags <= {"br"}
-    names = [str(trace.name) for trace in explored.curve.widget.data]
+    names = [str(trace.name) for drawing in (explored.curve, explored.price) for trace in drawing.widget.data]
     assert not any("<" in name for name in names)
     assert all("<script" not in note.text for note in explored.distributions.widget.layout.annotations)
 

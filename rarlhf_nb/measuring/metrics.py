@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
 
 from rarlhf_nb.training.risk import check_alpha
 
@@ -161,7 +161,8 @@ def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     mean = float(values.mean()) if len(values) else np.nan
     if len(values) < 2:
         return Interval(mean, np.nan, np.nan)
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    quantile = special.stdtrit(len(values) - 1, (1 + level) / 2)  # stats.t.ppf, but fast enough for the explorer
+    half = quantile * values.std(ddof=1) / np.sqrt(len(values))
     return Interval(mean, float(mean - half), float(mean + half))
 
 

@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rarlhf_nb.core.methods import OTHER_COLOR
+from rarlhf_nb.measuring.metrics import Interval, seed_interval
 from rarlhf_nb.showing.look import REWARD, label_text, laid_out, line_style, method_color
 from rarlhf_nb.showing.tails import ALPHAS, Ranking, Slot, Tails
 from rarlhf_nb.training.risk import SoftRiskSchedule
@@ -172,43 +173,88 @@ def curve_changes(slots: Sequence[Slot], alpha: float, ranking: Ranking) -> list
 # The cost of the trained alpha
 
 
-def price_figure(families: dict[str, dict[float, Slot]], alpha: float, ranking: Ranking, trained: float) -> go.Figure:
+Sweeps = dict[str, dict[float, list[Tails]]]  # sweep -> trained alpha -> tails by seed, the shown seed first
+
+
+def price_figure(sweeps: Sweeps, alpha: float, ranking: Ranking, trained: float) -> go.Figure:
     """Gain and cost of the trained alpha: tail mean, mean, KL and perplexity, one line per sweep.
 
-    families: sweep -> trained alpha -> slot.
+    With other seeds a line is the mean over seeds, with a band for its 95 % t interval.
     """
-    prices = measured_prices(families)
-    figure = make_subplots(rows=2, cols=2, subplot_titles=[PRICES[price] for price in prices], vertical_spacing=0.17)
-    changes = iter(price_changes(families, alpha, ranking, trained))
+    prices, (fewest, most) = measured_prices(sweeps), seed_counts(sweeps)
+    titles = {price: PRICES[price] for price in prices}
+    caption = "trained α (large dot: the chosen one)"
+    if most > 1:
+        titles |= {"perplexity": "perplexity, shown seed only"}
+        seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
+        caption += f"<br>line: mean of {seeds} seeds; band: its 95 % interval"
+    panels = [titles[price] for price in prices]
+    figure = make_subplots(rows=2, cols=2, subplot_titles=panels, vertical_spacing=0.17)
+    changes = iter(price_changes(sweeps, alpha, ranking, trained))
     for panel in range(len(prices)):
-        for family in families:
-            style = line_style(family) | {"color": method_color(family)}
-            name = {"name": label_text(family), "legendgroup": family, "showlegend": panel == 0}
-            trace = go.Scatter(mode="lines+markers", line=style, **name).update(next(changes))
-            figure.add_trace(trace, row=panel // 2 + 1, col=panel % 2 + 1)
+        place = {"row": panel // 2 + 1, "col": panel % 2 + 1}
+        for sweep in sweeps:
+            style = line_style(sweep) | {"color": method_color(sweep)}
+            name = {"name": label_text(sweep), "legendgroup": sweep, "showlegend": panel == 0}
+            if most > 1:
+                figure.add_trace(_price_band(sweep).update(next(changes)), **place)
+            figure.add_trace(go.Scatter(mode="lines+markers", line=style, **name).update(next(changes)), **place)
     figure.update_annotations(font_size=14)
-    figure.update_xaxes(title_text="trained α (large dot: the chosen one)", title_font_size=12, row=2)
+    figure.update_xaxes(title_text=caption, title_font_size=12, row=2)
     return laid_out(figure, height=460, margin={"t": 70}, legend_y=0.99)
 
 
-def price_changes(
-    families: dict[str, dict[float, Slot]], alpha: float, ranking: Ranking, trained: float
-) -> list[Change]:
-    """The changing part of every trace of `price_figure`, panel by panel and family by family."""
-    changes = []
-    for price in measured_prices(families):
-        for members in families.values():
+def price_changes(sweeps: Sweeps, alpha: float, ranking: Ranking, trained: float) -> list[Change]:
+    """The changing part of every trace of `price_figure`, panel by panel and sweep by sweep."""
+    changes: list[Change] = []
+    banded = seed_counts(sweeps)[-1] > 1
+    for price in measured_prices(sweeps):
+        for members in sweeps.values():
             alphas = sorted(members)
-            values = np.array([_price(members[at].tails, price, alpha, ranking) for at in alphas])
+            found = [_price_interval(members[at], price, alpha, ranking) for at in alphas]
             sizes = [15 if at == trained else 7 for at in alphas]
-            changes.append({"x": alphas, "y": values, "marker": {"size": sizes}})
+            changes += [_around(alphas, found)] if banded else []
+            changes.append({"x": alphas, "y": np.array([each.value for each in found]), "marker": {"size": sizes}})
     return changes
 
 
-def measured_prices(families: dict[str, dict[float, Slot]]) -> list[str]:
+def measured_prices(sweeps: Sweeps) -> list[str]:
     """The entries of `PRICES` that are known for at least one method."""
-    tails = [slot.tails for members in families.values() for slot in members.values()]
-    return [price for price in PRICES if any(np.isfinite(_price(found, price, 1.0, "reward")) for found in tails)]
+    tails = [each for members in sweeps.values() for seeds in members.values() for each in seeds]
+    return [price for price in PRICES if any(np.isfinite(_price(each, price, 1.0, "reward")) for each in tails)]
+
+
+def seed_counts(sweeps: Sweeps) -> tuple[int, int]:
+    """The fewest and the most seeds of a trained alpha."""
+    counts = [len(seeds) for members in sweeps.values() for seeds in members.values()]
+    return min(counts), max(counts)
+
+
+def _price_band(sweep: str) -> go.Scatter:
+    return go.Scatter(
+        mode="lines",
+        fill="toself",
+        fillcolor=method_color(sweep),
+        line={"width": 0},
+        opacity=BAND_OPACITY,
+        legendgroup=sweep,
+        showlegend=False,
+        hoverinfo="skip",
+    )
+
+
+def _around(alphas: Sequence[float], intervals: Sequence[Interval]) -> Change:
+    """The outline of the intervals, along their low ends and back along their high ends."""
+    known = [(at, each) for at, each in zip(alphas, intervals, strict=True) if np.isfinite(each.low)]
+    low, high = ([getattr(each, end) for _, each in known] for end in ("low", "high"))
+    along = [at for at, _ in known]
+    return {"x": np.array(along + along[::-1]), "y": np.array(low + high[::-1])}
+
+
+def _price_interval(seeds: Sequence[Tails], price: str, alpha: float, ranking: Ranking) -> Interval:
+    """A price over the seeds that measured it."""
+    values = np.array([_price(each, price, alpha, ranking) for each in seeds])
+    return seed_interval(values[np.isfinite(values)])
 
 
 def _price(tails: Tails, price: str, alpha: float, ranking: Ranking) -> float:

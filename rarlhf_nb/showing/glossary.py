@@ -88,6 +88,10 @@ COURSE_GLOSSARY = {
     "paired difference": Word(
         "The difference of two methods on the same prompts or seeds, so that common variation cancels."
     ),
+    "seeds needed": Word(
+        "How many training seeds would tell two methods apart in four of five sweeps, if the paired difference and its "
+        "spread seen so far were the true ones."
+    ),
 }
 
 ALL = "all B episodes of the iteration"
@@ -242,6 +246,23 @@ REPORT_GLOSSARY = {
     ),
 }
 
+SWEEP_GLOSSARY = {
+    "<metric>": Term("mean of the runs' metric", "as the metric", "training seeds that measured it", "after the sweep"),
+    "<metric>_low, <metric>_high": Term(
+        "mean -+ t_{97.5 %, S - 1} s / sqrt(S), s the standard deviation over S seeds",
+        "as the metric",
+        "training seeds; in differences, those that both methods have",
+        "after the sweep",
+    ),
+    "seeds_needed": Term(
+        "smallest n >= 2 with P(|T| > t_{97.5 %, n - 1}) >= 0.8; T has a noncentral t distribution with n - 1 degrees "
+        "of freedom and noncentrality sqrt(n) |mean(d)| / s(d), where d is the difference of a seed",
+        "seeds",
+        "paired differences of CVaR 10 %, or of the tail metric in its place",
+        "after the sweep",
+    ),
+}
+
 
 def glossary_table() -> pd.DataFrame:
     """All logged keys and metrics as one table: columns where, key, formula, unit, over, taken."""
@@ -252,6 +273,7 @@ def glossary_table() -> pd.DataFrame:
                 "training log": TRAINING_GLOSSARY,
                 "Quark's log": QUARK_GLOSSARY,
                 "report": REPORT_GLOSSARY,
+                "sweep report": SWEEP_GLOSSARY,
             }.items()
             for key, term in terms.items()
         ]

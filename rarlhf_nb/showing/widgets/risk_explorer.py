@@ -16,6 +16,7 @@ from rarlhf_nb.measuring.metrics import Interval, perplexity
 from rarlhf_nb.measuring.report import BASELINES
 from rarlhf_nb.measuring.sweeps import sweep_families
 from rarlhf_nb.showing.explorer_figures import (
+    Sweeps,
     curve_changes,
     curve_figure,
     distribution_changes,
@@ -26,7 +27,7 @@ from rarlhf_nb.showing.explorer_figures import (
     shared_axes,
 )
 from rarlhf_nb.showing.pictures import is_static
-from rarlhf_nb.showing.tails import Ranking, Slot, measure_tails, tail_table
+from rarlhf_nb.showing.tails import Ranking, Slot, Tails, measure_tails, tail_table
 from rarlhf_nb.showing.widgets.binding import Drawing, controls, no_collection, page
 from rarlhf_nb.showing.widgets.text import framed, name_cell, number_cell, table_html, text_cell
 
@@ -38,7 +39,8 @@ class Exploration:
     """The content of the explorer without widgets: panels, tables and texts for a measured and a trained alpha.
 
     episodes: one episodes table per method. held_out: their held-out texts, for the perplexity. Methods named
-    `name@alpha` form a sweep with one panel; `profile_alpha` adds the plain `name` to it.
+    `name@alpha` form a sweep with one panel; `profile_alpha` adds the plain `name` to it. other_seeds: training seed ->
+    episodes tables of the same methods, trained with that seed; they give the price of the trained alpha its bands.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class Exploration:
         profile_alpha: float | None = None,
         resamples: int = 200,
         seed: int = 0,
+        other_seeds: dict[int, dict[str, pd.DataFrame]] | None = None,
     ) -> None:
         self.episodes = episodes
         measured = measure_tails(episodes, resamples, seed, _perplexities(held_out or {}))
         self.slots = {method: Slot(method, tails) for method, tails in measured.items()}
         self.families = sweep_families(list(measured), profile_alpha)
+        self.sweeps = self._sweeps(other_seeds or {})
         self.axes = shared_axes(list(measured.values()))
         self.trained_alphas = sorted({alpha for members in self.families.values() for alpha in members})
 
@@ -64,10 +68,17 @@ class Exploration:
             leaders |= {method: members[nearest] for method in members.values()} | {family: members[nearest]}
         return [self.slots[method] for method in dict.fromkeys(leaders.get(method, method) for method in self.slots)]
 
-    def family_slots(self) -> dict[str, dict[float, Slot]]:
-        """The sweeps with their measured tails."""
+    def _sweeps(self, other_seeds: dict[int, dict[str, pd.DataFrame]]) -> Sweeps:
+        """The sweeps with their measured tails, first of the shown seed."""
+        if not self.families:
+            return {}
+        methods = [method for members in self.families.values() for method in members.values()]
+        others = [_measured(seed, tables, methods) for seed, tables in other_seeds.items()]
         return {
-            name: {alpha: self.slots[method] for alpha, method in members.items()}
+            name: {
+                alpha: [self.slots[method].tails, *(found[method] for found in others if method in found)]
+                for alpha, method in members.items()
+            }
             for name, members in self.families.items()
         }
 
@@ -135,7 +146,7 @@ class Exploration:
         shown = self.shown(trained)
         figures = [distribution_figure(shown, alpha, ranking, self.axes), curve_figure(shown, alpha, ranking)]
         if self.families:
-            figures.append(price_figure(self.family_slots(), alpha, ranking, trained))
+            figures.append(price_figure(self.sweeps, alpha, ranking, trained))
         return figures
 
 
@@ -195,7 +206,7 @@ class RiskExplorer(VBox):
         self.distributions.redraw(distribution_changes(shown, alpha, ranking, axes), titles)
         self.curve.redraw(curve_changes(shown, alpha, ranking))
         if self.price is not None:
-            self.price.redraw(price_changes(self.exploration.family_slots(), alpha, ranking, trained))
+            self.price.redraw(price_changes(self.exploration.sweeps, alpha, ranking, trained))
         self._write()
 
     def _offer_anchors(self) -> None:
@@ -223,16 +234,17 @@ def risk_explorer(
     profile_alpha: float | None = None,
     resamples: int = 200,
     seed: int = 0,
+    other_seeds: dict[int, dict[str, pd.DataFrame]] | None = None,
     interactive: bool = True,
 ) -> RiskExplorer | None:
     """Explore the tails of several methods' rewards; see `Exploration` for the arguments.
 
-    Returns the widget; a batch run shows its content at `alpha` instead. Raises `UserError` where methods were not
-    evaluated on the same prompts.
+    Returns the widget; a batch run shows its content at `alpha` instead. Raises `UserError` where methods of one seed
+    were not evaluated on the same prompts.
     """
     if ranking not in BY:
         raise UserError(f"ranking = {ranking!r} is unknown: choose one of {', '.join(BY)}.")
-    exploration = Exploration(episodes, held_out, profile_alpha, resamples, seed)
+    exploration = Exploration(episodes, held_out, profile_alpha, resamples, seed, other_seeds)
     trained = exploration.trained_alphas[0] if exploration.families else None
     if not is_static(interactive):
         return RiskExplorer(exploration, alpha, ranking, trained)
@@ -243,6 +255,14 @@ def risk_explorer(
     display(HTML(exploration.table_html(alpha, ranking, trained)))
     display(HTML(exploration.texts_html(_default_anchor(methods), alpha, ranking, trained)))
     return None
+
+
+def _measured(seed: int, tables: dict[str, pd.DataFrame], methods: Sequence[str]) -> dict[str, Tails]:
+    """The tails of the methods that this training seed has, without resamples."""
+    try:
+        return measure_tails({method: tables[method] for method in methods if method in tables}, resamples=0)
+    except UserError as error:
+        raise UserError(f"other_seeds, seed {seed}: {error}") from None
 
 
 def _perplexities(held_out: dict[str, pd.DataFrame]) -> dict[str, float]:
