@@ -227,9 +227,10 @@ def _compared(methods: Sequence[str]) -> list[tuple[str, str]]:
 
 def _difference(rows: pd.DataFrame, method: str, baseline: str, names: dict[str, str]) -> dict[str, float]:
     """A row of `SweepReport.differences`."""
-    tail = paired_differences(rows, tail_metric(names), method, baseline)
-    numbers = {"seeds": len(tail), "seeds_needed": seeds_needed(tail)}
-    return numbers | _intervals({metric: paired_differences(rows, metric, method, baseline) for metric in names})
+    differences = paired_differences(rows, list(names), method, baseline)
+    by_metric = {metric: differences[metric].dropna() for metric in names}
+    tail = by_metric[tail_metric(names)]
+    return {"seeds": len(tail), "seeds_needed": seeds_needed(tail)} | _intervals(by_metric)
 
 
 def _intervals(values: dict[str, ArrayLike]) -> dict[str, float]:

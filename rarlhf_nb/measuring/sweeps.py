@@ -70,10 +70,11 @@ def seed_table(scores: pd.DataFrame, metrics: dict[str, str], baseline: str = "r
     rows = {}
     for method in method_order(scores["method"].unique()):
         own = scores[scores["method"] == method]
+        differences = paired_differences(scores, list(metrics), method, baseline)
         row = {"seeds": str(len(own))}
         for key, name in metrics.items():
             values = own[key].to_numpy()
-            difference = seed_interval(paired_differences(scores, key, method, baseline))
+            difference = seed_interval(differences[key].dropna())
             row[f"{name}: mean"] = interval_cell(seed_interval(values))
             row[f"{name}: interquartile mean"] = interval_cell(stratified_interval(values[:, None]))
             row[f"{name}: − {method_name(baseline)}"] = "–" if method == baseline else interval_cell(difference)
@@ -81,10 +82,10 @@ def seed_table(scores: pd.DataFrame, metrics: dict[str, str], baseline: str = "r
     return pd.DataFrame(rows).T
 
 
-def paired_differences(scores: pd.DataFrame, metric: str, method: str, baseline: str) -> np.ndarray:
-    """Method minus baseline for every seed that has both values: (S,)."""
-    ours, theirs = (scores[scores["method"] == name].set_index("seed")[metric] for name in (method, baseline))
-    return (ours - theirs).dropna().to_numpy()
+def paired_differences(scores: pd.DataFrame, metrics: Sequence[str], method: str, baseline: str) -> pd.DataFrame:
+    """Method minus baseline: one row per seed and one column per metric, NaN where one of the two has no value."""
+    ours, theirs = (scores[scores["method"] == name].set_index("seed")[[*metrics]] for name in (method, baseline))
+    return ours - theirs
 
 
 def grid_settings(scores: pd.DataFrame) -> list[str]:

@@ -29,6 +29,7 @@ PRICES = {
 EARLIER_COLOR = "#8A8A8A"
 ALONG_TITLES = {"iteration": "iteration m", "share": "share of the iterations (%)"}
 Change = dict  # the properties of a trace that a move of a control changes
+Sweeps = dict[str, dict[float, list[Tails]]]  # sweep -> trained alpha -> tails by seed, the shown seed first
 
 
 # Distributions: one row per method, with a histogram and a cumulative curve
@@ -171,9 +172,6 @@ def curve_changes(slots: Sequence[Slot], alpha: float, ranking: Ranking) -> list
 
 
 # The cost of the trained alpha
-
-
-Sweeps = dict[str, dict[float, list[Tails]]]  # sweep -> trained alpha -> tails by seed, the shown seed first
 
 
 def price_figure(sweeps: Sweeps, alpha: float, ranking: Ranking, trained: float) -> go.Figure:

@@ -24,9 +24,10 @@ ROOM = np.array([0.09, 0.07])  # the size of a label, in shares of a panel
 def frontier(points: pd.DataFrame) -> go.Figure:
     """Mean reward and CVaR 10 % against KL from the SFT policy, one line per method over kl_coef.
 
-    points: scores (see `measuring.sweeps`) with the columns kl, reward and cvar_10. Faint dots are seeds, and lines
-    join their means. A sweep of more alphas than there are kl_coefs has one line over alpha per kl_coef instead: from
-    RLHF, its alpha = 1, to the smallest alpha, which is darkest. The numbers at its points are alphas.
+    points: scores (see `measuring.sweeps`) with the columns kl, reward and cvar_10, equal in all other settings. Faint
+    dots are seeds, and lines join their means. A sweep of more alphas than there are kl_coefs has one line over alpha
+    per kl_coef instead: from RLHF, its alpha = 1, to the smallest alpha, which is darkest. The numbers at its points
+    are alphas; where kl_coefs differ, those of RLHF are named.
     """
     points = distinct_scores(points)
     methods = method_order(points["method"].unique())
