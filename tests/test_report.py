@@ -212,13 +212,14 @@ def test_load_tables_reads_a_run_folder(tmp_path):
         table.to_parquet(tmp_path / "evaluation" / f"{method}.parquet")
     TEXTS.to_parquet(tmp_path / "evaluation" / "ra_rlhf@0.2.held_out.parquet")
     (tmp_path / "training" / "rlhf.jsonl").write_text('{"iteration": 1, "kl": 0.5}\n{"iteration": 2, "kl": 1.0}\n')
+    (tmp_path / "training" / "rlhf.incidents.jsonl").write_text('{"iteration": 2, "symptom": "kl"}\n')
     RLHF.to_parquet(tmp_path / "evaluation" / "rlhf.samples.parquet")
     found, held_out, training, samples = load_tables(Run(tmp_path))
     assert list(samples) == ["rlhf"]
     assert list(found) == ["rlhf", "ra_rlhf@0.2"]
     pd.testing.assert_frame_equal(found["ra_rlhf@0.2"], RISK_AVERSE)
     assert list(held_out) == ["ra_rlhf@0.2"]
-    assert training["rlhf"]["kl"].tolist() == [0.5, 1.0]
+    assert list(training) == ["rlhf"] and training["rlhf"]["kl"].tolist() == [0.5, 1.0]
 
 
 def test_a_run_without_evaluation_names_the_notebook_to_run(tmp_path):

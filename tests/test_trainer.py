@@ -214,7 +214,7 @@ def test_training_raises_the_reward_of_the_tail():
 
 def test_a_runaway_ratio_stops_the_epochs_of_that_update():
     with pytest.warns(UserWarning, match="ratio_threshold = 1.0001"):
-        trainer = make_trainer(args=ppo_settings(learning_rate=1.0, epochs=4, ratio_threshold=1.0001, iterations=4))
+        trainer = make_trainer(args=ppo_settings(learning_rate=0.1, epochs=4, ratio_threshold=1.0001, iterations=4))
         stats = trainer.train()
     assert (stats["gradient_tokens"] < 4 * 8 * 8).any()
 

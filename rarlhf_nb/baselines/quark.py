@@ -14,6 +14,7 @@ Departures from the paper, or where it says so from the authors' code:
 """
 
 import copy
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -30,11 +31,12 @@ from transformers import get_linear_schedule_with_warmup
 from rarlhf_nb.baselines.quark_math import Pool, QuarkTerms, check_pool, quark_terms
 from rarlhf_nb.core.checkpoint import Checkpoint, Checkpoints
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import QuarkSettings, SamplingSettings
+from rarlhf_nb.core.profiles import QuarkSettings, SamplingSettings, WatchSettings
 from rarlhf_nb.core.seeding import hash_seed, seeded, shuffled_stream
 from rarlhf_nb.training.loop import TrainingLoop
 from rarlhf_nb.training.policy import ActorCritic, Episodes, check_context, sampler_logits
-from rarlhf_nb.training.ppo import masked_mean
+from rarlhf_nb.training.ppo import masked_mean, masked_sum
+from rarlhf_nb.training.watch import Scored
 from rarlhf_nb.worlds.rewards import Reward, check_rewards
 
 
@@ -87,8 +89,8 @@ class QuarkTrainer(TrainingLoop):
     Args:
         model: trained in place. It gets K reward tokens and from then on reads that of the best quantile before every
             prompt (`prefix_ids`), also after it was saved and loaded.
-        reward_funcs, train_dataset, log_file, checkpoints: see `CVaRPPOTrainer`. Here a reward may be missing (None or
-            NaN).
+        reward_funcs, train_dataset, log_file, checkpoints, watch: see `CVaRPPOTrainer`. Here a reward may be missing
+            (None or NaN).
         reference: p_0, which reads no reward token; by default a frozen copy of the model as it is now.
 
     Raises:
@@ -110,11 +112,12 @@ class QuarkTrainer(TrainingLoop):
         mixed_precision: str = "no",
         log_file: Path | None = None,
         checkpoints: Checkpoints | None = None,
+        watch: WatchSettings | None = None,
     ) -> None:
         check_pool(args.exploration_prompts or len(train_dataset), args.quantiles)
         settings = {"quark": args, "sampling": sampling}
         options = (mixed_precision, log_file, checkpoints)
-        super().__init__(model, reward_funcs, train_dataset, args.steps, settings, seed, *options)
+        super().__init__(model, reward_funcs, train_dataset, args.steps, settings, watch, seed, *options)
         self.args, self.sampling = args, sampling
         self.reference = reference or copy.deepcopy(model).requires_grad_(False)
         self.vocabulary = _rows(model.model)  # V, before the reward tokens
@@ -137,23 +140,26 @@ class QuarkTrainer(TrainingLoop):
         return Checkpoint(tensors, {"texts": texts, "explored": self.explored, "step": self.schedule.last_epoch})
 
     def load_own_state(self, own: Checkpoint) -> None:
-        """Restore them; the quantiles follow from the pool."""
+        """Restore them; the quantiles follow from the pool, and the learning rate from the step."""
         self.pool.load_state(own.tensors, own.state["texts"], self.policy.device)
         self.pool.quantise(self.args.quantiles)
         self.explored = own.state["explored"]
         self.schedule.last_epoch = own.state["step"]
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self.schedule.lr_lambdas[0](self.schedule.last_epoch)
         self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def run_iteration(self) -> dict[str, float]:
         """One gradient step; before every `sample_interval`-th, an exploration and new quantiles."""
         started = time.perf_counter()
+        self.watch.begin(self.iteration + 1)
         if self.iteration % self.args.sample_interval == 0:
             self.explored = self.explore()
             self.pool.quantise(self.args.quantiles)
-        episodes, bins = self.next_batch()
-        stats = self.update(episodes, bins)
+        episodes, bins, rewards = self.next_batch()
+        stats = self.update(episodes, bins, rewards)
         self.iteration += 1
-        return {
+        row = {
             "step": self.iteration,
             **stats,
             "gradient_examples": self.iteration * self.args.batch_size,
@@ -162,6 +168,8 @@ class QuarkTrainer(TrainingLoop):
             **self.explored,
             "seconds": time.perf_counter() - started,
         }
+        self.watch.conclude(row)
+        return row
 
     def explore(self) -> dict[str, float]:
         """Add one completion of each of the next prompts to the pool: first p_0's, later those under the best token."""
@@ -170,43 +178,54 @@ class QuarkTrainer(TrainingLoop):
         size = len(self.train_dataset)
         count = self.args.exploration_prompts or size
         indices = shuffled_stream(size, self.seed, exploration * count, count)
-        rewards, lengths = [], []
+        explored, rewards = [], []
         for part, at in enumerate(range(0, count, self.args.batch_size)):
             columns = self.train_dataset[indices[at : at + self.args.batch_size]]
             prompts = columns.pop("prompt")
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), self.watch.sampling():
                 episodes = sampler.sample(prompts, self.sampling, hash_seed(self.seed, exploration, part))
             # the policy will read one token more than p_0
             check_context(self.policy, 1 + episodes.prompt_ids.shape[1], self.sampling.completion_length)
+            explored.append(episodes)
             rewards.append(self.env_rewards(episodes, columns))
-            lengths.append(episodes.completion_mask.sum(1))
             self.pool.add(episodes, rewards[-1])
-        scored = pd.Series(np.concatenate(rewards))
-        return {"env_reward_mean": scored.mean(), "completion_length": torch.cat(lengths).float().mean().item()}
+        scores = np.concatenate(rewards)
+        texts = ([text for part in explored for text in getattr(part, name)] for name in ("prompts", "completions"))
+        self.watch.completions(Scored(*texts, torch.from_numpy(scores)))
+        lengths = torch.cat([part.completion_mask.sum(1) for part in explored])
+        return {"env_reward_mean": pd.Series(scores).mean(), "completion_length": lengths.float().mean().item()}
 
     def env_rewards(self, episodes: Episodes, columns: dict[str, list]) -> np.ndarray:
         """The sum of the reward functions for each episode (B,), NaN where one of them is missing."""
         texts = {"prompts": episodes.prompts, "completions": episodes.completions}
         return np.sum([check_scores(reward(**texts, **columns), **texts) for reward in self.reward_funcs], axis=0)
 
-    def next_batch(self) -> tuple[Episodes, torch.Tensor]:
-        """The next B completions from a stream of seeded shuffles of the pool, and their quantiles (B,)."""
+    def next_batch(self) -> tuple[Episodes, torch.Tensor, torch.Tensor]:
+        """The next B completions from a stream of seeded shuffles of the pool; their quantiles and rewards, (B,)."""
         exploration, at = divmod(self.iteration, self.args.sample_interval)
         batch = self.args.batch_size
         indices = shuffled_stream(len(self.pool), hash_seed(self.seed, exploration), at * batch, batch)
-        return self.pool.take(indices, self.policy.processing_class.pad_token_id), self.pool.bins[indices]
+        episodes = self.pool.take(indices, self.policy.processing_class.pad_token_id)
+        return episodes, self.pool.bins[indices], torch.tensor([self.pool.rewards[i] for i in indices])
 
-    def update(self, episodes: Episodes, bins: torch.Tensor) -> dict[str, float]:
-        """Make one gradient step on B completions with their quantiles (B,); returns the terms of the loss."""
+    def update(self, episodes: Episodes, bins: torch.Tensor, rewards: torch.Tensor) -> dict[str, float]:
+        """Make one gradient step on B completions with their quantiles (B,); returns the terms of the loss.
+
+        `rewards` (B,) are for the watch alone.
+        """
         terms = self.terms(episodes, bins)
+        kl = masked_sum(terms.kl_per_token.detach(), episodes.completion_mask)
+        scored = Scored(episodes.prompts, episodes.completions, rewards, kl)
+        self.watch.kl(scored)
         means = {key: masked_mean(value, episodes.completion_mask) for key, value in vars(terms).items()}
         learning_rate = self.schedule.get_last_lr()[0]
         self.optimizer.zero_grad()
         self.accelerator.backward(means["loss"])
-        if self.args.max_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.args.max_grad_norm)
-        self.optimizer.step()
-        self.schedule.step()
+        # without a limit nothing is clipped, and the norm tells whether the gradient is finite
+        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.args.max_grad_norm or math.inf)
+        if self.watch.allows_step({"loss": means["loss"].item()}, norm.item(), scored):
+            self.optimizer.step()
+            self.schedule.step()
         self.optimizer.zero_grad()
         return {key: value.item() for key, value in means.items()} | {"learning_rate": learning_rate}
 

@@ -62,7 +62,7 @@ class Checkpoints:
         )
         for name in (TENSORS, STATE, CHECKSUMS, "."):
             _flush(unfinished / name)
-        place = self.folder / f"{iteration:08d}"
+        place = self._place(iteration)
         shutil.rmtree(place, ignore_errors=True)
         os.rename(unfinished, place)
         _flush(self.folder)
@@ -84,9 +84,16 @@ class Checkpoints:
             warnings.warn(f"{place / damaged[0]} is damaged: an older checkpoint is used if there is one", stacklevel=2)
         return None
 
+    def drop(self, iteration: int) -> None:
+        """Remove the checkpoint of an iteration, where there is one: its weights turned out to be bad."""
+        shutil.rmtree(self._place(iteration), ignore_errors=True)
+
     def clear(self) -> None:
         """Remove them all: the training is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _place(self, iteration: int) -> Path:
+        return self.folder / f"{iteration:08d}"
 
     def _places(self) -> list[Path]:
         """The folders of all checkpoints, newest first."""

@@ -197,7 +197,7 @@ class PPOSettings(Section):
     kl_coef: float = Field(ge=0)  # beta_0
     kl_target: float | None = Field(gt=0, default=None)  # nats per episode; None: beta is fixed
     kl_horizon: int = Field(gt=0, default=10_000)  # episodes; K_beta = B / horizon
-    ratio_threshold: float = Field(gt=1, default=10.0)  # an update stops where its mean ratio exceeds this
+    ratio_threshold: float = Field(gt=1, default=10.0)  # of the mean ratio; watch.ratio says what happens beyond it
     max_grad_norm: float | None = Field(gt=0, default=None)
 
 
@@ -222,6 +222,29 @@ class RiskSettings(Section):
         if name not in changes:
             raise UserError(f"method = {method!r} is not trained by PPO; choose one of {', '.join(changes)}.")
         return RiskSettings(**self.model_dump() | changes[name] | ({} if alpha is None else {"alpha": alpha}))
+
+
+Answer = Literal["warn", "skip", "stop"]  # skip: no further optimizer step in the iteration
+
+
+class WatchSettings(Section):
+    """What is done when a training goes wrong, symptom by symptom (see `training.watch`).
+
+    By default only the numbers of a broken training stop it. In sound runs the KL stayed below 14 nats, and the value
+    loss below twice its usual value.
+    """
+
+    not_finite: Literal["skip", "stop"] = "stop"  # NaN or infinity in a loss or gradient; it never reaches the weights
+    kl: Answer = "stop"
+    kl_bound: float = Field(gt=0, default=50.0)  # mean nats per completion
+    negative_kl: Answer = "warn"  # clearly below 0, which an estimate of a KL cannot be
+    ratio: Answer = "skip"  # mean ratio above ppo.ratio_threshold
+    value_loss: Answer = "stop"
+    value_loss_bound: float = Field(gt=1, default=30.0)  # times its usual value, see `training.watch`
+    equal_rewards: Answer = "warn"  # all rewards of a batch
+    no_variance: Answer = "warn"  # in the advantages of the kept episodes
+    collapse: Answer = "warn"
+    collapse_bound: float = Field(gt=0, le=1, default=0.5)  # share of a batch that is one completion
 
 
 class SweepSettings(Section):
@@ -276,6 +299,7 @@ class Profile(Section):
     dexperts: DExpertsSettings
     quark: QuarkSettings
     best_of_n: BestOfNSettings = BestOfNSettings()
+    watch: WatchSettings = WatchSettings()
     evaluation: EvaluationSettings
     compute: ComputeSettings = ComputeSettings()
 

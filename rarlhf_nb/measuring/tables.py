@@ -8,6 +8,7 @@ import pandas as pd
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import method_order
 from rarlhf_nb.core.runs import Run
+from rarlhf_nb.training.watch import INCIDENTS
 
 EPISODE_COLUMNS = ["prompt", "completion", "prompt_score", "reward", "label", "group", "seed"]
 HELD_OUT, SAMPLES = ".held_out.parquet", ".samples.parquet"  # endings of the files in evaluation/
@@ -37,7 +38,8 @@ def load_tables(run: Run) -> Tables:
         found[kind][path.name.removesuffix(kind or ".parquet")] = run.read_table(f"evaluation/{path.name}")
     if not found[""]:
         raise UserError(f"run {run.folder.name!r} has no evaluation/: run notebook 02_baseline_rlhf first.")
-    logs = {path.stem: run.read_rows(f"training/{path.name}") for path in run.path("training").glob("*.jsonl")}
+    files = [path for path in run.path("training").glob("*.jsonl") if not path.name.endswith(INCIDENTS)]
+    logs = {path.stem: run.read_rows(f"training/{path.name}") for path in files}
     episodes, held_out, training, samples = (
         {method: tables[method] for method in method_order(tables)}
         for tables in (found[""], found[HELD_OUT], logs, found[SAMPLES])

@@ -20,8 +20,9 @@ from rarlhf_nb.core.checkpoint import (
     optimizer_tensors,
 )
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import Section
+from rarlhf_nb.core.profiles import Section, WatchSettings
 from rarlhf_nb.training.policy import ActorCritic
+from rarlhf_nb.training.watch import TrainingStopped, Watch
 from rarlhf_nb.worlds.rewards import Reward
 
 
@@ -30,7 +31,8 @@ class TrainingLoop(ABC):
 
     `train()` runs all iterations. Iterating over the trainer runs them one at a time and yields the statistics of each.
     Both go on from the last checkpoint where there is one; the result is the same, number for number, as without an
-    interruption. Ctrl-C saves a checkpoint after the iteration under way.
+    interruption. Ctrl-C saves a checkpoint after the iteration under way. Where the training goes wrong, both raise
+    `TrainingStopped`, whose message names the last good checkpoint.
 
     Args:
         policy: the policy, trained in place.
@@ -38,6 +40,7 @@ class TrainingLoop(ABC):
         train_dataset: has a `prompt` column.
         iterations: how many steps to make.
         settings: by name, the sections of the profile that determine the training; a checkpoint must agree in them.
+        watch: what is done when the training goes wrong; it is one of these settings.
         seed: determines it as well.
         log_file: gets one JSON line per iteration; the first iteration starts the file anew.
         checkpoints: where to save them; none by default.
@@ -55,6 +58,7 @@ class TrainingLoop(ABC):
         train_dataset: Dataset | None,
         iterations: int,
         settings: dict[str, Section],
+        watch: WatchSettings | None,
         seed: int,
         mixed_precision: str,
         log_file: Path | None,
@@ -64,7 +68,10 @@ class TrainingLoop(ABC):
     ) -> None:
         self.policy, self.train_dataset, self.iterations, self.seed = policy, train_dataset, iterations, seed
         self.reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-        self.settings = {name: section.model_dump(mode="json") for name, section in settings.items()} | {"seed": seed}
+        watch = watch or WatchSettings()
+        sections = settings | {"watch": watch}
+        self.settings = {name: section.model_dump(mode="json") for name, section in sections.items()} | {"seed": seed}
+        self.watch = Watch(watch, log_file, self.unit)
         self.log_file, self.checkpoints = log_file, checkpoints
         self.accelerator = Accelerator(
             mixed_precision=mixed_precision, log_with=list(report_to) or None, project_dir=project_dir
@@ -91,7 +98,10 @@ class TrainingLoop(ABC):
         with tqdm(total=self.iterations, initial=self.iteration, desc=self.title, unit=self.unit) as bar:
             while self.iteration < self.iterations:
                 with InterruptLater() as interrupt:
-                    stats = self.run_iteration()
+                    try:
+                        stats = self.run_iteration()
+                    except TrainingStopped as stop:
+                        raise self._with_last_good_checkpoint(stop) from None
                     self.log(stats)
                     if self.checkpoints and (interrupt.asked or self.checkpoints.due()):
                         self.checkpoints.save(self.iteration, self.checkpoint())
@@ -101,6 +111,27 @@ class TrainingLoop(ABC):
                 bar.update()
                 yield stats
         self.accelerator.end_training()
+
+    def _with_last_good_checkpoint(self, stop: TrainingStopped) -> TrainingStopped:
+        """The error of a training that was stopped, with the checkpoint from which another may go on.
+
+        Logs the iteration as evidence. Where it was stopped at once, the checkpoint that it began with is dropped: a
+        checkpoint is good if the weights in it passed the checks of the next iteration.
+        """
+        if stop.stats is not None:
+            self.log(stop.stats)
+        if self.checkpoints is None:
+            return stop
+        if stop.at_once:
+            self.checkpoints.drop(stop.iteration - 1)
+        found = self.checkpoints.latest()
+        where = (
+            f"The last good checkpoint is that of {self.unit} {found.state['iteration']} in {self.checkpoints.folder}: "
+            "a new trainer with other settings goes on from it after trainer.resume(other_settings=True)."
+            if found
+            else "There is no good checkpoint yet, so a new training begins anew."
+        )
+        return TrainingStopped(f"{stop} {where}", iteration=stop.iteration, stats=stop.stats, at_once=stop.at_once)
 
     def train(self) -> pd.DataFrame:
         """Run the remaining iterations; returns the statistics of all iterations, one row each."""
@@ -128,31 +159,33 @@ class TrainingLoop(ABC):
             "settings": self.settings,
             "iteration": self.iteration,
             "rows": self.rows,
-            "optimizer": self.optimizer.state_dict()["param_groups"],
             "own": own.state,
         }
         return Checkpoint(policy | optimizer_tensors(self.optimizer) | own.tensors, state)
 
-    def resume(self) -> None:
+    def resume(self, other_settings: bool = False) -> None:
         """Go on from the last checkpoint, where there is one and nothing was trained yet; the log is cut back to it.
 
-        Raises `UserError` where it belongs to a training with other settings.
+        Weights, the optimizer's moments, an adaptive beta and the number of the iteration are the checkpoint's, and all
+        else is this trainer's, with its learning rate. Raises `UserError` where the checkpoint belongs to a training
+        with other settings, unless `other_settings` says that this is meant.
         """
         found = self.checkpoints.latest() if self.checkpoints and not self.iteration else None
         if found is None:
             return
         tensors, state = found
-        if state["settings"] != self.settings:
+        if state["settings"] != self.settings and not other_settings:
             raise UserError(
                 f"the checkpoints in {self.checkpoints.folder} belong to a training with other settings: "
-                "delete that folder, or choose another run name."
+                "delete that folder, choose another run name, or call trainer.resume(other_settings=True) first."
             )
         with torch.no_grad():
             for name, parameter in self._trained():
                 parameter.copy_(tensors[f"policy.{name}"])
-        load_optimizer(self.optimizer, tensors, state["optimizer"])
+        load_optimizer(self.optimizer, tensors, self.optimizer.state_dict()["param_groups"])
         self.load_own_state(Checkpoint(tensors, state["own"]))
         self.iteration, self.rows = state["iteration"], state["rows"]
+        self.watch.past = list(self.rows)
         self._write_log(self.rows, "w")
         print(f"{self.title}: resumed at {self.unit} {self.iteration}")
 

@@ -11,7 +11,6 @@ Departures from the paper and its authors' code:
 
 import math
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from datasets import Dataset
 
 from rarlhf_nb.core.checkpoint import Checkpoint, Checkpoints
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import PPOSettings, RiskSettings, SamplingSettings
+from rarlhf_nb.core.profiles import PPOSettings, RiskSettings, SamplingSettings, WatchSettings
 from rarlhf_nb.core.seeding import hash_seed, shuffled_stream
 from rarlhf_nb.training.loop import TrainingLoop
 from rarlhf_nb.training.policy import ActorCritic, Episodes, Reference, evaluate_tokens
@@ -37,6 +36,7 @@ from rarlhf_nb.training.ppo import (
     whiten,
 )
 from rarlhf_nb.training.risk import SoftRiskSchedule, kept_episodes, rockafellar_uryasev_rewards
+from rarlhf_nb.training.watch import Scored
 from rarlhf_nb.worlds.rewards import Reward, check_rewards
 
 
@@ -51,6 +51,11 @@ class Rollout:
     values: torch.Tensor
     entropy: torch.Tensor
     kl: torch.Tensor  # (B,) log-ratio of policy and reference, summed over the completion
+
+    @property
+    def scored(self) -> Scored:
+        """The episodes as an incident shows them."""
+        return Scored(self.episodes.prompts, self.episodes.completions, self.env_rewards, self.kl)
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,8 @@ class CVaRPPOTrainer(TrainingLoop):
         log_file: gets one JSON line per iteration.
         checkpoints: where to save them; none by default.
         report_to: trackers of accelerate, such as "tensorboard"; none by default.
+        watch: what is done when the training goes wrong, by default that of the profiles; its incidents are written
+            beside `log_file`.
     """
 
     title = "CVaR-PPO"
@@ -123,10 +130,11 @@ class CVaRPPOTrainer(TrainingLoop):
         checkpoints: Checkpoints | None = None,
         report_to: Sequence[str] = (),
         project_dir: Path | None = None,
+        watch: WatchSettings | None = None,
     ) -> None:
         settings = {"ppo": args, "risk": risk, "sampling": sampling}
         options = (mixed_precision, log_file, checkpoints, report_to, project_dir)
-        super().__init__(model, reward_funcs, train_dataset, args.iterations, settings, seed, *options)
+        super().__init__(model, reward_funcs, train_dataset, args.iterations, settings, watch, seed, *options)
         self.args, self.risk, self.sampling = args, risk, sampling
         self.schedule = SoftRiskSchedule(args.batch_size, risk.alpha, args.iterations, risk.warm_start, risk.rho)
         self.reference = reference or Reference(model)
@@ -145,8 +153,9 @@ class CVaRPPOTrainer(TrainingLoop):
         return Checkpoint({}, {"kl_coef": self.kl_coef})
 
     def load_own_state(self, own: Checkpoint) -> None:
-        """Restore beta."""
-        self.kl_coef = own.state["kl_coef"]
+        """Restore beta where a controller has moved it."""
+        if self.args.kl_target is not None:
+            self.kl_coef = own.state["kl_coef"]
 
     def run_iteration(self) -> dict[str, float]:
         """One iteration on the next B prompts of the shuffled data set."""
@@ -155,7 +164,8 @@ class CVaRPPOTrainer(TrainingLoop):
     def step(self, prompts: list[str], **columns: list) -> dict[str, float]:
         """One iteration of Algorithm 1 on B prompts; returns its statistics. `columns` are handed to the rewards.
 
-        Raises `UserError` unless there are exactly B prompts, and for rewards that are not one finite number each.
+        Raises `UserError` unless there are exactly B prompts, and for rewards that are not one finite number each, and
+        `TrainingStopped` where the training goes wrong (see `watch`).
         """
         if len(prompts) != self.args.batch_size:
             raise UserError(
@@ -164,6 +174,7 @@ class CVaRPPOTrainer(TrainingLoop):
             )
         started = time.perf_counter()
         self.iteration += 1
+        self.watch.begin(self.iteration)
         kept = self.schedule.kept(self.iteration)
         rollout = self.sample(prompts, columns)  # Alg. 1, lines 1 and 2
         estimates = self.shape_rewards(rollout, kept)  # lines 2 and 3
@@ -172,11 +183,13 @@ class CVaRPPOTrainer(TrainingLoop):
         stats = self.statistics(rollout, estimates, selection, losses)
         self.kl_coef = self.adapted_kl_coef(rollout, selection)  # line 6
         self.rollout, self.estimates, self.selection = rollout, estimates, selection
-        return stats | {"seconds": time.perf_counter() - started}
+        stats |= {"seconds": time.perf_counter() - started}
+        self.watch.conclude(stats)
+        return stats
 
     def sample(self, prompts: list[str], columns: dict[str, list]) -> Rollout:
         """Alg. 1, lines 1 and 2: completions, environment rewards, log-probabilities, values and KL."""
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self.watch.sampling():
             episodes = self.policy.sample(prompts, self.sampling, seed=hash_seed(self.seed, self.iteration))
         env_rewards = self.env_rewards(episodes, columns)
         with torch.no_grad(), self.accelerator.autocast():
@@ -187,7 +200,10 @@ class CVaRPPOTrainer(TrainingLoop):
             torch.cat([getattr(part, name) for part in own]) for name in ("log_probs", "values", "entropy")
         )
         kl = episode_kl(log_probs, ref_log_probs, episodes.completion_mask)
-        return Rollout(episodes, env_rewards, log_probs, ref_log_probs, values, entropy, kl)
+        rollout = Rollout(episodes, env_rewards, log_probs, ref_log_probs, values, entropy, kl)
+        self.watch.completions(rollout.scored)
+        self.watch.kl(rollout.scored)
+        return rollout
 
     def env_rewards(self, episodes: Episodes, columns: dict[str, list]) -> torch.Tensor:
         """The sum of the reward functions for each episode, checked: (B,)."""
@@ -232,22 +248,19 @@ class CVaRPPOTrainer(TrainingLoop):
         of all updated tokens.
         """
         batch = self.update_batch(rollout, estimates, selection)
+        scored = rollout.scored.take(selection.updated.tolist())
+        self.watch.advantages(estimates.advantages[selection.updated], batch.episodes.completion_mask, scored)
         parts = [batch.take(rows) for rows in self.micro_batches(len(batch.episodes))]
         tokens, epochs = batch.episodes.completion_mask.sum(), []
         for _ in range(self.args.epochs):
             self.optimizer.zero_grad()
             losses = [self.backward(part, tokens) for part in parts]
             epochs.append({key: sum(part[key] for part in losses) for key in losses[0]})
-            if epochs[-1]["ratio_mean"] > self.args.ratio_threshold:
-                warnings.warn(
-                    f"iteration {self.iteration}: the mean ratio is {epochs[-1]['ratio_mean']:.1f}, above "
-                    f"ratio_threshold = {self.args.ratio_threshold}; the rest of this update is skipped. Lower "
-                    "learning_rate or epochs.",
-                    stacklevel=2,
-                )
+            # without a limit nothing is clipped, and the norm tells whether the gradient is finite
+            norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.args.max_grad_norm or math.inf)
+            self.watch.losses(epochs[-1], scored, self.args.ratio_threshold)
+            if not self.watch.allows_step(epochs[-1], norm.item(), scored):
                 break
-            if self.args.max_grad_norm is not None:
-                self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.args.max_grad_norm)
             self.optimizer.step()
         self.optimizer.zero_grad()
         return pd.DataFrame(epochs).mean().to_dict() | {"gradient_tokens": batch.episodes.tokens * len(epochs)}
@@ -295,7 +308,6 @@ class CVaRPPOTrainer(TrainingLoop):
     ) -> dict[str, float]:
         """The row of the training log for this iteration; `glossary` gives the formula of each key."""
         tail, updated, mask = selection.tail, selection.updated, rollout.episodes.completion_mask
-        warn_of_negative_kl(rollout.kl, self.iteration)
         stats = {
             "env_reward_mean": rollout.env_rewards.mean(),
             "env_reward_std": rollout.env_rewards.std(correction=0),
@@ -318,14 +330,3 @@ class CVaRPPOTrainer(TrainingLoop):
         indices = shuffled_stream(len(self.train_dataset), self.seed, self.iteration * batch, batch)
         rows = self.train_dataset[indices]
         return {"prompts": rows.pop("prompt")} | rows
-
-
-def warn_of_negative_kl(kl: torch.Tensor, iteration: int) -> None:
-    """Warn where the mean KL is clearly negative: then the log-probabilities are not those of the sampler."""
-    standard_error = kl.std().item() / math.sqrt(len(kl)) if len(kl) > 1 else math.inf
-    if kl.mean().item() < -4 * standard_error - 0.01:
-        warnings.warn(
-            f"iteration {iteration}: the mean KL from the reference is {kl.mean().item():.2f}, clearly negative; the "
-            "log-probabilities do not describe the distribution that the completions were drawn from.",
-            stacklevel=2,
-        )
