@@ -90,7 +90,9 @@ def test_what_no_stage_recorded_is_read_unless_it_is_no_table(run):
     check_files(run.folder, "evaluation/mine.parquet")
     with pytest.raises(UserError, match="evaluation/mine.parquet of run 'mine' cannot be read .*: delete it"):
         run.read_table("evaluation/mine.parquet")
-    run.path("training/mine.jsonl").write_text('{"iteration": 1}\n{"iter')
+    run.path("training/mine.jsonl").write_text('{"iteration": 1}\n{"iter')  # as a killed training leaves it
+    assert run.read_rows("training/mine.jsonl")["iteration"].tolist() == [1]
+    run.path("training/mine.jsonl").write_text('{"iteration": 1}\n{"iter\n')
     with pytest.raises(UserError, match="training/mine.jsonl of run 'mine' cannot be read"):
         run.read_rows("training/mine.jsonl")
 

@@ -1,4 +1,5 @@
-"""The foundation: methods, profiles (the settings of a run), the run folder, seeds, and the error for bad input.
+"""The foundation: methods, profiles (the settings of a run), the run folder, checkpoints, seeds, and the error for
+bad input.
 
 No module here knows about models, tasks or figures.
 """

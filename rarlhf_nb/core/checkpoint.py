@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rarlhf_nb.core.checksums import checksum
+from rarlhf_nb.core.errors import UserError
 
 TENSORS, STATE, CHECKSUMS = "tensors.safetensors", "state.json", "checksums.json"
 KEPT = 2
@@ -88,6 +89,19 @@ class Checkpoints:
         """Remove the checkpoint of an iteration, where there is one: its weights turned out to be bad."""
         shutil.rmtree(self._place(iteration), ignore_errors=True)
 
+    def latest_with(self, settings: dict[str, Any], otherwise: str = "choose another run name") -> Checkpoint | None:
+        """The newest whole checkpoint, or None.
+
+        Raises `UserError` where its state has other `settings`; otherwise: what else can be done.
+        """
+        found = self.latest()
+        if found is not None and found.state["settings"] != settings:
+            raise UserError(
+                f"the checkpoints in {self.folder} belong to a training with other settings: delete that folder, or "
+                f"{otherwise}."
+            )
+        return found
+
     def clear(self) -> None:
         """Remove them all: the training is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -107,6 +121,22 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def parameter_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters of a model that are trained, by name: "parameter.<name>"."""
+    return {f"parameter.{name}": parameter.detach() for name, parameter in _trained(model)}
+
+
+def load_parameters(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Copy the values of `parameter_tensors` into a model."""
+    with torch.no_grad():
+        for name, parameter in _trained(model):
+            parameter.copy_(tensors[f"parameter.{name}"])
+
+
+def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -141,8 +141,15 @@ class Run:
         return self._read(relative, pd.read_parquet)
 
     def read_rows(self, relative: str) -> pd.DataFrame:
-        """A file of one JSON object per line, one row each. Raises `UserError` where it is damaged."""
-        return self._read(relative, lambda path: pd.DataFrame(map(json.loads, path.read_text().splitlines())))
+        """A file of one JSON object per line, one row each; a last line that is still being written is left out.
+
+        Raises `UserError` where it is damaged.
+        """
+
+        def rows(path: Path) -> pd.DataFrame:
+            return pd.DataFrame(map(json.loads, path.read_text().rpartition("\n")[0].splitlines()))
+
+        return self._read(relative, rows)
 
     def read_json(self, relative: str) -> Any:
         """A JSON file. Raises `UserError` where it is damaged."""

@@ -21,6 +21,8 @@ from rarlhf_nb.core.runs import Run
 from rarlhf_nb.running.fingerprints import cells, fingerprint
 from rarlhf_nb.running.kernels import interrupt_kernel, kernel_folder, kernel_manager
 
+USER_ERRORS = ("UserError", "TrainingStopped")  # what a notebook raises and the user can mend
+
 
 class NotebookFailed(RuntimeError):
     """A notebook did not run to its end; the message says where and why, and names the copy that shows the error.
@@ -111,7 +113,7 @@ def _execute(run: Run, notebook: Path, parameters: dict[str, Any], past: str) ->
             raise UserError(
                 f"{trouble} under {run.folder}; what is finished is kept, and the same command goes on from there."
             ) from None
-        if getattr(error, "ename", None) == "UserError":
+        if getattr(error, "ename", None) in USER_ERRORS:
             raise UserError(error.evalue) from None
         if interrupt.asked or not isinstance(error, Exception):
             raise KeyboardInterrupt from None

@@ -89,7 +89,7 @@ class SweepProgress:
 
     def headline(self) -> str:
         """One line: how many cells are in each state, and the time left."""
-        left = "" if self.seconds_left is None else f"; about {_clock(self.seconds_left)} left"
+        left = "" if not self.seconds_left else f"; about {_clock(self.seconds_left)} left"
         return ", ".join(f"{count} {state}" for state, count in self.counts().items()) + left
 
     def table(self) -> pd.DataFrame:

@@ -17,9 +17,10 @@ from rarlhf_nb.core.checkpoint import (
     Checkpoints,
     InterruptLater,
     load_optimizer,
+    load_parameters,
     optimizer_tensors,
+    parameter_tensors,
 )
-from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import Section, WatchSettings
 from rarlhf_nb.training.policy import ActorCritic
 from rarlhf_nb.training.watch import TrainingStopped, Watch
@@ -154,14 +155,14 @@ class TrainingLoop(ABC):
     def checkpoint(self) -> Checkpoint:
         """All that the next iteration depends on."""
         own = self.own_state()
-        policy = {f"policy.{name}": parameter.detach() for name, parameter in self._trained()}
         state = {
             "settings": self.settings,
             "iteration": self.iteration,
             "rows": self.rows,
             "own": own.state,
         }
-        return Checkpoint(policy | optimizer_tensors(self.optimizer) | own.tensors, state)
+        tensors = parameter_tensors(self.policy) | optimizer_tensors(self.optimizer) | own.tensors
+        return Checkpoint(tensors, state)
 
     def resume(self, other_settings: bool = False) -> None:
         """Go on from the last checkpoint, where there is one and nothing was trained yet; the log is cut back to it.
@@ -170,24 +171,19 @@ class TrainingLoop(ABC):
         else is this trainer's, with its learning rate. Raises `UserError` where the checkpoint belongs to a training
         with other settings, unless `other_settings` says that this is meant.
         """
-        found = self.checkpoints.latest() if self.checkpoints and not self.iteration else None
+        if self.checkpoints is None or self.iteration:
+            return
+        if other_settings:
+            found = self.checkpoints.latest()
+        else:
+            found = self.checkpoints.latest_with(self.settings, "call trainer.resume(other_settings=True) first")
         if found is None:
             return
         tensors, state = found
-        if state["settings"] != self.settings and not other_settings:
-            raise UserError(
-                f"the checkpoints in {self.checkpoints.folder} belong to a training with other settings: "
-                "delete that folder, choose another run name, or call trainer.resume(other_settings=True) first."
-            )
-        with torch.no_grad():
-            for name, parameter in self._trained():
-                parameter.copy_(tensors[f"policy.{name}"])
+        load_parameters(self.policy, tensors)
         load_optimizer(self.optimizer, tensors, self.optimizer.state_dict()["param_groups"])
         self.load_own_state(Checkpoint(tensors, state["own"]))
         self.iteration, self.rows = state["iteration"], state["rows"]
         self.watch.past = list(self.rows)
         self._write_log(self.rows, "w")
         print(f"{self.title}: resumed at {self.unit} {self.iteration}")
-
-    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return [(name, parameter) for name, parameter in self.policy.named_parameters() if parameter.requires_grad]

@@ -2,23 +2,35 @@
 
 import tempfile
 import warnings
+from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
+from rarlhf_nb.core.checkpoint import Checkpoints
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import SFTSettings
+from rarlhf_nb.core.resumable import ResumableTrainer
 from rarlhf_nb.core.seeding import seeded
 from rarlhf_nb.training.policy import ActorCritic
 
 
 def train_sft(
-    policy: ActorCritic, texts: list[str], settings: SFTSettings, seed: int, mixed_precision: str = "no"
+    policy: ActorCritic,
+    texts: list[str],
+    settings: SFTSettings,
+    seed: int,
+    mixed_precision: str = "no",
+    checkpoints: Checkpoints | None = None,
 ) -> list[dict[str, float]]:
     """Fine-tune the policy in place on `texts` with TRL's `SFTTrainer`; returns its log (step, loss, ...).
 
-    Raises `UserError` where packing is on and the texts do not fill one block.
+    With `checkpoints` it saves some on the way and goes on from the last one; the result is the same, number for
+    number, as without an interruption. Ctrl-C saves a checkpoint after the step under way.
+
+    Raises `UserError` where packing is on and the texts do not fill one block, and where the checkpoints belong to a
+    training with other settings.
     """
     with tempfile.TemporaryDirectory() as folder, seeded(seed, policy.device), warnings.catch_warnings():
         # TRL sets this argument under a name that transformers is about to drop
@@ -41,16 +53,28 @@ def train_sft(
             disable_tqdm=True,
             gradient_checkpointing=False,
         )
-        trainer = SFTTrainer(
+        trainer = _SFTTrainer(
             model=policy.model,
             args=args,
             train_dataset=_training_set(policy.processing_class, texts[: settings.texts], settings),
             processing_class=policy.processing_class,
         )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        determined_by = {"sft": settings.model_dump(mode="json"), "seed": seed, "mixed_precision": mixed_precision}
+        trainer.train_resumably(checkpoints, determined_by)
     policy.eval()
     return [row for row in trainer.state.log_history if "loss" in row]
+
+
+class _SFTTrainer(ResumableTrainer, SFTTrainer):
+    """TRL's `SFTTrainer` with exact resume."""
+
+    title = "SFT"
+
+    def own_state(self) -> dict[str, Any]:
+        return {"tokens": self._total_train_tokens}  # TRL logs them as num_tokens
+
+    def load_own_state(self, own: dict[str, Any]) -> None:
+        self._total_train_tokens = own["tokens"]
 
 
 def _training_set(tokenizer: PreTrainedTokenizerBase, texts: list[str], settings: SFTSettings) -> Dataset:

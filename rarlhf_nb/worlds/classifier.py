@@ -4,20 +4,17 @@ import contextlib
 import json
 import random
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from rarlhf_nb.core.checkpoint import Checkpoints
+from rarlhf_nb.core.resumable import ResumableTrainer, python_random_state
 from rarlhf_nb.worlds.rewards import class_logits, encoded, prepared_tokenizer
 
 LabelledText = tuple[str, int]  # a text and the id of its class
@@ -40,6 +37,7 @@ def train_classifier(
     label_names: Mapping[int, str] = LABEL_NAMES,
     mixed_precision: Literal["no", "bf16"] = "no",
     seed: int = 0,
+    checkpoints: Checkpoints | None = None,
 ) -> dict[str, Any]:
     """Train a two-class model on labelled texts; writes the model, its tokenizer and `metrics.json`.
 
@@ -52,12 +50,17 @@ def train_classifier(
         lengths: report the accuracy on the first n tokens of the held-out texts for each n; if empty, on whole texts.
         label_names: the meaning of the labels, written into the model's config.
         seed: for the order, the windows and the dropout; the global random state is restored.
+        checkpoints: where to save some on the way, and to go on from the last one; the result is the same, number for
+            number, as without an interruption. Ctrl-C saves a checkpoint after the step under way.
 
     Returns:
         The content of `metrics.json`: `accuracy` by length (each of `lengths`, or "whole"), `train_texts`,
-        `held_out_texts`, `seconds`.
+        `held_out_texts`, `seconds` (without what an interruption lost).
+
+    Raises:
+        UserError: the checkpoints belong to a training with other settings.
     """
-    start = time.perf_counter()
+    started = time.perf_counter()
     model.config.id2label = dict(label_names)
     model.config.label2id = {name: label for label, name in label_names.items()}
     tokenizer = prepared_tokenizer(tokenizer, model)
@@ -77,7 +80,17 @@ def train_classifier(
         trainer = _ClassifierTrainer(model, arguments, train_dataset=list(train), data_collator=collator)
         trainer.mixed_precision = mixed_precision
         trainer.head_learning_rate = head_learning_rate or learning_rate
-        train_quietly(trainer)
+        trainer.started = started
+        determined_by = {
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "head_learning_rate": head_learning_rate,
+            "batch_size": batch_size,
+            "windows": list(windows or ()),
+            "mixed_precision": mixed_precision,
+            "seed": seed,
+        }
+        trainer.train_resumably(checkpoints, determined_by)
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     with _autocast(model.device, mixed_precision):
@@ -86,17 +99,28 @@ def train_classifier(
         "accuracy": accuracy,
         "train_texts": len(train),
         "held_out_texts": len(held_out),
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": round(time.perf_counter() - trainer.started, 1),
     }
     (Path(output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 
-class _ClassifierTrainer(Trainer):
+class _ClassifierTrainer(ResumableTrainer):
     """transformers' Trainer with two learning rates and its own autocast (Trainer's is set for the whole process)."""
 
+    title = "Classifier"
     mixed_precision: str
     head_learning_rate: float
+    started: float  # on `time.perf_counter`, as if nothing had interrupted the training
+
+    def own_state(self) -> dict[str, Any]:
+        batches = self.state.global_step
+        state = self.data_collator.random_state(batches)
+        return {"seconds": time.perf_counter() - self.started, "batches": batches, "random": state}
+
+    def load_own_state(self, own: dict[str, Any]) -> None:
+        self.started = time.perf_counter() - own["seconds"]
+        self.data_collator.go_on(own["batches"], python_random_state(own["random"]))
 
     def autocast_smart_context_manager(self, *args: Any, **kwargs: Any) -> contextlib.AbstractContextManager:
         return _autocast(self.args.device, self.mixed_precision)
@@ -121,12 +145,24 @@ class _Collator:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, windows: tuple[int, int] | None, seed: int) -> None:
         self.tokenizer, self.windows, self.random = tokenizer, windows, random.Random(seed)
+        self.go_on(0, self.random.getstate())
+
+    def go_on(self, batches: int, state: tuple) -> None:
+        """Continue after that many batches, with the random state that they left."""
+        self.random.setstate(state)
+        self.batches, self.states = batches, deque([state], maxlen=2)
+
+    def random_state(self, batches: int) -> tuple:
+        """The random state after that many batches: all or, since they are loaded one ahead, all but the last."""
+        return self.states[batches - self.batches - 1]
 
     def __call__(self, pairs: list[LabelledText]) -> dict[str, torch.Tensor]:
         texts = [text for text, _ in pairs]
         if self.windows:
             length = self.random.randint(*self.windows)
             texts = [self._window(text, length) for text in texts]
+        self.batches += 1
+        self.states.append(self.random.getstate())
         batch = encoded(self.tokenizer, texts)
         return {**batch, "labels": torch.tensor([label for _, label in pairs])}
 
@@ -179,9 +215,3 @@ def quiet_arguments(output_dir: str | Path, **settings: Any) -> TrainingArgument
         dataloader_pin_memory=torch.cuda.is_available(),  # without a GPU it warns
         **settings,
     )
-
-
-def train_quietly(trainer: Trainer) -> None:
-    """Train without printing anything."""
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()

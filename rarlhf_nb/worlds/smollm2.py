@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rarlhf_nb.core.checkpoint import Checkpoints
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.worlds.cache import build_once, cache_folder
 from rarlhf_nb.worlds.classifier import LabelledText, train_classifier
@@ -53,6 +54,7 @@ def train_text_reward(
     *,
     seed: int = 0,
     mixed_precision: Literal["no", "bf16"] = "bf16",
+    checkpoints: Checkpoints | None = None,
 ) -> dict[str, Any]:
     """Train a reward model for reviews or comments: SmolLM2, fine-tuned to say how the text was.
 
@@ -65,6 +67,7 @@ def train_text_reward(
         task: the name of the task, a key of `QUESTIONS`.
         train, held_out: (text, label) pairs; label 1 is positive for reviews and toxic for comments.
         output_dir: where the model is written; it loads with `load_reward(output_dir, label=1)`.
+        checkpoints: of an interrupted training, as in `train_classifier`.
 
     Returns:
         The metrics of `train_classifier`, with the accuracy on the first 24, 32, 48, 64 and 96 tokens.
@@ -93,6 +96,7 @@ def train_text_reward(
         label_names=label_names,
         mixed_precision=mixed_precision,
         seed=seed,
+        checkpoints=checkpoints,
     )
 
 

@@ -138,6 +138,7 @@ class Train(Stage):
             "train_dataset": Dataset.from_pandas(workspace.data("train"), preserve_index=False),
             "seed": workspace.seed,
             "mixed_precision": profile.policy.mixed_precision,
+            "watch": profile.watch,
             "log_file": workspace.run.path("training", f"{self.method}.jsonl"),
             **self._own_settings(),
         }

@@ -20,6 +20,7 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
+    PrinterCallback,
     Trainer,
 )
 
@@ -27,7 +28,7 @@ from rarlhf_nb.core.seeding import seeded, threads
 from rarlhf_nb.core.sources import code_of
 from rarlhf_nb.worlds import classifier, rewards
 from rarlhf_nb.worlds.cache import build_once, cache_folder
-from rarlhf_nb.worlds.classifier import quiet_arguments, train_classifier, train_quietly
+from rarlhf_nb.worlds.classifier import quiet_arguments, train_classifier
 from rarlhf_nb.worlds.pocket import grammar
 from rarlhf_nb.worlds.pocket.grammar import WORLDS, Text, label_probability, vocabulary, write_texts
 
@@ -133,7 +134,8 @@ def _train_language_model(texts: list[str], tokenizer: PreTrainedTokenizerFast, 
         )
         collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
         trainer = Trainer(model, arguments, train_dataset=examples, data_collator=collator)
-        train_quietly(trainer)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
