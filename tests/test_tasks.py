@@ -74,8 +74,18 @@ def test_texts_without_labels_are_all_positive(tmp_path):
         ("a.jsonl", '{"body": "x"}\n', ["no `text` column", "body"]),
         ("a.jsonl", '{"text": "fine"}\n{"text": null}\n', ["row 2", "no `text`"]),
         ("a.jsonl", '{"text": "fine"}\n{"label": 1}\n', ["row 2"]),
-        ("a.jsonl", '{"text": "fi', ["cannot be read as jsonl"]),
+        ("a.jsonl", '{"text": "fine"}\n{"text": "fi', ["cannot be read as jsonl", "line 2 is not JSON"]),
+        ("a.jsonl", '"text"\n', ["line 1 is no object"]),
+        ("a.jsonl", "[" * 100_000, ["cannot be read as jsonl"]),
+        ("a.jsonl", '{"text": "fine"}\n{"text": ["fine"]}\n', ["row 2", "['fine']", "no Unicode text"]),
+        ("a.jsonl", '{"text": "\\ud83d"}\n', ["row 1", r"'\ud83d'", "no Unicode text"]),
+        ("a.jsonl", '{"text": "fine", "label": 1e400}\n', ["row 1", "label inf", "whole numbers"]),
         ("a.csv", "text,label\nfine,positive\n", ["row 1", "'positive'"]),
+        ("a.csv", "text,label\nfine,0.9\n", ["row 1", "'0.9'", "whole numbers"]),
+        ("a.csv", "text,label\nfine,1e30\n", ["row 1", "'1e30'", "whole numbers"]),
+        ("a.csv", "text,label\nfine,but long,1\n", ["cannot be read as csv", "Expected 2 fields in line 2, saw 3"]),
+        ("a.csv", "text,label,text\nfine,1,good\n", ["two columns 'text'"]),
+        ("a.csv", "text,label\n", ["no rows"]),
         ("a.txt", "x", [".jsonl, .csv, .parquet"]),
     ],
 )
@@ -86,6 +96,27 @@ def test_a_file_that_does_not_hold_texts_is_named(tmp_path, name, content, words
         read_texts(path, field="task.train_file")
     for word in [str(path), *words]:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name, written", [("a.csv", "text\n{}\n"), ("a.jsonl", '{{"text": "{}"}}\n')])
+@pytest.mark.parametrize("text", ["007", "NA", "null", "1e5", "True", "2001-01-01", "caf\u00e9\u2028"])
+def test_a_text_is_read_as_it_stands(tmp_path, name, written, text):
+    (tmp_path / name).write_text("\ufeff" + written.format(text))  # with the mark that Excel puts before UTF-8
+    assert read_texts(tmp_path / name, field="task.train_file")["text"].tolist() == [text]
+
+
+def test_labels_are_whole_numbers_in_any_spelling_and_a_missing_group_is_all(tmp_path):
+    path = tmp_path / "texts.csv"
+    path.write_text("text,label,group\na,1,x\nb,0.0,\nc,True,y\nd,false,y\n")
+    table = read_texts(path, field="task.train_file")
+    assert table["label"].tolist() == [1, 0, 1, 0] and table["group"].tolist() == ["x", "all", "y", "y"]
+
+
+def test_line_breaks_become_spaces_however_long_the_blanks_are(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    texts = ["a <br /><br> b", "<br/>a ", "a" + " " * 200_000 + "b"]
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    assert read_texts(path, field="task.train_file")["text"].tolist() == ["a  b", " a ", texts[2]]
 
 
 def test_a_task_without_prompts_or_without_positive_texts_is_named(tmp_path):

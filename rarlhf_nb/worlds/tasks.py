@@ -2,8 +2,12 @@
 
 import hashlib
 import re
+import reprlib
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,16 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import TaskSettings
+from rarlhf_nb.worlds.files import READERS, read_table
 from rarlhf_nb.worlds.paper_data import COLUMNS, load_paper_texts
 from rarlhf_nb.worlds.pocket import pocket_world
 from rarlhf_nb.worlds.pocket.halves import halved_comments
 
-READERS = {
-    ".jsonl": lambda path: pd.read_json(path, lines=True),
-    ".csv": pd.read_csv,
-    ".parquet": pd.read_parquet,
-}
 UNKNOWN_LABEL = -1
+LARGEST_LABEL = 2**53  # a float holds every whole number up to it
 TEXT_COLUMNS = ["text", "label", "group"]
 
 
@@ -159,30 +160,68 @@ def read_texts(path: Path, field: str) -> pd.DataFrame:
     HTML line breaks become spaces. Raises a `UserError` that names `field`, the file and, if possible, the row.
     """
     where = f"{field} = '{path}'"
-    if path.suffix not in READERS:
-        raise UserError(f"{where}: the ending must be one of {', '.join(READERS)}.")
-    try:
-        table = READERS[path.suffix](path)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{where} cannot be read as {path.suffix[1:]}: {error}") from None
-    if table.empty:
-        raise UserError(f"{where} holds no rows.")
+    kind = path.suffix.removeprefix(".")
+    if kind not in READERS:
+        raise UserError(f"{where}: the ending must be one of {', '.join(f'.{name}' for name in READERS)}.")
+    table = read_table(path, kind, where)
     if "text" not in table:
         raise UserError(f"{where} has no `text` column; it has: {', '.join(map(str, table.columns))}.")
-    missing = table["text"].isna() | (table["text"].astype(str).str.strip() == "")
+    texts = table["text"].astype(object)
+    missing = texts.isna() | texts.map(lambda text: isinstance(text, str) and not text.strip())
     if missing.any():
         raise UserError(f"{where}: row {int(missing.argmax()) + 1} has no `text`; {missing.sum()} such rows in all.")
-    text = table["text"].astype(str).map(lambda text: re.sub(r"\s*<br\s*/?>\s*", " ", text))
-    label = _labels(table["label"], where) if "label" in table else UNKNOWN_LABEL
-    group = table["group"].astype(str) if "group" in table else "all"
-    return pd.DataFrame({"text": text, "label": label, "group": group})
+    _check_texts(texts, where)
+    labels = _labels(table["label"], where) if "label" in table else UNKNOWN_LABEL
+    groups = _groups(table["group"], where) if "group" in table else "all"
+    return pd.DataFrame({"text": [_without_breaks(text) for text in texts], "label": labels, "group": groups})
 
 
-def _labels(column: pd.Series, where: str) -> pd.Series:
-    numbers = pd.to_numeric(column, errors="coerce")
-    if numbers.isna().any():
-        row = int(numbers.isna().argmax())
-        raise UserError(
-            f"{where}: row {row + 1} has label {column.iloc[row]!r}; labels are whole numbers (1 positive)."
-        )
-    return numbers.astype(int)
+def _check_texts(column: pd.Series, where: str) -> None:
+    """Raise `UserError` where a value is no text that can be written as UTF-8."""
+    for row, value in enumerate(column, start=1):
+        if not isinstance(value, str) or not _is_utf8(value):
+            raise UserError(f"{where}: row {row} has `{column.name}` {reprlib.repr(value)}, which is no Unicode text.")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, as left by a cut through an emoji
+        return False
+    return True
+
+
+def _without_breaks(text: str) -> str:
+    """`text` with each HTML line break, and the white space around it, as one space."""
+    first, *rest = re.split(r"<br\s*/?>", text)  # a pattern that begins with \s* takes quadratic time on long blanks
+    if not rest:
+        return text
+    return " ".join([first.rstrip(), *(part.strip() for part in rest[:-1]), rest[-1].lstrip()])
+
+
+def _labels(column: pd.Series, where: str) -> list[int]:
+    labels = [_whole_number(value) for value in column]
+    if None in labels:
+        row = labels.index(None)
+        value = reprlib.repr(column.iloc[row])
+        raise UserError(f"{where}: row {row + 1} has label {value}; labels are whole numbers (1 positive).")
+    return labels
+
+
+def _groups(column: pd.Series, where: str) -> pd.Series:
+    named = column.astype(object).map(str).mask(column.isna(), "all")
+    _check_texts(named, where)
+    return named
+
+
+def _whole_number(value: Any) -> int | None:
+    """1 for 1, 1.0, True, "1", "1.0" and "true"; None for what is no whole number."""
+    if isinstance(value, str):
+        value = {"true": 1, "false": 0}.get(value.strip().lower(), value)
+    if not isinstance(value, str | Real | Decimal):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return int(number) if number.is_integer() and abs(number) <= LARGEST_LABEL else None
