@@ -43,6 +43,8 @@ def test_columns_of_other_names_are_given(tmp_path):
         (TABLE.drop(columns="rlhf_reward"), "lacks the column 'rlhf_reward'"),
         (TABLE[["query", "prompt_score"]], "lacks a pair of columns <method>_response"),
         (TABLE.assign(rlhf_reward=["1", "2", "three", "4"]), "rlhf_reward = 'three' in data row 3 is not a number"),
+        (TABLE.assign(rlhf_reward=[1.0, 2.0, 3.0, float("inf")]), "rlhf_reward = 'inf' in data row 4 is not a number"),
+        (TABLE.iloc[:0], "holds no rows"),
         (TABLE.assign(prompt_score=[0.0, 1.0, None, 2.0]), "prompt_score = .*nan.* in data row 3"),
     ],
 )
@@ -52,6 +54,11 @@ def test_a_file_that_does_not_fit_says_how(tmp_path, table, message):
         read_generations(tmp_path / "g.csv")
 
 
+def test_texts_are_read_as_they_stand(tmp_path):
+    TABLE.assign(query=["NA", "007", "null", "1e5"]).to_csv(tmp_path / "g.csv", index=False)
+    assert read_generations(tmp_path / "g.csv")["rlhf"]["prompt"].tolist() == ["NA", "007", "null", "1e5"]
+
+
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="cannot be read as CSV"):
+    with pytest.raises(UserError, match="cannot be read as csv"):
         read_generations(tmp_path / "none.csv")

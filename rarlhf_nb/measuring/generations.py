@@ -1,10 +1,13 @@
 """Other people's generations as episodes: a CSV with one prompt per row and each method's response and reward."""
 
+import reprlib
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.worlds.files import read_table
 
 
 def read_generations(path: str | Path, columns: dict[str, tuple[str, str]] | None = None) -> dict[str, pd.DataFrame]:
@@ -14,12 +17,9 @@ def read_generations(path: str | Path, columns: dict[str, tuple[str, str]] | Non
     columns: method -> (response column, reward column); by default every pair `<method>_response`, `<method>_reward`
     is a method. Such files hold no KL, so the report leaves it out.
 
-    Raises `UserError` where the file cannot be read, a column is missing, or a value is not a number.
+    Raises `UserError` where the file cannot be read, a column is missing, or a value is not a finite number.
     """
-    try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"generations = '{path}' cannot be read as CSV: {error}") from None
+    table = read_table(Path(path), "csv", f"generations = '{path}'")
     columns = columns or _pairs(table)
     needed = ["query", "prompt_score", *(name for pair in columns.values() for name in pair)]
     missing = [name for name in needed if name not in table]
@@ -37,16 +37,17 @@ def _pairs(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
 def _episodes(table: pd.DataFrame, response: str, reward: str, path: str | Path) -> pd.DataFrame:
     numbers = {name: pd.to_numeric(table[name], errors="coerce") for name in ("prompt_score", reward)}
     for name, values in numbers.items():
-        if values.isna().any():
-            row = int(values.isna().argmax())
-            value = table[name].iloc[row]
+        wrong = ~np.isfinite(values)
+        if wrong.any():
+            row = int(wrong.argmax())
+            value = reprlib.repr(table[name].iloc[row])
             raise UserError(
-                f"generations = '{path}': {name} = {value!r} in data row {row + 1} is not a number: correct it."
+                f"generations = '{path}': {name} = {value} in data row {row + 1} is not a number: correct it."
             )
     return pd.DataFrame(
         {
-            "prompt": table["query"].fillna("").astype(str),
-            "completion": table[response].fillna("").astype(str),
+            "prompt": table["query"].fillna(""),
+            "completion": table[response].fillna(""),
             "prompt_score": numbers["prompt_score"],
             "reward": numbers[reward],
             "label": -1,
