@@ -19,7 +19,15 @@ def empty_cache(monkeypatch, tmp_path):
 
 def test_a_folder_is_returned_unchanged(tmp_path):
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
     assert resolve_model(str(tmp_path)) == str(tmp_path)
+
+
+def test_a_folder_with_an_adapter_is_refused(tmp_path):
+    for name in ("config.json", "model.safetensors", "adapter_config.json", "adapter_model.bin"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="holds an adapter.*merge"):
+        resolve_model(str(tmp_path))
 
 
 def test_a_folder_without_config_is_refused(tmp_path):

@@ -1,4 +1,6 @@
+import builtins
 import copy
+import json
 
 import peft
 import pytest
@@ -130,6 +132,36 @@ def test_a_saved_policy_is_a_hub_folder_and_loads_as_it_was(tmp_path):
     one, other = (evaluate_tokens(p, batch, sampling) for p in (policy, loaded))
     torch.testing.assert_close(one.log_probs, other.log_probs)
     torch.testing.assert_close(one.values, other.values)
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    policy = tiny_policy()
+    policy.save(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / VALUE_HEAD).unlink()
+    torch.save(policy.model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="no safetensors weights, and pickled ones are not read"):
+        load_policy(tmp_path)
+
+
+def test_damaged_weights_are_named(tmp_path):
+    tiny_policy().save(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="policy.model = .*does not load"):
+        load_policy(tmp_path)
+
+
+def test_code_beside_a_model_is_never_run_nor_asked_about(tmp_path, monkeypatch):
+    tiny_policy().save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
+    monkeypatch.setattr(builtins, "input", lambda question: "y")
+    with pytest.raises(UserError, match="custom code"):
+        load_policy(tmp_path)
+    assert not (tmp_path / "was_run").exists()
 
 
 def test_a_tokenizer_without_pad_token_pads_with_eos(tmp_path):

@@ -118,7 +118,16 @@ def test_pickled_weights_are_refused(tokenizer, tmp_path):
     model.config.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="does not load"):
+    with pytest.raises(UserError, match="no safetensors weights, and pickled ones are not read"):
+        load_reward(tmp_path, 1)
+
+
+def test_damaged_weights_are_named(tokenizer, tmp_path):
+    distilbert().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="reward.model = .*does not load"):
         load_reward(tmp_path, 1)
 
 

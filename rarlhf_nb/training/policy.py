@@ -18,6 +18,7 @@ from typing import Protocol
 
 import peft
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -224,9 +225,12 @@ def load_policy(
     """
     folder = resolve_model(str(model))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        causal_lm = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=dtype)
-    except (OSError, ValueError) as error:
+        # not trusting remote code is no default: without this argument, transformers asks the user
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        causal_lm = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"policy.model = {str(model)!r} does not load as a causal language model: {reason}") from error
     if tokenizer.pad_token is None:

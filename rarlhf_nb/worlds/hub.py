@@ -19,15 +19,15 @@ def resolve_model(name: str) -> str:
     JSON, tokenizer and safetensors files).
 
     Raises:
-        UserError: a folder without `config.json`; a malformed id; an unknown or closed repository, or one without
-            safetensors weights; no network (raised within about three seconds).
+        UserError: a folder or repository without `config.json` and safetensors weights, or with an adapter; a malformed
+            id; an unknown or closed repository; no network (raised within about three seconds).
     """
     if Path(name).expanduser().is_dir():
         return _local_folder(Path(name).expanduser())
     try:
         cached = Path(snapshot_download(name, local_files_only=True))
         if _is_complete(cached):
-            return str(cached)
+            return _without_adapter(cached)
     except HFValidationError as error:
         raise UserError(f"model = {name!r} is neither an existing folder nor a hub id like `gpt2`") from error
     except LocalEntryNotFoundError:
@@ -39,6 +39,21 @@ def resolve_model(name: str) -> str:
 def _local_folder(folder: Path) -> str:
     if not (folder / "config.json").is_file():
         raise UserError(f"model = {str(folder)!r} has no config.json: give a folder written by `save_pretrained`")
+    if not _is_complete(folder):
+        raise UserError(
+            f"model = {str(folder)!r} has no safetensors weights, and pickled ones are not read: load them where you "
+            "trust them, and write the model again with `save_pretrained`"
+        )
+    return _without_adapter(folder)
+
+
+def _without_adapter(folder: Path) -> str:
+    # transformers would load the adapter, pickled or not, on the base model that its config names
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"model = {str(folder)!r} holds an adapter beside the model: merge it with peft's `merge_and_unload`, "
+            "and give the folder of the merged model"
+        )
     return str(folder)
 
 
@@ -57,7 +72,7 @@ def _download(name: str) -> str:
             f"model = {name!r} has no safetensors weights with a config.json: name another model, "
             "or convert it and give the local folder"
         )
-    return str(folder)
+    return _without_adapter(folder)
 
 
 def require_network(what: str, instead: str) -> None:

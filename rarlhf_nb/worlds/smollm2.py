@@ -75,7 +75,7 @@ def train_text_reward(
     folder, (cue, label_names) = smollm2_folder(), QUESTIONS[task]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=2, num_hidden_layers=LAYERS, dtype=torch.float32
+        folder, num_labels=2, num_hidden_layers=LAYERS, dtype=torch.float32, use_safetensors=True
     )
     torch.nn.init.zeros_(model.score.weight)
     _append(cue, tokenizer)
