@@ -35,6 +35,8 @@ def test_schedule_at_alpha_one_keeps_every_episode():
 def test_counts_are_guarded_against_round_off():
     assert (tail_count(0.2, 5), tail_count(0.07, 100), tail_count(0.1, 30), tail_count(0.001, 8)) == (1, 7, 3, 1)
     assert SoftRiskSchedule(10, 0.1, 10, 0, 0.7).reached_at == 7
+    assert (tail_count(5 / 6, 6), tail_count(1 / 3, 3), tail_count(0.2, 10**400)) == (5, 1, 2 * 10**399)
+    assert SoftRiskSchedule(10, 0.1, 10**400, 0, 0.7).kept(10**399) == 9
 
 
 @pytest.mark.parametrize("alpha", [0.0, -0.1, 1.0001, float("nan")])

@@ -6,12 +6,15 @@ is a count of episodes (the paper's draft calls both alpha').
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
 from rarlhf_nb.core.errors import UserError
+
+LARGEST_DENOMINATOR = 10**7  # a float tells apart all fractions up to it
 
 
 def check_alpha(alpha: float) -> float:
@@ -23,14 +26,15 @@ def check_alpha(alpha: float) -> float:
     return alpha
 
 
-def ceil_count(share: float) -> int:
-    """⌈share⌉, guarded against binary round-off: 0.2 * 5 is one episode, 0.07 * 100 is seven."""
-    return math.ceil(share - 1e-9)
+def exact(share: float) -> Fraction:
+    """The fraction that a float stands for: 0.2 is 1/5, though in binary it is a little more; 1 / 3 is a third."""
+    share = float(share)
+    return Fraction(share).limit_denominator(LARGEST_DENOMINATOR) or Fraction(share)
 
 
 def tail_count(alpha: float, n: int) -> int:
-    """⌈alpha n⌉, at least one: the number of episodes in the tail of `n`."""
-    return max(1, ceil_count(check_alpha(alpha) * n))
+    """⌈alpha n⌉ without round-off, at least one: the number of episodes in the tail of `n`."""
+    return max(1, math.ceil(exact(check_alpha(alpha)) * n))
 
 
 def _finite_sorted(values: ArrayLike) -> np.ndarray:
@@ -97,7 +101,7 @@ class SoftRiskSchedule:
     @property
     def reached_at(self) -> int:
         """⌈rho M⌉, the first iteration that keeps ⌈alpha B⌉."""
-        return ceil_count(self.rho * self.iterations)
+        return math.ceil(exact(self.rho) * self.iterations)
 
     def kept(self, iteration: int) -> int:
         """kept(m), eqs. 8-10, for the iteration m counted from 1."""
@@ -105,8 +109,8 @@ class SoftRiskSchedule:
             return self.batch_size
         if iteration >= self.reached_at:
             return tail_count(self.alpha, self.batch_size)
-        slope = (1 - self.alpha) / (self.reached_at - self.warm_start)
-        return ceil_count(self.batch_size * max(self.alpha, 1 - slope * (iteration - self.warm_start)))
+        slope = (1 - exact(self.alpha)) / (self.reached_at - self.warm_start)
+        return math.ceil(self.batch_size * (1 - slope * (iteration - self.warm_start)))
 
     def kept_counts(self) -> list[int]:
         """kept(1) ... kept(M)."""
