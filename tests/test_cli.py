@@ -5,6 +5,7 @@ import time
 import nbformat
 import pytest
 
+from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.running.cli import join_pairs, parse_parameters
 
 
@@ -61,6 +62,12 @@ def test_a_notebook_that_fails_exits_with_1_and_says_where(tmp_path):
 def test_profiles_lists_every_profile_even_those_that_need_files():
     answer = rarlhf("profiles")
     assert answer.returncode == 0 and "pocket-imdb" in answer.stdout and "imdb-smollm2" in answer.stdout
+
+
+@pytest.mark.parametrize("value", ["2001-99-99", "!!int x", "!!bool x", "!!timestamp x", "0x_", "1" * 5000, "[" * 2000])
+def test_a_value_that_only_looks_like_yaml_is_named(value):
+    with pytest.raises(UserError, match="-p risk.alpha .*is not a YAML value"):
+        parse_parameters([f"risk.alpha={value}"])
 
 
 def test_pairs_are_read_as_yaml():

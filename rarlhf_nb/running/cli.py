@@ -156,7 +156,7 @@ def parse_parameters(pairs: list[str]) -> dict[str, Any]:
 def _read_value(key: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except Exception:  # besides its own errors, PyYAML lets those of int(), datetime() and deep nesting through
         raise UserError(f"-p {key} {text!r}: this is not a YAML value; quote it, as in -p {key} '\"...\"'.") from None
 
 
