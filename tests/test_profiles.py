@@ -132,7 +132,11 @@ def test_overrides_replace_values_of_the_profile():
         ("pocket", {"ppo.epochs": "many"}, ["ppo.epochs = 'many'"]),
         ("pocket", {"ppo.learning_rate": float("nan")}, ["ppo.learning_rate"]),
         ("pocket", {"sampling.minimum_completion_length": 99}, ["99", "sampling.completion_length = 18"]),
+        ("pocket", {"risk.alpha": {"a": 1}}, ["risk.alpha = {'a': 1}", "valid number"]),
+        ("pocket", {"evaluation.cvar_levels": [0.1, 2]}, ["evaluation.cvar_levels.1 = 2", "less than or equal to 1"]),
+        ("pocket", {"task.train_file": "x" * 5000}, ["task.train_file = 'xxx", "no such file"]),
         ("pocket", {"policy.lora.r": 4}, ["policy.lora.alpha", "required"]),
+        ("pocket", {"policy.lora": "x", "policy.lora.r": 4}, ["'policy.lora.r' lies in lora, which is 'x'"]),
         ("pocket", {"dexperts.experts.learnin_rate": 1}, ["did you mean 'dexperts.experts.learning_rate'"]),
         ("pocket", {"prompted.prefixes": []}, ["prompted.prefixes = []"]),
         ("pocket", {"prompted.prefixes": ["fine", " "]}, ["prompted.prefixes", "number 2 is empty"]),
@@ -151,6 +155,15 @@ def test_settings_that_do_not_fit_are_named_with_their_remedy(name, overrides, w
         load_profile(name, overrides)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_value_that_grows_without_end_is_cut_in_the_message():
+    aliased = ["lol"] * 10
+    for _ in range(20):
+        aliased = [aliased] * 10
+    with pytest.raises(UserError, match="prompted.prefixes.0 = ") as caught:
+        load_profile("pocket", {"prompted.prefixes": aliased})
+    assert len(str(caught.value)) < 20_000
 
 
 def test_a_methods_key_determines_its_risk_settings():

@@ -5,9 +5,11 @@ reads it, applies overrides by dotted key (`{"risk.alpha": 0.2}`), and refuses w
 """
 
 import difflib
+import os
+import reprlib
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -65,7 +67,7 @@ class TaskSettings(Section):
                     f"task.{field} is missing: name a JSONL, CSV or Parquet file with a `text` column, "
                     f"for example -p task.{field} reviews.jsonl"
                 )
-            if path is not None and not Path(path).is_file():
+            if path is not None and not os.path.isfile(path):  # Path.is_file raises for a name that is too long
                 raise ValueError(f"task.{field} = {path!r}: there is no such file")
         return self
 
@@ -271,7 +273,7 @@ class EvaluationSettings(Section):
     repeated_samples: int = Field(gt=1, default=25)  # per such prompt, as in RealToxicityPrompts
     held_out_texts: int = Field(gt=0)
     held_out_length: int = Field(gt=1)  # tokens per text
-    cvar_levels: list[float] = [0.01, 0.05, 0.1, 0.2, 0.4]
+    cvar_levels: list[Annotated[float, Share]] = [0.01, 0.05, 0.1, 0.2, 0.4]
     resamples: int = Field(gt=0, default=2000)
     batch_size: int = Field(gt=0, default=128)
 
@@ -369,7 +371,10 @@ def _override(settings: dict[str, Any], key: str, value: Any) -> None:
         raise UserError(f"parameter {key!r} is unknown{_nearest(key, known_keys())}; {_siblings(key)}.")
     *sections, field = key.split(".")
     for section in sections:
-        settings[section] = settings.get(section) or {}  # creates an optional section that the profile lacks
+        inner = settings.get(section) or {}  # an optional section that the profile lacks
+        if not isinstance(inner, dict):
+            raise UserError(f"parameter {key!r} lies in {section}, which is {_shown(inner)} by another parameter.")
+        settings[section] = dict(inner)
         settings = settings[section]
     settings[field] = value
 
@@ -392,6 +397,15 @@ def _siblings(key: str) -> str:
 def _readable(item: dict[str, Any]) -> str:
     field = ".".join(str(part) for part in item["loc"])
     message = item["msg"].removeprefix("Value error, ")
-    if isinstance(item["input"], (dict, BaseModel)):
-        return f"{field}: {message}" if item["type"] == "missing" else message
-    return f"{field} = {item['input']!r}: {message[0].lower()}{message[1:]}"
+    if item["type"] == "missing":
+        return f"{field}: {message}"
+    if item["type"] == "value_error" and isinstance(item["input"], (dict, BaseModel)):
+        return message  # of a whole section, which names its fields itself
+    return f"{field} = {_shown(item['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _shown(value: Any) -> str:
+    """The `repr` of a value, cut where it is long: YAML's aliases can make it grow without end."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring = 3, 200
+    return short.repr(value)
