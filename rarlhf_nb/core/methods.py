@@ -43,9 +43,13 @@ def find_method(key: str) -> Method:
 
 
 def split_alpha(key: str) -> tuple[str, float | None]:
-    """Split a key: `ra_rlhf@0.2` -> ("ra_rlhf", 0.2); alpha is None if the key has none."""
-    base, _, alpha = key.partition("@")
-    return base, float(alpha) if alpha else None
+    """Split a key: `ra_rlhf@0.2` -> ("ra_rlhf", 0.2); alpha is None if the key has none, as in the name `a@b`."""
+    base, at, share = key.rpartition("@")
+    try:
+        alpha = float(share) if at else 0.0
+    except ValueError:
+        alpha = 0.0
+    return (base, alpha) if 0 < alpha <= 1 else (key, None)
 
 
 def sweep_key(base: str, alpha: float) -> str:
