@@ -10,6 +10,9 @@ import pandas as pd
 from rarlhf_nb.measuring.metrics import MOST_SEEDS, Interval
 
 INTERVAL, UNBROKEN = re.compile(r" \[(\S+), (\S+)\]"), "\u00a0[\\1,\u00a0\\2]"  # a viewer must not break a line in it
+# What Markdown reads as markup, and only where it does: [0.5, 0.6] and tail_reward stay readable in a terminal.
+MARKUP = re.compile(r"[\\`~|]|(?<=\S)\*|\*(?=\S)|(?<![^\W_])_|_(?![^\W_])|](?=[(\[:])|^[-+*#=](?=[-+*#=]*(?:\s|$))")
+NUMBERED = re.compile(r"^(\d{1,9})([.)])(?=\s|$)")
 ENDS = ("", "_low", "_high")  # a metric's columns in a report: the estimate and both ends of its interval
 
 
@@ -58,5 +61,6 @@ def markdown_table(cells: pd.DataFrame) -> str:
 
 
 def markdown_line(text: str) -> str:
-    """A text on one line of Markdown, escaped."""
-    return html.escape(" ".join(str(text).split()), quote=False).replace("|", "\\|")
+    """A text on one line of Markdown that shows as it stands: no HTML, no link or image, no heading, list or emphasis."""
+    line = html.escape(" ".join(str(text).split()), quote=False)
+    return NUMBERED.sub(r"\1\\\2", MARKUP.sub(r"\\\g<0>", line))

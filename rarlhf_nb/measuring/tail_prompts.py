@@ -35,7 +35,9 @@ def tail_prompts_html(table: pd.DataFrame) -> str:
     for (prompt, score), row in table.iterrows():
         cells = "".join(_text_cell(row[method, "reward"], row[method, "completion"]) for method in methods)
         body += f"<tr>{_text_cell(score, prompt)}{cells}</tr>\n"
-    return f"<table><thead><tr><th>Prompt (its score)</th>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>"
+    head = f"<thead><tr><th>Prompt (its score)</th>{head}</tr></thead>"
+    # the classes keep a notebook's TeX from replacing text between two $
+    return f'<table class="tex2jax_ignore mathjax_ignore">{head}\n<tbody>\n{body}</tbody></table>'
 
 
 def _text_cell(score: float, text: str) -> str:
