@@ -61,6 +61,6 @@ def markdown_table(cells: pd.DataFrame) -> str:
 
 
 def markdown_line(text: str) -> str:
-    """A text on one line of Markdown that shows as it stands: no HTML, no link or image, no heading, list or emphasis."""
+    """A text on one line of Markdown that shows as it stands: no HTML, image or link, no heading, list or emphasis."""
     line = html.escape(" ".join(str(text).split()), quote=False)
     return NUMBERED.sub(r"\1\\\2", MARKUP.sub(r"\\\g<0>", line))
