@@ -1,8 +1,15 @@
 import os
 
+from hypothesis import settings
+
 # before any library reads them: no network, no telemetry, no progress bars
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TQDM_DISABLE": "1",
 }
+
+# `ci` draws the same examples in every run; HYPOTHESIS_PROFILE=soak draws others each time, and a hundred times as many
+settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True, database=None)
+settings.register_profile("soak", settings.get_profile("ci"), max_examples=20_000, derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
