@@ -14,7 +14,7 @@ from rarlhf_nb.showing.page import build_page
 HOSTILE = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'></div>"
 
 
-def page():
+def page(seeds=1):
     rng = np.random.default_rng(0)
     table = pd.DataFrame(
         {
@@ -30,7 +30,8 @@ def page():
     report = build_report(episodes, {}, tail_threshold=-1.0, cvar_levels=[0.1], resamples=50)
     log = pd.DataFrame({"iteration": range(1, 6)} | {key: np.arange(5.0) for key in TRAINING_PANELS})
     tables = Tables(episodes, {}, {"rlhf": log, "quark": log[["iteration"]]}, {})
-    scores = report.table.reset_index().assign(seed=1, kl_coef=0.2)
+    one = report.table.reset_index().assign(run="a", seed=1, kl_coef=0.2)
+    scores = pd.concat([one, one.assign(run="b", seed=2)]) if seeds > 1 else one
     return build_page(f"run {HOSTILE}", load_profile("pocket-imdb"), tables, report, scores), report
 
 
@@ -48,6 +49,13 @@ def test_the_page_opens_with_the_finding_one_figure_and_the_main_table():
     assert places == sorted(places)
     drawn = [part.split(",", 1)[1].partition("</script>")[0] for part in text.split("Plotly.newPlot(")[1:]]
     assert len(set(drawn)) == len(drawn)
+
+
+def test_a_run_alone_says_nothing_of_seeds_and_several_do():
+    assert "Over seeds and settings" not in page()[0]
+    text, _ = page(seeds=2)
+    assert "Over seeds and settings" in text and "needed to tell them apart" not in text  # there is one RL method only
+    assert HOSTILE not in text
 
 
 def test_the_page_asks_for_nothing():

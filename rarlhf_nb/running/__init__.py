@@ -12,6 +12,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "batch": ["run_notebooks"],
         "experiment": ["Experiment"],
-        "sweep_experiment": ["sweep_table"],
+        "sweep_table": ["sweep_table"],
     },
 )

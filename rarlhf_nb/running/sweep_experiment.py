@@ -17,9 +17,7 @@ from rarlhf_nb.measuring.tables import Tables, load_tables
 from rarlhf_nb.running.experiment import Experiment
 from rarlhf_nb.running.grid import Cell
 from rarlhf_nb.running.stages.report import WriteReport, compare, write_report
-from rarlhf_nb.running.status import FINAL, sweep_progress
 from rarlhf_nb.running.sweep import Sweep
-from rarlhf_nb.showing.widgets.progress_table import ProgressTable, Shown, progress_table
 
 TRAINED_ON_THE_TAIL = ("ra_rlhf", "ra_rlhf_ru")
 
@@ -87,17 +85,6 @@ class SweepExperiment(Experiment):
     def scores(self, free: Sequence[str] = ()) -> pd.DataFrame:
         """The scores of every finished cell of the sweep, whatever its seed, α and other settings."""
         return sweep_scores(self.sweep)
-
-
-def sweep_table(name: str, interactive: bool = True) -> ProgressTable | None:
-    """The progress of a sweep as a widget that follows it; a batch run shows the table once instead."""
-    sweep = Sweep.reopen(name)
-
-    def read() -> Shown:
-        found = sweep_progress(sweep)
-        return Shown(found.headline(), found.table(), all(cell.state in FINAL for cell in found.cells.values()))
-
-    return progress_table(read, interactive)
 
 
 def finished_cells(sweep: Sweep) -> list[Cell]:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-import rarlhf_nb
 from rarlhf_nb.core.checksums import checksum, files_of, sealed
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.lock import held
@@ -38,10 +37,10 @@ def verify(experiment: Experiment, iterations: int | None = None, say: Callable[
     is only read. Raises `UserError` for a run of another version of the package, and where nothing was trained.
     """
     run, manifest = experiment.run, experiment.run.manifest
-    made_with = manifest["versions"]["rarlhf_nb"]
-    if made_with != rarlhf_nb.__version__:
+    made_with, here = manifest["versions"]["rarlhf_nb"], installed_versions()["rarlhf_nb"]
+    if made_with != here:
         raise UserError(
-            f"run = {run.name!r} was made with rarlhf_nb {made_with}, and this is {rarlhf_nb.__version__}: install "
+            f"run = {run.name!r} was made with rarlhf_nb {made_with}, and this is {here}: install "
             "that version to repeat it."
         )
     if not run.path("training").exists():

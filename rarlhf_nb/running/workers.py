@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-import rarlhf_nb
 from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.runs import installed_versions
 from rarlhf_nb.core.sources import PACKAGE, code_of
 
 ATTEMPTS = 2
@@ -144,13 +144,10 @@ def finish_cell(folder: str, cell: str) -> None:
 
 def worker_facts(folder: str) -> dict[str, Any]:
     """What the workers of one sweep must have in common."""
-    from importlib.metadata import version
-
     code = "\n".join(code_of(path) for path in sorted(PACKAGE.rglob("*.py")))
     return {
-        "the version of rarlhf_nb": rarlhf_nb.__version__,
         "the code of rarlhf_nb": hashlib.sha256(code.encode()).hexdigest()[:12],
-        "the version of torch": version("torch"),
+        **{f"the version of {package}": version for package, version in installed_versions().items()},
         "whether the sweep's folder is there": Path(folder).is_dir(),
     }
 

@@ -11,10 +11,11 @@ from rarlhf_nb.core.profiles import Profile
 from rarlhf_nb.measuring.finding import tail_metric
 from rarlhf_nb.measuring.ledger import build_ledger, ledger_table
 from rarlhf_nb.measuring.report import Report
-from rarlhf_nb.measuring.sweeps import seed_table
+from rarlhf_nb.measuring.sweep_report import build_sweep_report
 from rarlhf_nb.measuring.tables import Tables
 from rarlhf_nb.measuring.tail_prompts import tail_prompts_html, tail_prompts_table
 from rarlhf_nb.showing import figures
+from rarlhf_nb.showing.sweep_figures import frontier
 
 # The page has colours for a dark theme; the figures keep their white paper, as in the notebooks.
 STYLE = """
@@ -43,8 +44,8 @@ POLICY = (
 def build_page(title: str, profile: Profile, tables: Tables, report: Report, scores: pd.DataFrame) -> str:
     """The page: what the run found, then each question of notebook 05 with its tables and figures.
 
-    scores: one row per run and method, from every run that differs only in its seed (`related_scores`). Every text
-    from the data is escaped.
+    scores: one row per run and method, from every run that differs only in its seed (`related_scores`), or
+    from every run of a sweep. Every text from the data is escaped.
     """
     figure = _figures()
     episodes = tables.episodes
@@ -57,7 +58,7 @@ def build_page(title: str, profile: Profile, tables: Tables, report: Report, sco
         "<h2>Did the tail move?</h2>" + figure(figures.quantile_curves(episodes, resamples=200)),
         figure(figures.cvar_curves(episodes, resamples=200)),
         figure(figures.metric_intervals(report, ["tail_reward", "tail_reward_10", "reward"])),
-        "<h2>With other seeds</h2>" + _table(seed_table(scores, {"tail_reward": "tail reward"})),
+        *_over_seeds(scores, figure),
         "<h2>What did it cost?</h2>"
         + figure(figures.metric_intervals(report, ["perplexity", "completion_perplexity", "dist_2"])),
     ]
@@ -72,6 +73,14 @@ def build_page(title: str, profile: Profile, tables: Tables, report: Report, sco
     )
     head += f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><style>{STYLE}</style>'
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>"
+
+
+def _over_seeds(scores: pd.DataFrame, figure: Callable[[go.Figure], str]) -> list[str]:
+    """What several seeds, or the cells of a sweep, say; nothing for a run alone."""
+    if scores["run"].nunique() == 1:
+        return []
+    report = build_sweep_report(scores)
+    return ["<h2>Over seeds and settings</h2>" + _wide(report.to_html()), figure(frontier(scores))]
 
 
 def _figures() -> Callable[[go.Figure], str]:

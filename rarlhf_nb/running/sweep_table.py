@@ -1,0 +1,16 @@
+"""A sweep's progress in a notebook."""
+
+from rarlhf_nb.running.status import FINAL, sweep_progress
+from rarlhf_nb.running.sweep import Sweep
+from rarlhf_nb.showing.widgets.progress_table import ProgressTable, Shown, progress_table
+
+
+def sweep_table(name: str, interactive: bool = True) -> ProgressTable | None:
+    """The progress of a sweep as a widget that follows it; a batch run shows the table once instead."""
+    sweep = Sweep.reopen(name)
+
+    def read() -> Shown:
+        found = sweep_progress(sweep)
+        return Shown(found.headline(), found.table(), all(cell.state in FINAL for cell in found.cells.values()))
+
+    return progress_table(read, interactive)
