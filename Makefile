@@ -5,7 +5,7 @@ STAMP := .venv/.complete
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 
-.PHONY: run run-real texts-given test lab lint clean setup
+.PHONY: run run-real texts-given test soak lab lint clean setup
 
 run: $(STAMP)  ## the main job on the embedded default
 	$(BIN)/rarlhf run $(ARGS)
@@ -18,7 +18,11 @@ texts-given:
 	  echo "error: TRAIN or TEST = '$$file' is no file; name both: make run-real TRAIN=reviews.jsonl TEST=reviews.jsonl" >&2; exit 2; }; done
 
 test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+soak: $(STAMP)  ## a run killed thirty times against one that was not, and 20,000 examples of every property
+	$(BIN)/python -m benchmarks.soak $(ARGS)
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/test_properties.py tests/test_properties_of_input.py
 
 lab: $(STAMP)  ## JupyterLab on the notebooks; their kernel is this environment's
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_data_prep.ipynb

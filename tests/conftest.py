@@ -7,6 +7,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TQDM_DISABLE": "1",
+    "OMP_NUM_THREADS": "1",  # the same numbers in a test and in its subprocesses, and room for tests side by side
 }
 
 # `ci` draws the same examples in every run; HYPOTHESIS_PROFILE=soak draws others each time, and a hundred times as many

@@ -96,6 +96,17 @@ def test_completions_carry_their_own_space():
     assert all(completion.startswith(" ") for completion in batch.completions)
 
 
+def test_rows_without_a_token_are_never_sampled_and_have_no_probability():
+    policy = tiny_policy()
+    tokens = len(policy.processing_class)
+    policy.model.resize_token_embeddings(tokens + 5, mean_resizing=False)  # as in GPT-J
+    policy.model.get_input_embeddings().weight.data[tokens:] = 10 * policy.model.get_input_embeddings().weight[3]
+    drawn = policy.sample(PROMPTS * 20, sampling_settings(), seed=1)
+    assert drawn.completion_ids.max() < tokens
+    logits = sampler_logits(torch.zeros(1, 1, tokens + 5), sampling_settings(), policy.forbidden_ids, 2)
+    assert logits.softmax(-1)[0, 0, tokens:].sum() == 0
+
+
 def test_moving_mass_to_a_forbidden_token_gains_nothing():
     """The trap: with unmasked log-probabilities this policy's KL would be negative and paid out as reward."""
     policy, sampling = tiny_policy(), sampling_settings()

@@ -327,7 +327,7 @@ def test_hostile_texts_are_text_in_every_widget():
     trained.start()
     trained.join(30)
     assert trained.state == "done"
-    errors = pd.DataFrame({"error": HOSTILE}, index=HOSTILE)
+    errors = pd.DataFrame({"error": texts}, index=texts)
     followed = progress_table(lambda: Shown(hostile, errors, True))
     broken = progress_table(lambda: 1 / 0)
     assert "ZeroDivisionError" in broken.page.value

@@ -56,7 +56,10 @@ class Experiment(Workspace):
             return _open_sweep(run, profile, seed, overrides)
         settings = load_profile(profile, overrides)
         folder = Run.open(run or settings.name, settings.model_dump(mode="json"), seed)
-        return cls(settings, folder, seed).with_threads()
+        experiment = cls(settings, folder, seed).with_threads()
+        if "threads" not in folder.manifest:
+            folder.note(threads=torch.get_num_threads())
+        return experiment
 
     @classmethod
     def reopen(cls, run: str) -> "Experiment":
@@ -83,8 +86,6 @@ class Experiment(Workspace):
     def with_threads(self) -> "Experiment":
         """Let torch compute with the run's number of threads: the profile's, or else that of the run's first use."""
         threads = self.run.manifest.get("threads") or self.profile.compute.threads or torch.get_num_threads()
-        if "threads" not in self.run.manifest:
-            self.run.note(threads=threads)
         torch.set_num_threads(threads)
         return self
 

@@ -118,8 +118,14 @@ class ActorCritic(nn.Module):
 
     @property
     def forbidden_ids(self) -> list[int]:
-        """The tokens that are never sampled: all special tokens except EOS, since a completion is text."""
-        return [i for i in self.processing_class.all_special_ids if i != self.processing_class.eos_token_id]
+        """The tokens that are never sampled, since a completion is text: all special tokens except EOS.
+
+        Some models, such as GPT-J, have more rows than their tokenizer has tokens; the spare ones are never sampled
+        either.
+        """
+        tokenizer = self.processing_class
+        special = [i for i in tokenizer.all_special_ids if i != tokenizer.eos_token_id]
+        return special + list(range(len(tokenizer), len(self.model.get_input_embeddings().weight)))
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int

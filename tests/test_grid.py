@@ -1,0 +1,97 @@
+"""The grid of a sweep, and what is refused before any work begins."""
+
+import pytest
+from typer.testing import CliRunner
+
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.runs import Run
+from rarlhf_nb.running import sweep_commands
+from rarlhf_nb.running.cli import app, join_pairs
+from rarlhf_nb.running.grid import Grid, read_alphas, read_seeds, read_values
+from rarlhf_nb.running.sweep import Sweep
+
+
+def test_every_combination_is_a_cell_and_the_first_alpha_comes_first():
+    grid = Grid("pocket", [1.0, 0.2], [1, 2], {"ppo.kl_coef": [0.1, 0.2]}, {"ppo.iterations": 30})
+    cells = grid.cells()
+    assert [cell.name for cell in cells[:5]] == [
+        "alpha_1-kl_coef_0.1-seed_1",
+        "alpha_1-kl_coef_0.1-seed_2",
+        "alpha_1-kl_coef_0.2-seed_1",
+        "alpha_1-kl_coef_0.2-seed_2",
+        "alpha_0.2-kl_coef_0.1-seed_1",
+    ]
+    assert len({cell.name for cell in cells}) == len(cells) == 8
+    profile = grid.settings(cells[-1])
+    assert (profile.risk.alpha, profile.ppo.kl_coef, profile.ppo.iterations) == (0.2, 0.2, 30)
+    assert profile.sweep.alphas == []
+
+
+def test_a_value_that_is_no_file_name_is_named_by_its_place():
+    grid = Grid("pocket", [0.4], [1], {"prompted.prefixes": [["../a b"], ["c"]]})
+    assert [cell.name for cell in grid.cells()] == ["alpha_0.4-prefixes_no1-seed_1", "alpha_0.4-prefixes_no2-seed_1"]
+
+
+def test_values_are_read_as_people_write_them():
+    assert read_alphas("1,0.4") == [1.0, 0.4]
+    assert read_seeds("1-3, 7") == [1, 2, 3, 7]
+    assert read_values(["ppo.kl_coef=0.1,0.2", "policy.lora={r: 4, alpha: 8}", "sweep.alphas=[0.2, 0.1]"]) == {
+        "ppo.kl_coef": [0.1, 0.2],
+        "policy.lora": [{"r": 4, "alpha": 8}],
+        "sweep.alphas": [[0.2, 0.1]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--alpha", "0.4,1.5"], "alpha = 1.5: the tail share must lie in"),
+        (["--alpha", "0.4,0"], "alpha = 0.0: the tail share must lie in"),
+        (["--alpha", "0.4,0.40"], "--alpha: 0.4 is listed twice; remove one of them"),
+        (["--alpha", "high"], "--alpha 'high' is no number"),
+        (["--seed", "3-1"], "--seed '3-1' is no seed and no range"),
+        (["--seed", "1,2,1"], "--seed: 1 is listed twice"),
+        (["--seed", "-1"], "--seed '-1' is no seed"),
+        (["-p", "ppo.kl_coeff", "0.1"], "parameter 'ppo.kl_coeff' is unknown (did you mean 'ppo.kl_coef'?)"),
+        (["-p", "ppo.kl_coef", "0.1,0.1"], "-p ppo.kl_coef: 0.1 is listed twice"),
+        (["-p", "ppo.kl_coef", "0.1,yes"], "ppo.kl_coef"),
+        (["-p", "ppo.kl_coef"], "-p ppo.kl_coef: the values are missing"),
+        (["-p", "ppo.kl_coef", "[0.1"], "this is not a list of YAML values"),
+        (["-p", "risk.alpha", "0.1"], "-p risk.alpha: a sweep takes its α from --alpha"),
+        (["--profile", "pockets"], "profile = 'pockets' is unknown"),
+        (["--seed", "1-10000"], "the grid has 10000 cells, which take a time that no run here tells"),
+        (["--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], "give one of them"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused_in_one_line_before_any_work(words, message, tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep_commands, "_workers", lambda *arguments: pytest.fail("work began"))
+    answer = CliRunner().invoke(app, join_pairs(["sweep", "grid", *words]))
+    assert answer.exit_code == 2 and message in answer.stderr and answer.stderr.count("\n") == 1, answer.output
+    assert not (tmp_path / "papermill_runs").exists()
+
+
+def test_a_sweep_may_grow_and_nothing_else(tmp_path):
+    Sweep.open("grid", Grid("pocket", [1.0], [1, 2]), tmp_path)
+    grown = Sweep.open("grid", Grid("pocket", [1.0, 0.4], [1, 2, 3]), tmp_path)
+    assert Sweep.reopen("grid", tmp_path).grid == grown.grid
+    before = (tmp_path / "grid" / "sweep.json").read_bytes()
+    with pytest.raises(
+        UserError, match="'grid' belongs to other parameters: profile pocket, α 1,0.4, seeds 1,2,3 in the"
+    ):
+        Sweep.open("grid", Grid("pocket", [0.4], [1]), tmp_path)
+    with pytest.raises(UserError, match="A sweep may only grow"):
+        Sweep.open("grid", Grid("pocket-jigsaw", [1.0, 0.4], [1, 2, 3]), tmp_path)
+    assert (tmp_path / "grid" / "sweep.json").read_bytes() == before
+    Run.open("mine", {}, 1, tmp_path)
+    with pytest.raises(UserError, match="sweep = 'mine' is the name of a run"):
+        Sweep.open("mine", Grid("pocket", [1.0], [1]), tmp_path)
+    with pytest.raises(UserError, match="run = 'grid' is a sweep: name one of its runs"):
+        Run.open("grid", {}, 1, tmp_path)
+    (tmp_path / "grid" / "sweep.json").write_text('{"profile"')
+    with pytest.raises(UserError, match="sweep.json of sweep 'grid' is damaged: delete that file"):
+        Sweep.reopen("grid", tmp_path)
+    with pytest.raises(UserError, match="there is no such sweep"):
+        Sweep.reopen("other", tmp_path)

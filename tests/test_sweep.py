@@ -1,0 +1,268 @@
+"""A sweep ends with every cell that can be finished, whoever dies on the way; its state is told from its files."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.runs import Run
+from rarlhf_nb.running import workers
+from rarlhf_nb.running.cli import app
+from rarlhf_nb.running.experiment import Experiment
+from rarlhf_nb.running.status import sweep_progress
+from rarlhf_nb.running.sweep import CELL_NOTEBOOKS, SWEEP_NOTEBOOKS, Sweep
+from rarlhf_nb.running.workers import DaskWorkers
+
+PARAMETERS = 'profile: str = "pocket"\nrun: str = ""\nseed: int = 1\noverrides: dict = {}'
+# what a training leaves, made up: the reward rises with alpha and seed
+TRAINED = """
+import numpy as np, pandas as pd, time
+from pathlib import Path
+from rarlhf_nb.core.runs import Run
+here = Run(Path("papermill_runs") / run)
+alpha = overrides["risk.alpha"]
+scores = np.random.default_rng(0).normal(size=40)
+for number, method in enumerate(["sft", "rlhf", "ra_rlhf", "ra_rlhf_ru"]):
+    shift = number * (1 if number < 2 else alpha) + seed / 10
+    noise = np.random.default_rng([seed, number]).normal(size=40)
+    table = pd.DataFrame({"prompt": [f"prompt {i}" for i in range(40)], "completion": " fine", "prompt_score": scores})
+    table = table.assign(reward=scores + shift + noise, kl=0.5, label=1, group="all", seed=0)
+    here.write_table(f"evaluation/{method}.parquet", table)
+"""
+SLOW = "import time; time.sleep(2)"
+FAILS = 'if seed == 2 and overrides["risk.alpha"] == 0.4: raise RuntimeError("<b>no more luck</b>")'
+
+
+def checkout(folder: Path, third: str = SLOW) -> Path:
+    """A checkout whose notebooks take seconds; `third` is the code of notebook 03."""
+    (folder / "notebooks").mkdir(parents=True)
+    codes = dict.fromkeys([*CELL_NOTEBOOKS, *SWEEP_NOTEBOOKS], "print(run, seed)")
+    codes |= {CELL_NOTEBOOKS[1]: TRAINED, CELL_NOTEBOOKS[2]: third}
+    for name, code in codes.items():
+        write_notebook(folder, name, code)
+    return folder
+
+
+def write_notebook(folder: Path, name: str, code: str) -> None:
+    cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(code)]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
+
+
+def rarlhf(folder: Path, *words: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "rarlhf_nb.running.cli", *words]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, **streams | options)
+
+
+def until(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.05)
+
+
+def states(folder: Path) -> dict[str, str]:
+    progress = sweep_progress(Sweep.reopen("grid", folder / "papermill_runs"))
+    return {name: cell.state for name, cell in progress.cells.items()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A sweep with a cell that fails at first, and what the two commands printed."""
+    folder = checkout(tmp_path_factory.mktemp("sweep"), FAILS)
+    words = ("sweep", "grid", "--alpha", "1,0.4", "--seed", "1-2", "--workers", "2")
+    first = rarlhf(folder, *words).communicate(timeout=300)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        told = CliRunner().invoke(app, ["status", "grid"]).stdout
+    failed = states(folder)
+    log = (folder / "papermill_runs" / "grid" / "alpha_0.4-seed_2" / "cell.log").read_text()
+    write_notebook(folder, CELL_NOTEBOOKS[2], "print('now it works')")
+    second = rarlhf(folder, *words).communicate(timeout=300)
+    return folder, first, told, failed, log, second
+
+
+def test_a_cell_that_fails_is_tried_twice_and_recorded_while_the_rest_goes_on(finished):
+    _, (out, errors), told, failed, log, _ = finished
+    assert failed == {
+        "alpha_1-seed_1": "done",
+        "alpha_1-seed_2": "done",
+        "alpha_0.4-seed_1": "done",
+        "alpha_0.4-seed_2": "failed",
+    }
+    assert log.count("03_ra_rlhf failed with RuntimeError") == 2
+    assert "03_ra_rlhf, cell 3" in told and "RuntimeError: <b>no more luck</b>" in told
+    assert "3 done, 1 failed" in told
+    assert "| RA-RLHF (RU) α 0.4" in out, (out, errors)  # the report is made of what there is
+
+
+def test_the_same_command_finishes_what_failed_and_reports_over_seeds(finished):
+    folder, *_, (out, errors) = finished
+    assert set(states(folder).values()) == {"done"}, errors
+    sweep = folder / "papermill_runs" / "grid"
+    assert "| RA-RLHF (RU) α 0.4" in out and "2 seeds (1, 2)" in out
+    assert "leave out RA-RLHF α 1" in (sweep / "sweep_report.md").read_text()
+    report = json.loads((sweep / "sweep_report.json").read_text())
+    assert report["notes"] and (sweep / "05_analysis.ipynb").exists() and (sweep / "06_alpha_explorer.ipynb").exists()
+    again = (sweep / "alpha_1-seed_1" / "cell.log").read_text()
+    assert "02_baseline_rlhf: unchanged, kept" in again
+
+
+def test_a_sweep_opens_like_a_run(finished, monkeypatch):
+    monkeypatch.chdir(finished[0])
+    experiment = Experiment.open("pocket", "grid", seed=2)
+    methods = ["sft", "rlhf", "ra_rlhf@1", "ra_rlhf@0.4", "ra_rlhf_ru@1", "ra_rlhf_ru@0.4"]
+    assert list(experiment.tables().episodes) == methods
+    others = experiment.other_seeds()
+    assert list(others) == [1] and list(others[1]) == methods
+    cell = pd.read_parquet("papermill_runs/grid/alpha_0.4-seed_1/evaluation/ra_rlhf.parquet")
+    pd.testing.assert_frame_equal(others[1]["ra_rlhf@0.4"], cell)
+    scores = experiment.scores()
+    row = scores[(scores["method"] == "ra_rlhf@0.4") & (scores["seed"] == 1)].iloc[0]
+    assert row["reward"] == pytest.approx(cell["reward"].mean()) and row["alpha"] == 0.4
+    assert scores.loc[scores["method"] == "rlhf", "alpha"].tolist() == [1.0] * 4
+    assert np.isnan(scores.loc[scores["method"] == "sft", "alpha"]).all()
+    assert list(experiment.report().table.index) == methods
+    assert Path("papermill_runs/grid/report.json").exists()
+    with pytest.raises(UserError, match="seed = 3: sweep 'grid' has 1, 2"):
+        Experiment.open("pocket", "grid", seed=3)
+    with pytest.raises(UserError, match="profile = 'pocket-rtp': sweep 'grid' has 'pocket'"):
+        Experiment.open("pocket-rtp", "grid")
+    with pytest.raises(UserError, match="sweep 'grid' varies no setting"):
+        Experiment.open("pocket", "grid", overrides={"ppo.kl_coef": 0.4})
+
+
+def test_a_killed_cell_is_tried_again_and_a_killed_sweep_leaves_nobody_behind(tmp_path):
+    folder = checkout(tmp_path / "checkout", "import time; time.sleep(4)")
+    words = ("sweep", "grid", "--alpha", "0.4", "--seed", "1-2", "--workers", "2")
+    runs = folder / "papermill_runs" / "grid"
+    sweep = rarlhf(folder, *words)
+    kernel = runs / "alpha_0.4-seed_1" / ".kernel" / "process.json"
+    until(lambda: kernel.exists() and "03_ra_rlhf" in (runs / "alpha_0.4-seed_1" / "cell.log").read_text())
+    assert states(folder)["alpha_0.4-seed_1"] == "running"
+    os.kill(json.loads((runs / "alpha_0.4-seed_1" / ".holder.json").read_text())["process"], signal.SIGKILL)
+    second = rarlhf(folder, *words)
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 2 and "run = 'grid' is in use by process" in errors
+    until(lambda: (runs / "alpha_0.4-seed_1" / "cell.log").read_text().count("03_ra_rlhf: running") == 2)
+    sweep.kill()  # now the whole command, in the middle of its second attempt
+    sweep.communicate()
+    until(lambda: set(states(folder).values()) <= {"interrupted", "done"}, 30)
+    _, errors = rarlhf(folder, *words).communicate(timeout=300)
+    assert set(states(folder).values()) == {"done"}, errors
+
+
+def test_ctrl_c_reaches_the_notebooks_and_the_same_command_goes_on(tmp_path):
+    caught = (
+        "import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    open('saved', 'w').close()\n    raise"
+    )
+    folder = checkout(tmp_path / "checkout", caught)
+    words = ("sweep", "grid", "--alpha", "0.4", "--seed", "1", "--workers", "1")
+    sweep = rarlhf(folder, *words)
+    log = folder / "papermill_runs" / "grid" / "alpha_0.4-seed_1" / "cell.log"
+    until(lambda: log.exists() and "03_ra_rlhf: running" in log.read_text())
+    time.sleep(3)  # until the kernel is in the cell
+    sweep.send_signal(signal.SIGINT)
+    _, errors = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130 and "interrupted: the same command goes on from here" in errors
+    assert (folder / "saved").exists() and states(folder) == {"alpha_0.4-seed_1": "failed"}
+    write_notebook(folder, CELL_NOTEBOOKS[2], "print('goes on')")
+    _, errors = rarlhf(folder, *words).communicate(timeout=300)
+    assert states(folder) == {"alpha_0.4-seed_1": "done"}, errors
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A Dask scheduler and two workers on this machine, in processes of their own: (address, workers)."""
+    pytest.importorskip("distributed")
+    port = str(free_port())
+    address = f"tcp://127.0.0.1:{port}"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
+    dask = [sys.executable, "-m", "dask"]
+    options = ["--no-dashboard"]
+    scheduler = subprocess.Popen([*dask, "scheduler", "--host", "127.0.0.1", "--port", port, *options], **quiet)
+    options += ["--nthreads", "1", "--local-directory", str(tmp_path / "dask")]
+    crew = [subprocess.Popen([*dask, "worker", address, "--name", name, *options], **quiet) for name in ("a", "b")]
+    try:
+        yield address, crew
+    finally:
+        for process in (*crew, scheduler):
+            process.terminate()
+        for process in (*crew, scheduler):
+            process.wait(30)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        return chosen.getsockname()[1]
+
+
+def test_a_dask_cluster_loses_a_worker_and_all_cells_finish(cluster, tmp_path, monkeypatch):
+    from distributed import Client
+
+    address, _ = cluster
+    folder = checkout(tmp_path / "checkout", "import time; time.sleep(3)")
+    with Client(address, timeout=30, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
+        pids = client.run(os.getpid)
+    words = ("sweep", "grid", "--alpha", "0.4", "--seed", "1-2", "--scheduler", address)
+    sweep = rarlhf(folder, *words)
+    log = folder / "papermill_runs" / "grid" / "alpha_0.4-seed_1" / "cell.log"
+    until(lambda: log.exists() and "03_ra_rlhf: running" in log.read_text())
+    os.kill(next(iter(pids.values())), signal.SIGKILL)  # its nanny starts another worker
+    out, errors = sweep.communicate(timeout=300)
+    assert sweep.returncode == 0, errors
+    assert set(states(folder).values()) == {"done"} and "2 seeds (1, 2)" in out
+    here = workers.installed_versions()
+    monkeypatch.setattr(workers, "installed_versions", lambda: here | {"torch": "1.0"})  # not in the workers
+    with pytest.raises(
+        UserError, match=r"worker tcp://\S+ cannot take part: the version of torch is '\S+' there and '1.0'"
+    ):
+        DaskWorkers(folder / "papermill_runs" / "grid", address)
+
+
+def test_a_scheduler_that_does_not_answer_is_named_within_seconds(tmp_path):
+    started = time.monotonic()
+    with pytest.raises(UserError, match="--scheduler 'tcp://127.0.0.1:9' does not answer within 5 s"):
+        DaskWorkers(tmp_path, "tcp://127.0.0.1:9")
+    with pytest.raises(UserError, match="--scheduler 'nonsense://x' does not answer"):
+        DaskWorkers(tmp_path, "nonsense://x")
+    assert time.monotonic() - started < 15
+
+
+def test_status_reads_files_alone_and_names_what_is_not_there(finished, monkeypatch, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(tmp_path / "copy")
+    run = Run(Path("papermill_runs/grid/alpha_0.4-seed_2"))
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+    run.write_text(".holder.json", json.dumps({"process": 1, "host": "elsewhere", "since": "2020-01-01 00:00:00"}))
+    run.note_notebook("03_ra_rlhf", state="running", seconds=0.0)
+    Path(run.folder, "training", "ra_rlhf.checkpoints").mkdir(parents=True)
+    run.write_text("training/ra_rlhf.jsonl", '{"iteration": 7}\n')
+    told = CliRunner().invoke(app, ["status", "grid"]).stdout
+    assert "running  03_ra_rlhf: ra_rlhf 7/40" in told and "3 done, 1 running" in told
+    for path in run.folder.rglob("*"):
+        os.utime(path, (time.time() - 1000, time.time() - 1000))  # as if nothing had been written for long
+    assert "silent" in CliRunner().invoke(app, ["status", "grid"]).stdout
+    assert "grid: sweep, 3 done, 1 silent" in CliRunner().invoke(app, ["status"]).stdout
+    one = CliRunner().invoke(app, ["status", "grid/alpha_0.4-seed_2"]).stdout
+    assert "03_ra_rlhf" in one and "ra_rlhf 7/40" in one
+    assert before.keys() <= {path for path in run.folder.rglob("*")}
+    missing = CliRunner().invoke(app, ["status", "other"])
+    assert missing.exit_code == 2 and "there is no such run or sweep" in missing.stderr
