@@ -137,6 +137,10 @@ def test_a_sweep_opens_like_a_run(finished, monkeypatch):
     assert np.isnan(scores.loc[scores["method"] == "sft", "alpha"]).all()
     assert list(experiment.report().table.index) == methods
     assert Path("papermill_runs/grid/report.json").exists()
+    page = CliRunner().invoke(app, ["report", "grid"])
+    assert page.exit_code == 0 and Path("papermill_runs/grid/report.html").exists(), page.output
+    explored = CliRunner().invoke(app, ["explore", "grid"])
+    assert explored.exit_code == 2 and "name one of its runs, such as grid/alpha_1-seed_1" in explored.stderr
     with pytest.raises(UserError, match="seed = 3: sweep 'grid' has 1, 2"):
         Experiment.open("pocket", "grid", seed=3)
     with pytest.raises(UserError, match="profile = 'pocket-rtp': sweep 'grid' has 'pocket'"):

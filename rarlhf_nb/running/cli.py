@@ -114,7 +114,13 @@ def explore(
     from rarlhf_nb.showing.explore import serve
 
     with told_errors():
-        serve(Experiment.reopen(run).run, port, say=typer.echo)
+        experiment = Experiment.reopen(run)
+        if experiment.output != experiment.run:
+            raise UserError(
+                f"run = {run!r} is a sweep: name one of its runs, such as {experiment.run.name}, or open notebook 06 "
+                f"with run = {run!r}, which shows the whole sweep."
+            )
+        serve(experiment.run, port, say=typer.echo)
 
 
 def execute(profile: str, run_name: str | None, seed: int, overrides: dict[str, Any], force: bool) -> None:

@@ -1,0 +1,108 @@
+"""A full disk, a read-only one, and a clock that goes backwards: one line, nothing lost, and the run goes on."""
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import pytest
+from test_sweep import write_notebook
+
+from rarlhf_nb.core.errors import storage_trouble
+
+# fills what is left of the disk, then trains on as a notebook does
+FILLS = """
+from pathlib import Path
+from rarlhf_nb.core.runs import Run
+here = Run(Path("papermill_runs") / run)
+here.write_text("first.txt", "finished before")
+if not Path("enough").exists():
+    try:
+        with open("papermill_runs/filler", "wb") as file:
+            while True:
+                file.write(bytes(1 << 20))
+    except OSError:
+        pass
+here.write_text("second.txt", "x" * 3_000_000)
+print("written")
+"""
+
+
+@contextmanager
+def small_disk(folder: Path, options: str = "size=4m"):
+    """A file system of its own at `folder`; skips the test where none can be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def rarlhf_run(folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "rarlhf_nb.running.cli", "run", "--run", "mine"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    write_notebook(tmp_path, "01_data_prep", FILLS)
+    return tmp_path
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(checkout):
+    with small_disk(checkout / "papermill_runs") as disk:
+        answer = rarlhf_run(checkout)
+        assert answer.returncode == 2 and answer.stderr.startswith("error: the disk is full"), answer.stderr
+        assert answer.stderr.count("\n") == 1 and "the same command goes on from there" in answer.stderr
+        assert (disk / "mine" / "first.txt").read_text() == "finished before"
+        assert not (disk / "mine" / "second.txt").exists()
+        (disk / "filler").unlink()
+        (checkout / "enough").touch()
+        again = rarlhf_run(checkout)
+        assert again.returncode == 0, again.stderr
+        assert (disk / "mine" / "second.txt").stat().st_size == 3_000_000
+
+
+def test_a_read_only_folder_is_one_line_and_stays_readable(checkout):
+    with small_disk(checkout / "papermill_runs", "size=64m") as disk:
+        (checkout / "enough").touch()
+        assert rarlhf_run(checkout).returncode == 0
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for name in ("mine", "other"):
+            command = [sys.executable, "-m", "rarlhf_nb.running.cli", "run", "--run", name]
+            answer = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+            assert answer.returncode == 2 and answer.stderr.startswith("error: the disk is read-only"), answer.stderr
+            assert answer.stderr.count("\n") == 1
+        command = [sys.executable, "-m", "rarlhf_nb.running.cli", "status", "mine"]
+        assert "done" in subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        assert "unchanged, kept" in rarlhf_run(checkout).stdout
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(checkout):
+    (checkout / "enough").touch()
+    assert rarlhf_run(checkout).returncode == 0
+    future = time.time() + 86_400
+    for path in (checkout / "papermill_runs").rglob("*"):
+        os.utime(path, (future, future))
+    again = rarlhf_run(checkout)
+    assert again.returncode == 0 and "01_data_prep: unchanged, kept" in again.stdout
+    write_notebook(checkout, "01_data_prep", FILLS + "print('more')")
+    assert rarlhf_run(checkout).returncode == 0
+    executed = nbformat.read(checkout / "papermill_runs" / "mine" / "01_data_prep.ipynb", 4)
+    assert "more" in executed.cells[-1].outputs[0].text
+
+
+def test_what_libraries_say_of_a_full_disk_is_recognised():
+    said = 'SafetensorError: Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No space" })'
+    assert storage_trouble(said) == "the disk is full"
+    assert storage_trouble(OSError(28, "No space left on device", "a/b")) == "the disk is full: a/b"
+    assert storage_trouble(OSError(2, "No such file or directory", "a/b")) is None
+    assert storage_trouble("a completion about a device") is None
