@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -162,7 +163,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="further words of `rarlhf run`, after --")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = soak(Path(folder), words.settings, words.kills, words.seed)
+        figures = soak(Path(folder), words.settings, words.kills, words.seed, partial(print, flush=True))
     print(yaml.safe_dump(figures, sort_keys=False))
     sys.exit(bool(figures["different"] or figures["corrupt files"] or figures["orphaned kernels"]))
 

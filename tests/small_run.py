@@ -1,6 +1,7 @@
 """A run of seconds: the settings of the default profile made small."""
 
 SMALL = {
+    "compute.threads": 1,  # several tests run side by side
     "task.train_prompts": 64,
     "task.test_prompts": 48,
     "sft.texts": 64,

@@ -103,10 +103,10 @@ def test_the_runs_of_a_sweep_share_what_settings_do_not_tell_apart(work, capsys)
 def test_a_run_computes_with_its_own_number_of_threads(work):
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(2)
-        work()
+        torch.set_num_threads(1)
+        work(methods=(), **{"compute.threads": 2})  # as the pocket profiles say
         run = Run(Path("papermill_runs/mine"))
-        assert torch.get_num_threads() == run.manifest["threads"] == 1  # the pocket profiles say so
+        assert torch.get_num_threads() == run.manifest["threads"] == 2
         torch.set_num_threads(2)
         Experiment.open("pocket", "open", 1, TINY | {"compute.threads": None})
         torch.set_num_threads(1)

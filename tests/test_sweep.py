@@ -41,7 +41,7 @@ for number, method in enumerate(["sft", "rlhf", "ra_rlhf", "ra_rlhf_ru"]):
     here.write_table(f"evaluation/{method}.parquet", table)
 """
 SLOW = "import time; time.sleep(2)"
-FAILS = 'if seed == 2 and overrides["risk.alpha"] == 0.4: raise RuntimeError("<b>no more luck</b>")'
+FAILS = 'if seed == 2: raise RuntimeError("<b>no more luck</b>")'
 
 
 def checkout(folder: Path, third: str = SLOW) -> Path:
@@ -83,7 +83,7 @@ def states(folder: Path) -> dict[str, str]:
 def finished(tmp_path_factory):
     """A sweep with a cell that fails at first, and what the two commands printed."""
     folder = checkout(tmp_path_factory.mktemp("sweep"), FAILS)
-    words = ("sweep", "grid", "--alpha", "1,0.4", "--seed", "1-2", "--workers", "2")
+    words = ("sweep", "grid", "--alpha", "0.4", "--seed", "1-2", "--workers", "2")
     first = rarlhf(folder, *words).communicate(timeout=300)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -97,15 +97,10 @@ def finished(tmp_path_factory):
 
 def test_a_cell_that_fails_is_tried_twice_and_recorded_while_the_rest_goes_on(finished):
     _, (out, errors), told, failed, log, _ = finished
-    assert failed == {
-        "alpha_1-seed_1": "done",
-        "alpha_1-seed_2": "done",
-        "alpha_0.4-seed_1": "done",
-        "alpha_0.4-seed_2": "failed",
-    }
+    assert failed == {"alpha_0.4-seed_1": "done", "alpha_0.4-seed_2": "failed"}
     assert log.count("03_ra_rlhf failed with RuntimeError") == 2
     assert "03_ra_rlhf, cell 3" in told and "RuntimeError: <b>no more luck</b>" in told
-    assert "3 done, 1 failed" in told
+    assert "1 done, 1 failed" in told
     assert "| RA-RLHF (RU) α 0.4" in out, (out, errors)  # the report is made of what there is
 
 
@@ -114,17 +109,17 @@ def test_the_same_command_finishes_what_failed_and_reports_over_seeds(finished):
     assert set(states(folder).values()) == {"done"}, errors
     sweep = folder / "papermill_runs" / "grid"
     assert "| RA-RLHF (RU) α 0.4" in out and "2 seeds (1, 2)" in out
-    assert "leave out RA-RLHF α 1" in (sweep / "sweep_report.md").read_text()
+    assert "needed to tell them apart" in (sweep / "sweep_report.md").read_text()
     report = json.loads((sweep / "sweep_report.json").read_text())
     assert report["notes"] and (sweep / "05_analysis.ipynb").exists() and (sweep / "06_alpha_explorer.ipynb").exists()
-    again = (sweep / "alpha_1-seed_1" / "cell.log").read_text()
+    again = (sweep / "alpha_0.4-seed_1" / "cell.log").read_text()
     assert "02_baseline_rlhf: unchanged, kept" in again
 
 
 def test_a_sweep_opens_like_a_run(finished, monkeypatch):
     monkeypatch.chdir(finished[0])
     experiment = Experiment.open("pocket", "grid", seed=2)
-    methods = ["sft", "rlhf", "ra_rlhf@1", "ra_rlhf@0.4", "ra_rlhf_ru@1", "ra_rlhf_ru@0.4"]
+    methods = ["sft", "rlhf", "ra_rlhf@0.4", "ra_rlhf_ru@0.4"]
     assert list(experiment.tables().episodes) == methods
     others = experiment.other_seeds()
     assert list(others) == [1] and list(others[1]) == methods
@@ -133,14 +128,14 @@ def test_a_sweep_opens_like_a_run(finished, monkeypatch):
     scores = experiment.scores()
     row = scores[(scores["method"] == "ra_rlhf@0.4") & (scores["seed"] == 1)].iloc[0]
     assert row["reward"] == pytest.approx(cell["reward"].mean()) and row["alpha"] == 0.4
-    assert scores.loc[scores["method"] == "rlhf", "alpha"].tolist() == [1.0] * 4
+    assert scores.loc[scores["method"] == "rlhf", "alpha"].tolist() == [1.0] * 2
     assert np.isnan(scores.loc[scores["method"] == "sft", "alpha"]).all()
     assert list(experiment.report().table.index) == methods
     assert Path("papermill_runs/grid/report.json").exists()
     page = CliRunner().invoke(app, ["report", "grid"])
     assert page.exit_code == 0 and Path("papermill_runs/grid/report.html").exists(), page.output
     explored = CliRunner().invoke(app, ["explore", "grid"])
-    assert explored.exit_code == 2 and "name one of its runs, such as grid/alpha_1-seed_1" in explored.stderr
+    assert explored.exit_code == 2 and "name one of its runs, such as grid/alpha_0.4-seed_1" in explored.stderr
     with pytest.raises(UserError, match="seed = 3: sweep 'grid' has 1, 2"):
         Experiment.open("pocket", "grid", seed=3)
     with pytest.raises(UserError, match="profile = 'pocket-rtp': sweep 'grid' has 'pocket'"):
@@ -260,11 +255,11 @@ def test_status_reads_files_alone_and_names_what_is_not_there(finished, monkeypa
     Path(run.folder, "training", "ra_rlhf.checkpoints").mkdir(parents=True)
     run.write_text("training/ra_rlhf.jsonl", '{"iteration": 7}\n')
     told = CliRunner().invoke(app, ["status", "grid"]).stdout
-    assert "running  03_ra_rlhf: ra_rlhf 7/40" in told and "3 done, 1 running" in told
+    assert "running  03_ra_rlhf: ra_rlhf 7/40" in told and "1 done, 1 running" in told
     for path in run.folder.rglob("*"):
         os.utime(path, (time.time() - 1000, time.time() - 1000))  # as if nothing had been written for long
     assert "silent" in CliRunner().invoke(app, ["status", "grid"]).stdout
-    assert "grid: sweep, 3 done, 1 silent" in CliRunner().invoke(app, ["status"]).stdout
+    assert "grid: sweep, 1 done, 1 silent" in CliRunner().invoke(app, ["status"]).stdout
     one = CliRunner().invoke(app, ["status", "grid/alpha_0.4-seed_2"]).stdout
     assert "03_ra_rlhf" in one and "ra_rlhf 7/40" in one
     assert before.keys() <= {path for path in run.folder.rglob("*")}

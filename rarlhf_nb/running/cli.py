@@ -59,7 +59,7 @@ def report(run: Annotated[str, typer.Argument(help="Name of a run folder in pape
         title = f"{run} ({experiment.profile.name}, seed {experiment.seed})"
         found = experiment.report()  # writes the report that the scores are read from
         page = build_page(title, experiment.profile, experiment.tables(), found, experiment.scores())
-        typer.echo(f"written: {experiment.run.write_text('report.html', page)}")
+        typer.echo(f"written: {experiment.output.write_text('report.html', page)}")
 
 
 @app.command()

@@ -30,7 +30,7 @@ def sweep(
         typer.Option("-p", metavar="KEY VALUES", help="A setting with one value or several: -p ppo.kl_coef 0.1,0.2"),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes on this machine; by default one per core.")
+        int | None, typer.Option(min=1, help="Processes on this machine; by default as many as the cores allow.")
     ] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler whose workers run it.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help=f"Run a grid of more than {MANY} cells.")] = False,
@@ -90,7 +90,8 @@ def _workers(opened: "Sweep", workers: int | None, scheduler: str | None) -> "Wo
 
     if scheduler is not None:
         return DaskWorkers(opened.folder, scheduler)
-    return LocalWorkers(opened.folder, workers or os.cpu_count() or 1)
+    threads = opened.grid.settings(opened.grid.cells()[0]).compute.threads or 1
+    return LocalWorkers(opened.folder, workers or max(1, (os.cpu_count() or 1) // threads))
 
 
 class Display:

@@ -87,7 +87,7 @@ def _build(name: str, folder: Path) -> None:
     lexicon = WORLDS[name]
     seeds, sizes = SETTINGS["seeds"], SETTINGS["lm"]
     texts = [text.text for text in write_texts(lexicon, sizes["texts"], seeds["lm"])]
-    with threads(1):  # the same models on every machine of a kind
+    with threads(2):  # the same models on every machine of a kind
         _train_language_model(texts, _tokenizer(vocabulary(lexicon)), folder / "policy")
         _train_reward_model(name, folder / "reward")
 
