@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
@@ -30,13 +31,20 @@ RUNNER = "rarlhf_nb.running.cli"
 
 
 def soak(
-    folder: Path, settings: Sequence[str] = (), kills: int = 30, seed: int = 0, say: Callable[[str], None] = print
-) -> dict:
+    folder: Path,
+    settings: Sequence[str] = (),
+    kills: int = 30,
+    seed: int = 0,
+    notebooks: str = "*",
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
     """Run a profile whole and killed in `folder`, and return the figures: kills, files that differ, and so on.
 
-    settings: further words of `rarlhf run`, such as "-p ppo.iterations 4".
+    settings: further words of `rarlhf run`, such as "-p ppo.iterations 4". notebooks: a pattern of those to run.
     """
-    (folder / "notebooks").symlink_to(repository() / "notebooks")
+    (folder / "notebooks").mkdir()
+    for notebook in (repository() / "notebooks").glob(f"{notebooks}.ipynb"):
+        (folder / "notebooks" / notebook.name).symlink_to(notebook)
     dice, figures = random.Random(seed), Counter()
     started = time.perf_counter()
     run_once(folder, "whole", settings)
@@ -163,7 +171,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="further words of `rarlhf run`, after --")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = soak(Path(folder), words.settings, words.kills, words.seed, partial(print, flush=True))
+        figures = soak(Path(folder), words.settings, words.kills, words.seed, say=partial(print, flush=True))
     print(yaml.safe_dump(figures, sort_keys=False))
     sys.exit(bool(figures["different"] or figures["corrupt files"] or figures["orphaned kernels"]))
 

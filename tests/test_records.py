@@ -10,7 +10,7 @@ import pytest
 from rarlhf_nb.core.checksums import checksum, sealed, unsealed
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.records import check_files, damaged_files, read_record, recorded_checksums
-from rarlhf_nb.core.runs import Run
+from rarlhf_nb.core.runs import Run, json_lines
 
 TABLE = pd.DataFrame({"prompt": ["a", "b"] * 50, "reward": [1.0, -2.0] * 50})
 FILES = ["evaluation/rlhf.parquet", "training/rlhf.jsonl", "policies/rlhf", "report.json"]
@@ -20,7 +20,8 @@ FILES = ["evaluation/rlhf.parquet", "training/rlhf.jsonl", "policies/rlhf", "rep
 def run(tmp_path):
     run = Run.open("mine", {"risk": {"alpha": 0.4}}, seed=1, root=tmp_path)
     run.write_table("evaluation/rlhf.parquet", TABLE)
-    run.write_rows("training/rlhf.jsonl", [{"iteration": 1, "kl": 0.1 + 0.2}, {"iteration": 2, "kl": float("nan")}])
+    rows = [{"iteration": 1, "kl": 0.1 + 0.2}, {"iteration": 2, "kl": float("nan")}]
+    run.write_text("training/rlhf.jsonl", json_lines(rows))
     run.write_folder("policies/rlhf", lambda folder: (folder / "model.safetensors").write_bytes(bytes(range(200))))
     run.write_json("report.json", {"methods": {}})
     run.record(FILES, stage="train rlhf", fingerprint="f", notebook="02_baseline_rlhf", seconds=1.0)

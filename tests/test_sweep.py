@@ -20,8 +20,10 @@ from rarlhf_nb.core.runs import Run
 from rarlhf_nb.running import workers
 from rarlhf_nb.running.cli import app
 from rarlhf_nb.running.experiment import Experiment
+from rarlhf_nb.running.grid import Grid
 from rarlhf_nb.running.status import sweep_progress
 from rarlhf_nb.running.sweep import CELL_NOTEBOOKS, SWEEP_NOTEBOOKS, Sweep
+from rarlhf_nb.running.sweep_experiment import sweep_scores
 from rarlhf_nb.running.workers import DaskWorkers
 
 PARAMETERS = 'profile: str = "pocket"\nrun: str = ""\nseed: int = 1\noverrides: dict = {}'
@@ -142,6 +144,28 @@ def test_a_sweep_opens_like_a_run(finished, monkeypatch):
         Experiment.open("pocket-rtp", "grid")
     with pytest.raises(UserError, match="sweep 'grid' varies no setting"):
         Experiment.open("pocket", "grid", overrides={"ppo.kl_coef": 0.4})
+
+
+def test_the_scores_of_a_sweep_count_every_seed_once(tmp_path, monkeypatch):
+    folder = checkout(tmp_path / "checkout")
+    monkeypatch.chdir(folder)
+    grid = Grid("pocket", [1.0, 0.4], [1, 2], {"ppo.kl_coef": [0.1, 0.2]})
+    sweep = Sweep.open("grid", grid)
+    for cell in grid.cells():
+        run = Run.open(f"grid/{cell.name}", grid.settings(cell).model_dump(mode="json"), cell.seed)
+        value = cell.seed + cell.alpha
+        values = {"sft": cell.seed, "rlhf": cell.seed + 1.0, "ra_rlhf": value, "ra_rlhf_ru": value}
+        methods = {method: {"reward": {"value": reward}} for method, reward in values.items()}
+        run.write_text("report.json", json.dumps({"methods": methods}))
+    assert len(sweep_scores(sweep)) == 8 * 4
+    experiment = Experiment.open("pocket", "grid", overrides={"ppo.kl_coef": 0.2})
+    scores = experiment.scores()
+    assert scores["method"].value_counts().to_dict() == dict.fromkeys(
+        ["sft", "rlhf", "ra_rlhf@0.4", "ra_rlhf_ru@0.4"], 2
+    )
+    assert set(scores["kl_coef"]) == {0.2} and scores.loc[scores["method"] == "rlhf", "reward"].tolist() == [2.0, 3.0]
+    over_beta = experiment.scores(free=["ppo.kl_coef"])
+    assert len(over_beta) == 16 and set(over_beta["kl_coef"]) == {0.1, 0.2}
 
 
 def test_a_killed_cell_is_tried_again_and_a_killed_sweep_leaves_nobody_behind(tmp_path):

@@ -182,10 +182,6 @@ class Run:
         """Write a Parquet file, whole or not at all."""
         return self._write(relative, lambda path: table.to_parquet(path, index=False))
 
-    def write_rows(self, relative: str, rows: Iterable[dict[str, Any]]) -> Path:
-        """Write one JSON object per line, whole or not at all."""
-        return self.write_text(relative, "".join(json.dumps(row) + "\n" for row in rows))
-
     def write_folder(self, relative: str, write: Callable[[Path], Any]) -> Path:
         """Write a folder, whole or not at all, in place of an earlier one. write: fills an empty folder."""
         target = self.folder / relative
@@ -210,6 +206,11 @@ class Run:
         finally:
             Path(name).unlink(missing_ok=True)
         return target
+
+
+def json_lines(rows: Iterable[dict[str, Any]]) -> str:
+    """One JSON object per line, from which `Run.read_rows` reads the same numbers."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def check_name(name: str) -> None:

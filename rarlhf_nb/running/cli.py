@@ -58,7 +58,7 @@ def report(run: Annotated[str, typer.Argument(help="Name of a run folder in pape
         experiment = Experiment.reopen(run)
         title = f"{run} ({experiment.profile.name}, seed {experiment.seed})"
         found = experiment.report()  # writes the report that the scores are read from
-        page = build_page(title, experiment.profile, experiment.tables(), found, experiment.scores())
+        page = build_page(title, experiment.profile, experiment.tables(), found, experiment.scores(["ppo.kl_coef"]))
         typer.echo(f"written: {experiment.output.write_text('report.html', page)}")
 
 

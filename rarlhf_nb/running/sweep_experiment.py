@@ -12,7 +12,7 @@ from rarlhf_nb.core.methods import method_order, sweep_key
 from rarlhf_nb.core.profiles import profile_files
 from rarlhf_nb.core.runs import Run
 from rarlhf_nb.measuring.report import Report
-from rarlhf_nb.measuring.sweeps import run_scores
+from rarlhf_nb.measuring.sweeps import distinct_scores, run_scores
 from rarlhf_nb.measuring.tables import Tables, load_tables
 from rarlhf_nb.running.experiment import Experiment
 from rarlhf_nb.running.grid import Cell
@@ -83,8 +83,15 @@ class SweepExperiment(Experiment):
         return report
 
     def scores(self, free: Sequence[str] = ()) -> pd.DataFrame:
-        """The scores of every finished cell of the sweep, whatever its seed, α and other settings."""
-        return sweep_scores(self.sweep)
+        """The scores of the sweep's cells whatever their seed and α; other settings are the chosen ones unless `free`.
+
+        A method that does not depend on α has one row per seed, not one per cell.
+        """
+        scores = distinct_scores(sweep_scores(self.sweep))
+        for key, value in self.chosen[0].free.items():
+            if key not in free:
+                scores = scores[[other == value for other in scores[key]]]
+        return scores.reset_index(drop=True)
 
 
 def finished_cells(sweep: Sweep) -> list[Cell]:

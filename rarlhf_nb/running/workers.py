@@ -132,7 +132,10 @@ class DaskWorkers:
             )
             for cell in cells
         ]
-        wait_for(self.folder, lambda: all(future.done() for future in futures), tell)
+        try:
+            wait_for(self.folder, lambda: all(future.done() for future in futures), tell)
+        finally:
+            self.client.close()
 
 
 def finish_cell(folder: str, cell: str) -> None:

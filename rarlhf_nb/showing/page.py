@@ -44,7 +44,7 @@ POLICY = (
 def build_page(title: str, profile: Profile, tables: Tables, report: Report, scores: pd.DataFrame) -> str:
     """The page: what the run found, then each question of notebook 05 with its tables and figures.
 
-    scores: one row per run and method, from every run that differs only in its seed (`related_scores`), or
+    scores: one row per run and method, from every run that differs only in seed and β (`related_scores`), or
     from every run of a sweep. Every text from the data is escaped.
     """
     figure = _figures()

@@ -111,9 +111,13 @@ class Stage(ABC):
             "seed": self.workspace.seed if self.seeded else None,
             "threads": run.manifest.get("threads"),
             "reads": [self.workspace.recorded(place) for place in self.reads],
-            "code": code_hash(self.modules, type(self)),
+            "code": code_hash(self.modules, *self._kinds()),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+    def _kinds(self) -> list[type]:
+        """The classes whose code is the stage's work: its own and those that it shares with its like."""
+        return [kind for kind in type(self).__mro__ if issubclass(kind, Stage) and kind is not Stage]
 
     @property
     def trained_reward(self) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 All RL methods start from the SFT policy with the same budget, data order and seed.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from rarlhf_nb.baselines.quark import QuarkTrainer
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import BASELINES_NOTEBOOK, SFT_NOTEBOOK, find_method
 from rarlhf_nb.core.profiles import SFTSettings
+from rarlhf_nb.core.runs import json_lines
 from rarlhf_nb.running.stages.stage import Stage
 from rarlhf_nb.running.workspace import EXPERTS
 from rarlhf_nb.training.loop import TrainingLoop
@@ -23,7 +23,7 @@ from rarlhf_nb.training.policy import ActorCritic
 from rarlhf_nb.training.sft import train_sft
 from rarlhf_nb.training.trainer import CVaRPPOTrainer
 
-LOG = "training_log.jsonl"  # beside a policy that TRL trained
+LOG, PREFIXES = "training_log.jsonl", "prefixes.jsonl"  # beside a policy that TRL trained, and beside the prompted one
 
 
 class SupervisedStage(Stage):
@@ -44,7 +44,7 @@ class SupervisedStage(Stage):
 
         def write(folder: Path) -> None:
             policy.save(folder)
-            (folder / LOG).write_text("".join(json.dumps(row) + "\n" for row in log))
+            (folder / LOG).write_text(json_lines(log))
 
         workspace.run.write_folder(target, write)
 
@@ -105,6 +105,7 @@ class Train(Stage):
             "policy": profile.policy,
             "reward": profile.reward,
             "sampling": profile.sampling,
+            "watch": profile.watch,
             **self._own_settings(),
         }
         settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
@@ -179,13 +180,13 @@ class ChoosePrefix(Stage):
 
         def write(folder: Path) -> None:
             prompted_policy(base, found["prefix"].iloc[0]).save(folder)
-            found.to_json(folder / "prefixes.jsonl", orient="records", lines=True, double_precision=15)
+            (folder / PREFIXES).write_text(json_lines(found.to_dict("records")))
 
         workspace.run.write_folder("policies/prompted", write)
 
     def result(self) -> pd.DataFrame:
         """Each prefix with its mean reward, best first."""
-        return self.workspace.run.read_rows("policies/prompted/prefixes.jsonl")
+        return self.workspace.run.read_rows(f"policies/prompted/{PREFIXES}")
 
 
 class TrainExperts(SupervisedStage):
