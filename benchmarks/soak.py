@@ -53,11 +53,11 @@ def soak(
     run = Run(folder / "papermill_runs" / "killed")
     started = time.perf_counter()
     for _ in range(kills):
-        where = kill_once(folder, run, settings, dice, longest=2 * whole / kills)
+        where = kill_once(folder, run, settings, dice, longest=4 * whole / kills)
         if where is None:
             break
         figures["kills"] += 1
-        figures[f"kills in {where.split(':')[0]}"] += 1
+        figures[f"kills in {where}"] += 1
         figures["iterations repeated"] += unsaved_iterations(run)
         figures["corrupt files"] += sum(len(damaged_files(run.folder, record)) for record in read_records(run.folder))
         say(f"kill {figures['kills']} in {where}")
@@ -95,16 +95,28 @@ def kill_once(folder: Path, run: Run, settings: Sequence[str], dice: random.Rand
         time.sleep(0.02)
     if runner.poll() is not None:
         return None
-    entries = run.manifest["notebooks"] if run.path("manifest.json").exists() else {}
-    where = next((name for name, entry in entries.items() if entry["state"] == "running"), "between notebooks")
-    if list(run.folder.glob("training/*.checkpoints/*/.unfinished")):
-        where += ": writing a checkpoint"
+    where = moment(run)
     victims = kernels(run) if dice.random() < 0.5 else []
     runner.kill()
     for kernel in victims:
         kernel.kill()
     runner.wait()
     return where
+
+
+def moment(run: Run) -> str:
+    """Where the run is: its notebook, and whether it trains, writes a checkpoint or does anything else."""
+    entries = run.manifest["notebooks"] if run.path("manifest.json").exists() else {}
+    notebook = next((name for name, entry in entries.items() if entry["state"] == "running"), None)
+    if notebook is None:
+        return "between notebooks"
+    if list(run.folder.glob("training/*.checkpoints/*/.unfinished")):
+        return f"{notebook}, writing a checkpoint"
+    logs = [path.stat().st_mtime for path in run.folder.glob("training/*.jsonl")]
+    trains = max(logs, default=0.0) > max(
+        (path.stat().st_mtime for path in run.folder.glob("stages/*.json")), default=0.0
+    )
+    return f"{notebook}, training" if trains else f"{notebook}, other work"
 
 
 def newest(run: Run) -> float:
