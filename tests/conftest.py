@@ -1,5 +1,6 @@
 import os
 
+import pytest
 from hypothesis import settings
 
 # before any library reads them: no network, no telemetry, no progress bars
@@ -14,3 +15,11 @@ os.environ |= {
 settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True, database=None)
 settings.register_profile("soak", settings.get_profile("ci"), max_examples=20_000, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A run sets the number of threads of its process; the next test does not depend on that."""
+    import torch  # after the environment is set
+
+    torch.set_num_threads(1)

@@ -75,7 +75,7 @@ def test_a_run_made_with_another_seed_and_other_versions_is_told_what_differs(ex
     run.write_text("manifest.json", sealed({k: v for k, v in run.manifest.items()} | {"seed": 2, "versions": versions}))
     answer = CliRunner().invoke(app, ["verify", "mine", "--iterations", "1"])
     assert answer.exit_code == 1
-    assert "policies/sft/training_log.jsonl: row 1, " in answer.stdout
+    assert "policies/sft/model.safetensors: the weights differ" in answer.stdout
     assert "training/rlhf.jsonl: row 1, " in answer.stdout and "data/train.parquet: agrees" in answer.stdout
     assert "version of torch: 1.0 in the run, 2.13.0" in answer.stdout
 
