@@ -12,6 +12,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
 from rarlhf_nb.baselines.dexperts import combined_logits, nucleus_mask
 from rarlhf_nb.baselines.quark_math import kl_divergence, quantile_bins
@@ -348,8 +349,11 @@ def test_an_interval_over_seeds_contains_their_mean_and_widens_with_its_level(va
     if len(values) == 1:
         assert np.isnan([low, high]).all()
     else:
-        assert low <= value <= high and value - low == close(high - value)
-        assert seed_interval(values, 0.995).high >= high
+        assert low <= value <= high <= seed_interval(values, 0.995).high
+        error = np.sqrt(sum((v - value) ** 2 for v in values) / (len(values) - 1) / len(values))
+        assert [low, high] == close(
+            [value + stats.t(len(values) - 1).ppf(0.5 + s * level / 2) * error for s in (-1, 1)]
+        )
 
 
 @given(RETURNS, st.integers(1, 40), SEEDS)

@@ -52,7 +52,7 @@ def test_run_real_names_what_is_missing_before_it_sets_anything_up(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"])
 def test_what_a_page_names_exists(page):
     text = read(page)
     targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.M))
