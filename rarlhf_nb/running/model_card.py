@@ -175,4 +175,4 @@ def _data(profile: Profile) -> str:
 
 
 def _decoded(policy: Path, ids: list[int]) -> str:
-    return AutoTokenizer.from_pretrained(policy).decode(ids)
+    return AutoTokenizer.from_pretrained(policy, trust_remote_code=False).decode(ids)
