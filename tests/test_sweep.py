@@ -91,16 +91,17 @@ def finished(tmp_path_factory):
         patch.chdir(folder)
         told = CliRunner().invoke(app, ["status", "grid"]).stdout
     failed = states(folder)
-    log = (folder / "papermill_runs" / "grid" / "alpha_0.4-seed_2" / "cell.log").read_text()
+    logs = [(folder / "papermill_runs" / "grid" / f"alpha_0.4-seed_{seed}" / "cell.log").read_text() for seed in (1, 2)]
     write_notebook(folder, CELL_NOTEBOOKS[2], "print('now it works')")
     second = rarlhf(folder, *words).communicate(timeout=300)
-    return folder, first, told, failed, log, second
+    return folder, first, told, failed, logs, second
 
 
 def test_a_cell_that_fails_is_tried_twice_and_recorded_while_the_rest_goes_on(finished):
-    _, (out, errors), told, failed, log, _ = finished
+    _, (out, errors), told, failed, (healthy, log), _ = finished
     assert failed == {"alpha_0.4-seed_1": "done", "alpha_0.4-seed_2": "failed"}
     assert log.count("03_ra_rlhf failed with RuntimeError") == 2
+    assert healthy.splitlines()[-1].startswith("04_other_baselines: done in") and healthy.count("01_data_prep") == 2
     assert "03_ra_rlhf, cell 3" in told and "RuntimeError: <b>no more luck</b>" in told
     assert "1 done, 1 failed" in told
     assert "| RA-RLHF (RU) α 0.4" in out, (out, errors)  # the report is made of what there is
