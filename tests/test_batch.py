@@ -56,6 +56,17 @@ def test_notebooks_run_in_order_once_and_again_from_where_something_changed(run,
     assert execute(run, [first], inputs=[data], force=True) == ["01_first"]
 
 
+def test_a_damaged_or_missing_executed_notebook_is_made_again(run, tmp_path):
+    path = notebook(tmp_path, "01_first", "print('seed', seed)")
+    execute(run, [path])
+    executed = run.path("01_first.ipynb")
+    whole = executed.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole.replace(b"seed 5", b"seed 7"), None):
+        executed.unlink() if damaged is None else executed.write_bytes(damaged)
+        assert execute(run, [path]) == ["01_first"]
+        assert b"seed 5" in executed.read_bytes() and execute(run, [path]) == []
+
+
 def test_a_failure_keeps_what_was_there_and_the_failed_notebook(run, tmp_path):
     path = notebook(tmp_path, "01_first", "print('fine')")
     execute(run, [path])
