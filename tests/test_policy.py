@@ -145,6 +145,15 @@ def test_a_saved_policy_is_a_hub_folder_and_loads_as_it_was(tmp_path):
     torch.testing.assert_close(one.values, other.values)
 
 
+def test_what_is_saved_does_not_tell_whether_the_policy_has_sampled(tmp_path):
+    policy = tiny_policy()
+    policy.save(tmp_path / "before")
+    policy.sample(PROMPTS, sampling_settings(), seed=1)
+    policy.save(tmp_path / "after")
+    for file in (tmp_path / "before").iterdir():
+        assert file.read_bytes() == (tmp_path / "after" / file.name).read_bytes(), file.name
+
+
 def test_pickled_weights_are_refused(tmp_path):
     policy = tiny_policy()
     policy.save(tmp_path)

@@ -215,7 +215,11 @@ class ActorCritic(nn.Module):
         if isinstance(model, peft.PeftModel):
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(folder)
-        self.processing_class.save_pretrained(folder)
+        tokenizer = copy.deepcopy(self.processing_class)
+        if tokenizer.is_fast:  # it would save how it was last called, which differs after a resumption
+            tokenizer.backend_tokenizer.no_padding()
+            tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.save_pretrained(folder)
         save_file(self.value_head.state_dict(), Path(folder) / VALUE_HEAD)
         (Path(folder) / PREFIX).write_text(json.dumps({"prefix_ids": self.prefix_ids}) + "\n")
 
