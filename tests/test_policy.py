@@ -11,18 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import LoraSettings
-from rarlhf_nb.training.policy import (
-    VALUE_HEAD,
-    Reference,
-    check_context,
-    evaluate_tokens,
-    load_policy,
-    sampler_logits,
-    token_entropy,
-    token_log_probs,
-    until_eos,
-)
+from rarlhf_nb.training.policy import VALUE_HEAD, Reference, check_context, evaluate_tokens, load_policy
 from rarlhf_nb.training.ppo import episode_kl
+from rarlhf_nb.training.sampler import sampler_logits, token_entropy, token_log_probs
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
@@ -46,14 +37,13 @@ def test_garbage_in_padded_positions_changes_nothing():
     policy, sampling = tiny_policy(), sampling_settings(minimum_completion_length=0)
     batch = policy.sample(PROMPTS * 8, sampling, seed=3)
     assert not batch.completion_mask.all()  # some completions end early
-    clean = evaluate_tokens(policy, batch, sampling, entropy=True)
+    clean = evaluate_tokens(policy, batch, sampling)
     dirty = copy.deepcopy(batch)
     dirty.prompt_ids[~dirty.prompt_mask] = 5
     dirty.completion_ids[~dirty.completion_mask] = 7
-    for one, other in zip(
-        vars(clean).values(), vars(evaluate_tokens(policy, dirty, sampling, entropy=True)).values(), strict=True
-    ):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    read = evaluate_tokens(policy, dirty, sampling)
+    torch.testing.assert_close(read.log_probs, clean.log_probs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(read.values, clean.values, atol=1e-6, rtol=0)
 
 
 def test_sampling_is_seeded_and_leaves_the_global_state_alone():
@@ -80,9 +70,6 @@ def test_sampled_frequencies_are_the_log_probs_that_we_claim():
 
 
 def test_eos_ends_a_completion_and_is_counted():
-    mask = until_eos(torch.tensor([[5, 2, 2, 6], [5, 6, 7, 8], [2, 5, 5, 5]]), eos_id=2)
-    assert mask.tolist() == [[True, True, False, False], [True] * 4, [True, False, False, False]]
-    assert until_eos(torch.tensor([[1, 2]]), None).all()
     sampling = sampling_settings(minimum_completion_length=2)
     batch = tiny_policy().sample(PROMPTS * 8, sampling, seed=3)
     assert batch.completion_mask.sum(1).min() >= 3  # two words at least before EOS

@@ -12,8 +12,9 @@ from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import LoraSettings, QuarkSettings
 from rarlhf_nb.core.seeding import shuffled_stream
 from rarlhf_nb.showing.glossary import QUARK_GLOSSARY
-from rarlhf_nb.training.policy import evaluate_tokens, load_policy, token_entropy
+from rarlhf_nb.training.policy import evaluate_tokens, load_policy
 from rarlhf_nb.training.ppo import masked_mean
+from rarlhf_nb.training.sampler import token_entropy
 
 SAMPLING = sampling_settings(minimum_completion_length=2)
 

@@ -116,9 +116,9 @@ def plain_ppo(policy, iterations, args, sampling, seed):
 @pytest.mark.parametrize("estimator", ["tail_selection", "rockafellar_uryasev"])
 def test_alpha_one_is_plain_ppo_step_for_step(estimator):
     args, sampling = ppo_settings(epochs=1), sampling_settings(minimum_completion_length=2)
-    trainer = make_trainer(args=args, risk=risk_settings(alpha=1.0, estimator=estimator))
+    policy = tiny_policy(dtype=torch.float64)
+    trainer = make_trainer(copy.deepcopy(policy), args=args, risk=risk_settings(alpha=1.0, estimator=estimator))
     stats = trainer.train()
-    policy = tiny_policy()
     assert stats["policy_loss"].tolist() == pytest.approx(plain_ppo(policy, 6, args, sampling, seed=1), abs=1e-6)
     for one, other in zip(trainer.policy.parameters(), policy.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
@@ -209,7 +209,7 @@ def test_training_raises_the_reward_of_the_tail():
     stats = make_trainer(args=args, risk=risk_settings(warm_start=5, rho=0.3)).train()
     first, last = stats["env_reward_mean"][:5].mean(), stats["env_reward_mean"][-5:].mean()
     assert last > first + 1.5
-    assert (stats["kl"][-20:] > 0).all() and stats["kl"][0] == 0
+    assert (stats["kl"][-20:] > 0).all() and stats["kl"][0] == pytest.approx(0, abs=1e-5)
 
 
 def test_a_runaway_ratio_stops_the_epochs_of_that_update():

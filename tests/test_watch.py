@@ -161,7 +161,7 @@ def test_a_learning_rate_far_too_high_stops_early(make_trainer, learning_rate):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_probabilities_that_torch_cannot_sample_from_stop_the_training():
+def test_probabilities_that_nothing_can_be_drawn_from_stop_the_training():
     with pytest.raises(TrainingStopped, match="iteration 2: the policy's probabilities are not finite"):
         cvar_ppo(learning_rate=1e30, epochs=1).train()
 

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import SamplingSettings
-from rarlhf_nb.training.policy import ActorCritic, Episodes
+from rarlhf_nb.training.episodes import Episodes
+from rarlhf_nb.training.policy import ActorCritic
 from rarlhf_nb.worlds.rewards import Reward, check_rewards
 
 
@@ -62,27 +63,22 @@ class BestOfN:
         """See `ActorCritic.forward`."""
         return self.policy(input_ids, attention_mask, completion_length)
 
-    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int) -> Episodes:
+    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int, first: int = 0) -> Episodes:
         """Draw n completions for each prompt and keep the best; of equal rewards, the first.
 
-        Raises `UserError` for rewards that are not one finite number each, and where a prompt leaves no room.
+        The probability that an episode is chosen is not known token by token. Its log-ratio to the policy is, on
+        average over episodes, `best_of_n_kl`, which is added to the log-probability of the last token. Raises
+        `UserError` for rewards that are not one finite number each, and where a prompt leaves no room.
         """
-        episodes = self.policy.sample([prompt for prompt in prompts for _ in range(self.samples)], sampling, seed)
+        repeated = [prompt for prompt in prompts for _ in range(self.samples)]
+        episodes = self.policy.sample(repeated, sampling, seed, first * self.samples)
         rewards = check_rewards(
             self.reward(prompts=episodes.prompts, completions=episodes.completions),
             episodes.prompts,
             episodes.completions,
         )
         best = torch.tensor(rewards).view(len(prompts), self.samples).argmax(1)
-        return episodes.take(torch.arange(len(prompts)) * self.samples + best)
-
-    def token_log_probs(self, episodes: Episodes, sampling: SamplingSettings) -> torch.Tensor:
-        """log pi(a_t | s_t) (B, T) of the policy, with `best_of_n_kl` added at the last token; 0 on padding.
-
-        The probability that an episode is chosen is not known token by token. Its log-ratio to the policy is, on
-        average over episodes, that KL.
-        """
-        log_probs = self.policy.token_log_probs(episodes, sampling).clone()
-        last = episodes.completion_mask.sum(1) - 1
-        log_probs[torch.arange(len(episodes)), last] += best_of_n_kl(self.samples)
-        return log_probs
+        chosen = episodes.take(torch.arange(len(prompts)) * self.samples + best)
+        last = chosen.completion_mask.sum(1) - 1
+        chosen.drawn.log_probs[torch.arange(len(chosen)), last] += best_of_n_kl(self.samples)
+        return chosen

@@ -16,12 +16,14 @@ they are masked before the nucleus is taken, so that they use none of its mass.
 """
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import SamplingSettings
-from rarlhf_nb.core.seeding import seeded
-from rarlhf_nb.training.policy import ActorCritic, Episodes, check_context, sampler_logits, token_log_probs, until_eos
+from rarlhf_nb.core.seeding import uniforms
+from rarlhf_nb.training.episodes import Episodes
+from rarlhf_nb.training.policy import ActorCritic, check_context
+from rarlhf_nb.training.sampler import Reader, draw_completions, sampler_logits
 
 
 def nucleus_mask(logits: torch.Tensor, top_p: float) -> torch.Tensor:
@@ -56,8 +58,8 @@ def combined_logits(
 class DExperts:
     """A base policy steered by an expert, an anti-expert or both; a `Policy`, for evaluation only.
 
-    `token_log_probs` describes its own decoding, including the nucleus. Calling it gives the combined logits of the
-    whole vocabulary, since most human texts have probability 0 under a nucleus.
+    Calling it gives the combined logits of the whole vocabulary, since most human texts have probability 0 under a
+    nucleus.
 
     Args:
         base: the model that writes.
@@ -107,22 +109,8 @@ class DExperts:
         return logits, logits.new_zeros(logits.shape[:2])
 
     @torch.no_grad()
-    def token_log_probs(self, episodes: Episodes, sampling: SamplingSettings) -> torch.Tensor:
-        """log pi(a_t | s_t) (B, T) of episodes that it sampled itself; 0 on padding.
-
-        Every completion token is treated as part of the nucleus. It was when it was drawn; but logits round differently
-        without the key-value cache, and a token at the edge of the nucleus could get -inf and spoil every mean. Texts
-        from elsewhere must therefore be scored with the combined logits.
-        """
-        mask = episodes.completion_mask
-        ids = torch.cat([episodes.prompt_ids, episodes.completion_ids], 1)
-        logits = self._all_logits(ids, torch.cat([episodes.prompt_mask, mask], 1), mask.shape[1])
-        decoded = self.decoding_logits(*logits, sampling, drawn=episodes.completion_ids)
-        return token_log_probs(decoded, episodes.completion_ids).masked_fill(~mask, 0.0)
-
-    @torch.no_grad()
-    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int) -> Episodes:
-        """Draw one completion for each prompt. The same prompts, weights and seed give the same completions.
+    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int, first: int = 0) -> Episodes:
+        """Draw one completion for each prompt, as `ActorCritic.sample` does.
 
         Raises `UserError` where the longest prompt leaves no room for the completion.
         """
@@ -130,27 +118,21 @@ class DExperts:
         for policy in (self.base, self.expert, self.anti_expert):
             if policy is not None:
                 check_context(policy, len(policy.prefix_ids) + prompt_ids.shape[1], sampling.completion_length)
-        given, mask = self.base.prefixed(prompt_ids, prompt_mask)
-        settings = GenerationConfig(
-            do_sample=True,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=sampling.completion_length,
-            pad_token_id=self.processing_class.pad_token_id,
-            eos_token_id=self.processing_class.eos_token_id,
-        )
-        steering = _Steering(self, prompt_ids, prompt_mask, sampling)  # applies masks and temperature as well
-        with seeded(seed, self.device):
-            ids = self.base.model.generate(
-                input_ids=given,
-                attention_mask=mask.long(),
-                generation_config=settings,
-                logits_processor=LogitsProcessorList([steering]),
-            )
-        completion_ids = ids[:, given.shape[1] :]
-        completion_mask = until_eos(completion_ids, self.processing_class.eos_token_id)
-        completions = self.base.completion_texts(prompt_ids, prompt_mask, completion_ids, completion_mask)
-        return Episodes(list(prompts), completions, prompt_ids, prompt_mask, completion_ids, completion_mask)
+        readers = [
+            None if policy is None else Reader(policy, prompt_ids, prompt_mask)
+            for policy in (self.base, self.expert, self.anti_expert)
+        ]
+
+        def read(token_ids: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = (None if reader is None else reader.read(token_ids)[0].unsqueeze(1) for reader in readers)
+            decoded = self.decoding_logits(*logits, sampling, first=step).squeeze(1)
+            return decoded, decoded.new_zeros(len(decoded))
+
+        numbers = uniforms(seed, first, len(prompts), sampling.completion_length)
+        numbers, tokens = torch.from_numpy(numbers).to(self.device), self.processing_class
+        ids, mask, drawn = draw_completions(read, numbers, tokens.eos_token_id, tokens.pad_token_id)
+        completions = self.base.completion_texts(prompt_ids, prompt_mask, ids, mask)
+        return Episodes(list(prompts), completions, prompt_ids, prompt_mask, ids, mask, drawn)
 
     def decoding_logits(
         self,
@@ -158,19 +140,17 @@ class DExperts:
         expert: torch.Tensor | None,
         anti_expert: torch.Tensor | None,
         sampling: SamplingSettings,
-        drawn: torch.Tensor | None = None,
+        first: int = 0,
     ) -> torch.Tensor:
         """The logits that `sample` draws from, steps 1 to 4 above, given the logits of the models, all (B, T, V).
 
-        drawn: (B, T) token ids that are kept even outside the nucleus.
+        first: the place of the first of the T tokens in the completion.
         """
         forbidden = self.forbidden_ids, self.processing_class.eos_token_id
         kept = nucleus_mask(
-            sampler_logits(base, sampling.model_copy(update={"temperature": 1.0}), *forbidden), self.top_p
+            sampler_logits(base, sampling.model_copy(update={"temperature": 1.0}), *forbidden, first), self.top_p
         )
-        if drawn is not None:
-            kept.scatter_(-1, drawn.unsqueeze(-1), True)
-        logits = sampler_logits(combined_logits(base, expert, anti_expert, self.alpha), sampling, *forbidden)
+        logits = sampler_logits(combined_logits(base, expert, anti_expert, self.alpha), sampling, *forbidden, first)
         return logits.masked_fill(~kept, torch.finfo(logits.dtype).min)
 
     def _all_logits(
@@ -181,55 +161,6 @@ class DExperts:
             None if policy is None else policy(input_ids, attention_mask, completion_length)[0]
             for policy in (self.base, self.expert, self.anti_expert)
         ]
-
-
-class _Steering(LogitsProcessor):
-    """Turns the base's next-token logits into those of DExperts, while the experts read the text so far."""
-
-    def __init__(
-        self, method: DExperts, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, sampling: SamplingSettings
-    ) -> None:
-        self.method, self.sampling = method, sampling
-        self.step = 0  # tokens drawn so far
-        self.readers = [
-            None if policy is None else _CachedReader(policy, prompt_ids, prompt_mask)
-            for policy in (method.expert, method.anti_expert)
-        ]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Next-token logits (B, V). input_ids: (B, P + step), the tokens that the base has read."""
-        drawn = input_ids[:, input_ids.shape[1] - self.step :]
-        expert, anti_expert = (
-            None if reader is None else reader.read(drawn[:, -1:]).unsqueeze(1) for reader in self.readers
-        )
-        still_without_eos = max(self.sampling.minimum_completion_length - self.step, 0)
-        rest = self.sampling.model_copy(update={"minimum_completion_length": still_without_eos})
-        self.step += 1
-        return self.method.decoding_logits(scores.unsqueeze(1), expert, anti_expert, rest).squeeze(1)
-
-
-class _CachedReader:
-    """A policy that reads B texts token by token and keeps them in its key-value cache."""
-
-    def __init__(self, policy: ActorCritic, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor) -> None:
-        self.policy, self.cache = policy, None
-        self.unread, self.mask = policy.prefixed(prompt_ids, prompt_mask)
-
-    def read(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Next-token logits (B, V) after token_ids (B, 0 or 1); the first call reads the prompt before them."""
-        ids = torch.cat([self.unread, token_ids], 1)
-        self.mask = torch.cat([self.mask, torch.ones_like(token_ids, dtype=torch.bool)], 1)
-        positions = (self.mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        output = self.policy.model(
-            input_ids=ids,
-            attention_mask=self.mask.long(),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **({"position_ids": positions} if self.policy.takes_positions else {}),
-        )
-        self.unread, self.cache = ids[:, :0], output.past_key_values
-        return output.logits[:, -1]
 
 
 def _check_vocabulary(base: ActorCritic, other: ActorCritic | None, name: str) -> None:

@@ -33,9 +33,11 @@ from rarlhf_nb.core.checkpoint import Checkpoint, Checkpoints
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import QuarkSettings, SamplingSettings, WatchSettings
 from rarlhf_nb.core.seeding import hash_seed, seeded, shuffled_stream
+from rarlhf_nb.training.episodes import Episodes
 from rarlhf_nb.training.loop import TrainingLoop
-from rarlhf_nb.training.policy import ActorCritic, Episodes, check_context, sampler_logits
+from rarlhf_nb.training.policy import ActorCritic, check_context
 from rarlhf_nb.training.ppo import masked_mean, masked_sum
+from rarlhf_nb.training.sampler import sampler_logits
 from rarlhf_nb.training.watch import Scored
 from rarlhf_nb.worlds.rewards import Reward, check_rewards
 

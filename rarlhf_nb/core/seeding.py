@@ -17,6 +17,14 @@ def hash_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
+def uniforms(seed: int, first: int, rows: int, length: int) -> np.ndarray:
+    """Uniform numbers in [0, 1) for the places first ... first + rows - 1 of a batch: (rows, length).
+
+    Each row depends on the seed and on its place alone.
+    """
+    return np.stack([np.random.default_rng([seed, place]).random(length) for place in range(first, first + rows)])
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global random state inside the block, and restore it afterwards."""

@@ -9,8 +9,10 @@ from accelerate import Accelerator
 
 from rarlhf_nb.core.profiles import EvaluationSettings, SamplingSettings
 from rarlhf_nb.core.seeding import hash_seed
-from rarlhf_nb.training.policy import Episodes, Policy, Reference, token_log_probs
+from rarlhf_nb.training.episodes import Episodes
+from rarlhf_nb.training.policy import Policy, Reference
 from rarlhf_nb.training.ppo import episode_kl
+from rarlhf_nb.training.sampler import token_log_probs
 from rarlhf_nb.worlds.rewards import ClassifierReward, Reward, check_rewards
 
 
@@ -60,13 +62,12 @@ def _evaluate_batch(
 ) -> pd.DataFrame:
     with autocast():
         episodes = policy.sample(batch["prompt"].tolist(), sampling, batch_seed)
-        log_probs = policy.token_log_probs(episodes, sampling)
         ref_log_probs = reference.token_log_probs(episodes, sampling)
         likelihood = {} if base is None else {"base_log_likelihood": completion_log_likelihoods(base, episodes)}
     return batch.assign(
         completion=episodes.completions,
         **_rewards(reward, episodes, batch),
-        kl=episode_kl(log_probs, ref_log_probs, episodes.completion_mask).tolist(),
+        kl=episode_kl(episodes.drawn.log_probs, ref_log_probs, episodes.completion_mask).tolist(),
         completion_length=episodes.completion_mask.sum(1).tolist(),
         **likelihood,
     )

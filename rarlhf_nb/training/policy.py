@@ -12,9 +12,8 @@ import json
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import peft
 import torch
@@ -22,46 +21,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import LoraSettings, SamplingSettings
-from rarlhf_nb.core.seeding import seeded
+from rarlhf_nb.core.seeding import seeded, uniforms
+from rarlhf_nb.training.episodes import Episodes, TokenEvaluation
+from rarlhf_nb.training.sampler import Reader, draw_completions, sampled_log_probs, sampler_logits
 from rarlhf_nb.worlds.hub import resolve_model
 
 VALUE_HEAD = "value_head.safetensors"
 PREFIX = "prefix.json"
 
 
-@dataclass
-class Episodes:
-    """B prompts with their completions, as text and as tokens."""
-
-    prompts: list[str]
-    completions: list[str]
-    prompt_ids: torch.Tensor  # (B, P) int64, left-padded
-    prompt_mask: torch.Tensor  # (B, P) bool
-    completion_ids: torch.Tensor  # (B, T) int64, right-padded
-    completion_mask: torch.Tensor  # (B, T) bool, EOS included
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def take(self, indices: torch.Tensor) -> "Episodes":
-        """The episodes at `indices` (K,), in that order."""
-        chosen = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            chosen[field.name] = value[indices] if torch.is_tensor(value) else [value[i] for i in indices.tolist()]
-        return replace(self, **chosen)
-
-    @property
-    def tokens(self) -> int:
-        """The number of real tokens in prompts and completions together."""
-        return int(self.prompt_mask.sum() + self.completion_mask.sum())
-
-
 class Policy(Protocol):
-    """What evaluation needs of a method: its completions, and the likelihood it gives to completions and to texts."""
+    """What evaluation needs of a method: completions with their likelihood, and the likelihood of human texts."""
 
     processing_class: PreTrainedTokenizerBase
     prefix_ids: list[int]
@@ -74,11 +48,8 @@ class Policy(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `ActorCritic.forward`."""
 
-    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int) -> Episodes:
-        """See `ActorCritic.sample`."""
-
-    def token_log_probs(self, episodes: Episodes, sampling: SamplingSettings) -> torch.Tensor:
-        """log pi(a_t | s_t) (B, T) under the distribution that `sample` draws from; 0 on padding."""
+    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int, first: int = 0) -> Episodes:
+        """See `ActorCritic.sample`; the `drawn` of the episodes is filled."""
 
 
 class ActorCritic(nn.Module):
@@ -134,20 +105,29 @@ class ActorCritic(nn.Module):
 
         input_ids, attention_mask: (B, P + T).
         """
-        input_ids, attention_mask = self.prefixed(input_ids, attention_mask)
-        positions = {}
+        ids, mask = self.prefixed(input_ids, attention_mask)
+        output = self.run(ids[:, :-1], mask[:, :-1], keep=completion_length)
+        return output.logits, self.values(output.hidden_states[-1][:, -completion_length:])
+
+    def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, keep: int, **options: Any) -> ModelOutput:
+        """The output of the causal LM for input_ids (B, L), with the logits of the last `keep` positions.
+
+        attention_mask: (B, L), and what a cache among the `options` has read stands before it.
+        """
         if self.takes_positions:
-            positions["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        output = self.model(
+            positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            options["position_ids"] = positions[:, -input_ids.shape[1] :]
+        return self.model(
             input_ids=input_ids,
             attention_mask=attention_mask.long(),
             output_hidden_states=True,
-            logits_to_keep=completion_length + 1,
-            use_cache=False,
-            **positions,
+            logits_to_keep=keep,
+            **{"use_cache": False} | options,
         )
-        hidden = output.hidden_states[-1][:, -completion_length - 1 : -1]
-        return output.logits[:, :-1], self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
+
+    def values(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The critic's value of each hidden state: (..., H) -> (...)."""
+        return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
 
     def prefixed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask with the prefix in front; padding of shorter prompts then lies between prefix and prompt."""
@@ -166,31 +146,28 @@ class ActorCritic(nn.Module):
         return batch["input_ids"].to(self.device), batch["attention_mask"].bool().to(self.device)
 
     @torch.no_grad()
-    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int) -> Episodes:
+    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int, first: int = 0) -> Episodes:
         """Draw one completion for each prompt. The same prompts, weights and seed give the same completions.
 
-        Raises `UserError` where the longest prompt leaves no room for the completion.
+        first: the place of the first prompt in the batch that these prompts are a part of; an episode depends on its
+        place, not on how the batch is cut. Raises `UserError` where the longest prompt leaves no room for the
+        completion.
         """
         prompt_ids, prompt_mask = self.tokenize(prompts)
         check_context(self, len(self.prefix_ids) + prompt_ids.shape[1], sampling.completion_length)
-        settings = GenerationConfig(
-            do_sample=True,
-            temperature=sampling.temperature,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=sampling.completion_length,
-            min_new_tokens=sampling.minimum_completion_length,
-            suppress_tokens=self.forbidden_ids or None,
-            pad_token_id=self.processing_class.pad_token_id,
-            eos_token_id=self.processing_class.eos_token_id,
-        )
-        with seeded(seed, self.device):
-            given, mask = self.prefixed(prompt_ids, prompt_mask)
-            ids = self.model.generate(input_ids=given, attention_mask=mask.long(), generation_config=settings)
-        completion_ids = ids[:, given.shape[1] :]
-        mask = until_eos(completion_ids, self.processing_class.eos_token_id)
-        completions = self.completion_texts(prompt_ids, prompt_mask, completion_ids, mask)
-        return Episodes(list(prompts), completions, prompt_ids, prompt_mask, completion_ids, mask)
+        reader, tokens = Reader(self, prompt_ids, prompt_mask), self.processing_class
+        forbidden_ids = self.forbidden_ids
+
+        def read(token_ids: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+            logits, values = reader.read(token_ids)
+            logits = sampler_logits(logits.unsqueeze(1), sampling, forbidden_ids, tokens.eos_token_id, first=step)
+            return logits.squeeze(1), values
+
+        numbers = uniforms(seed, first, len(prompts), sampling.completion_length)
+        numbers = torch.from_numpy(numbers).to(self.device)
+        ids, mask, drawn = draw_completions(read, numbers, tokens.eos_token_id, tokens.pad_token_id)
+        completions = self.completion_texts(prompt_ids, prompt_mask, ids, mask)
+        return Episodes(list(prompts), completions, prompt_ids, prompt_mask, ids, mask, drawn)
 
     def completion_texts(
         self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, completion_ids: torch.Tensor, mask: torch.Tensor
@@ -297,23 +274,10 @@ def _frozen(policy: ActorCritic) -> ActorCritic:
     return copy.deepcopy(policy).requires_grad_(False)
 
 
-@dataclass
-class TokenEvaluation:
-    """The policy's and the critic's numbers for each completion token; all (B, T), 0 on padding."""
-
-    log_probs: torch.Tensor
-    values: torch.Tensor
-    entropy: torch.Tensor | None = None
-
-
 def evaluate_tokens(
-    policy: ActorCritic,
-    episodes: Episodes,
-    sampling: SamplingSettings,
-    entropy: bool = False,
-    forward: nn.Module | None = None,
+    policy: ActorCritic, episodes: Episodes, sampling: SamplingSettings, forward: nn.Module | None = None
 ) -> TokenEvaluation:
-    """log pi(a_t | s_t) and V(s_t) of every completion token, and if asked the entropy of pi(. | s_t).
+    """log pi(a_t | s_t) and V(s_t) of every completion token.
 
     forward: accelerate's wrapper of the policy; in training the gradients must flow through it.
     """
@@ -323,42 +287,6 @@ def evaluate_tokens(
         torch.cat([episodes.prompt_mask, mask], 1),
         mask.shape[1],
     )
-    logits = sampler_logits(logits, sampling, policy.forbidden_ids, policy.processing_class.eos_token_id)
-    log_probs = token_log_probs(logits, episodes.completion_ids)
-    return TokenEvaluation(
-        log_probs=log_probs.masked_fill(~mask, 0.0),
-        values=values.masked_fill(~mask, 0.0),
-        entropy=token_entropy(logits).masked_fill(~mask, 0.0) if entropy else None,
-    )
-
-
-def sampler_logits(
-    logits: torch.Tensor, sampling: SamplingSettings, forbidden_ids: list[int], eos_id: int | None
-) -> torch.Tensor:
-    """The logits of the sampler's distribution: divided by the temperature, forbidden tokens masked.
-
-    logits: (B, T, V). `forbidden_ids` are masked everywhere, EOS before the minimum completion length.
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / sampling.temperature
-    masked = torch.zeros(logits.shape[1:], dtype=torch.bool, device=logits.device)
-    masked[:, forbidden_ids] = True
-    if eos_id is not None:
-        masked[: sampling.minimum_completion_length, eos_id] = True
-    # the lowest finite number, not -inf: probability 0 and a contribution of 0, not NaN, to the entropy
-    return logits.masked_fill(masked, torch.finfo(logits.dtype).min)
-
-
-def token_log_probs(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-    """log softmax(logits)[token]: (B, T, V), (B, T) -> (B, T)."""
-    return logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-
-
-def token_entropy(logits: torch.Tensor) -> torch.Tensor:
-    """H(softmax(logits)) in nats: (B, T, V) -> (B, T)."""
-    return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
-
-
-def until_eos(token_ids: torch.Tensor, eos_id: int | None) -> torch.Tensor:
-    """Mask (B, T) that is True up to and including the first EOS."""
-    is_eos = token_ids == (-1 if eos_id is None else eos_id)
-    return (is_eos.cumsum(1) - is_eos.long()) == 0
+    forbidden = policy.forbidden_ids, policy.processing_class.eos_token_id
+    log_probs = sampled_log_probs(logits, episodes.completion_ids, sampling, *forbidden)
+    return TokenEvaluation(log_probs.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0))

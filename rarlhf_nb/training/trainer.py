@@ -23,8 +23,9 @@ from rarlhf_nb.core.checkpoint import Checkpoint, Checkpoints
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import PPOSettings, RiskSettings, SamplingSettings, WatchSettings
 from rarlhf_nb.core.seeding import hash_seed, shuffled_stream
+from rarlhf_nb.training.episodes import Episodes, TokenEvaluation
 from rarlhf_nb.training.loop import TrainingLoop
-from rarlhf_nb.training.policy import ActorCritic, Episodes, Reference, evaluate_tokens
+from rarlhf_nb.training.policy import ActorCritic, Reference, evaluate_tokens
 from rarlhf_nb.training.ppo import (
     dense_rewards,
     episode_kl,
@@ -194,16 +195,23 @@ class CVaRPPOTrainer(TrainingLoop):
         env_rewards = self.env_rewards(episodes, columns)
         with torch.no_grad(), self.accelerator.autocast():
             parts = [episodes.take(rows) for rows in self.micro_batches(len(episodes))]
-            own = [evaluate_tokens(self.policy, part, self.sampling, entropy=True) for part in parts]
             ref_log_probs = torch.cat([self.reference.token_log_probs(part, self.sampling) for part in parts])
-        log_probs, values, entropy = (
-            torch.cat([getattr(part, name) for part in own]) for name in ("log_probs", "values", "entropy")
-        )
+            own = [self.behaviour(part) for part in parts]
+        log_probs, values = (torch.cat([getattr(part, name) for part in own]) for name in ("log_probs", "values"))
         kl = episode_kl(log_probs, ref_log_probs, episodes.completion_mask)
-        rollout = Rollout(episodes, env_rewards, log_probs, ref_log_probs, values, entropy, kl)
+        rollout = Rollout(episodes, env_rewards, log_probs, ref_log_probs, values, episodes.drawn.entropy, kl)
         self.watch.completions(rollout.scored)
         self.watch.kl(rollout.scored)
         return rollout
+
+    def behaviour(self, episodes: Episodes) -> TokenEvaluation:
+        """Log-probabilities and values under the policy that drew the episodes: the sampler's own numbers.
+
+        In half precision, reading token by token rounds otherwise than reading at once, by more than an update moves a
+        ratio; so there the episodes are read again, as the update will read them.
+        """
+        full = self.accelerator.mixed_precision == "no" and torch.finfo(self.policy.model.dtype).bits >= 32
+        return episodes.drawn if full else evaluate_tokens(self.policy, episodes, self.sampling)
 
     def env_rewards(self, episodes: Episodes, columns: dict[str, list]) -> torch.Tensor:
         """The sum of the reward functions for each episode, checked: (B,)."""

@@ -101,13 +101,11 @@ class Watch:
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """Stop where torch refuses to sample, since the policy's probabilities are not finite."""
+        """Stop where the policy's probabilities are not finite, so that nothing can be drawn from them."""
         try:
             yield
-        except RuntimeError as error:
-            if "probability tensor contains" not in str(error):
-                raise
-            self._stop_at_once("the policy's probabilities are not finite")
+        except FloatingPointError as error:
+            self._stop_at_once(str(error))
 
     def completions(self, scored: Scored) -> None:
         """Notice a batch that is one completion over and over, or whose rewards are all equal."""
