@@ -19,10 +19,12 @@ from rarlhf_nb.baselines.quark import add_reward_tokens
 from rarlhf_nb.core.lock import held
 from rarlhf_nb.core.profiles import load_profile
 from rarlhf_nb.core.runs import Run
+from rarlhf_nb.core.seeding import uniforms
 from rarlhf_nb.measuring.report import build_report
 from rarlhf_nb.running import export, model_card
 from rarlhf_nb.running.cli import app
 from rarlhf_nb.training.policy import load_policy
+from rarlhf_nb.training.sampler import invert_distribution
 
 HOSTILE = "<img src=x>|![x](http:y.png) [click](http:z) `<b>` **&lt;**\n# head"
 PPO = ["rlhf", "ra_rlhf", "ra_rlhf@0.2", "ra_rlhf_ru"]
@@ -89,7 +91,6 @@ def run_code(card):
     """Everything that the card's code defines."""
     names = {}
     for code in re.findall(r"```python\n(.*?)```", card.text, flags=re.S):
-        torch.manual_seed(7)
         exec(code, names)
     return types.SimpleNamespace(**names)
 
@@ -112,12 +113,15 @@ def test_the_copy_is_the_policy_bit_for_bit(run, root, method):
 
 
 @pytest.mark.parametrize("method", ["ra_rlhf_ru", "quark", "prompted"])
-def test_the_cards_code_gives_the_completions_that_were_measured(run, root, method):
+def test_the_cards_code_draws_from_the_distribution_that_was_measured(run, root, method, monkeypatch):
     rarlhf("mine", method, "copy")
     card = card_of(root / "copy")
-    found = run_code(card)
     policy = load_policy(run.path("policies", method))
     sampling = load_profile("pocket-imdb").sampling
+    numbers = iter(torch.from_numpy(uniforms(7, 0, 1, sampling.completion_length)).unbind(1))
+    with monkeypatch.context() as patch:  # transformers draws with the numbers that our sampler draws with
+        patch.setattr(torch, "multinomial", lambda p, **_: invert_distribution(p, next(numbers)).unsqueeze(1))
+        found = run_code(card)
     prompt = model_card.TASKS["imdb-gen"][-1]
     wanted = policy.sample([prompt], sampling, seed=7)
     assert torch.equal(found.sampled[:, found.given.shape[1] :], wanted.completion_ids.cpu())
