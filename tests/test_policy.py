@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import PROMPTS, sampling_settings, tiny_policy
 from transformers import AutoModelForCausalLM
+from transformers.activations import NewGELUActivation
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import LoraSettings
@@ -222,3 +223,15 @@ def test_a_prefix_is_read_but_is_part_of_no_episode(tmp_path):
     again = load_policy(tmp_path)
     assert again.prefix_ids == policy.prefix_ids
     assert again.sample(PROMPTS, sampling, seed=1).completions == episodes.completions
+
+
+def test_the_fused_gelu_is_the_function_that_the_checkpoint_names():
+    policy, sampling = tiny_policy(dtype=torch.float64), sampling_settings()
+    batch = policy.sample(PROMPTS, sampling, seed=1)
+    ids = torch.cat([batch.prompt_ids, batch.completion_ids], 1)
+    fused = policy.model(ids).logits
+    for block in policy.model.transformer.h:
+        assert isinstance(block.mlp.act, torch.nn.GELU)
+        block.mlp.act = NewGELUActivation()
+    torch.testing.assert_close(policy.model(ids).logits, fused, atol=1e-12, rtol=0)
+    assert policy.model.config.activation_function == "gelu_new"

@@ -130,7 +130,7 @@ class QuarkTrainer(TrainingLoop):
         if isinstance(model.model, peft.PeftModel):
             train_these_rows(model.model.get_input_embeddings().weight, self.reward_ids)
         trainable = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(trainable, lr=args.learning_rate, eps=args.adam_epsilon)
+        optimizer = torch.optim.Adam(trainable, lr=args.learning_rate, eps=args.adam_epsilon, fused=True)
         self.schedule = get_linear_schedule_with_warmup(optimizer, args.warmup_steps, args.steps)
         self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.pool = Pool()

@@ -140,7 +140,7 @@ class CVaRPPOTrainer(TrainingLoop):
         self.schedule = SoftRiskSchedule(args.batch_size, risk.alpha, args.iterations, risk.warm_start, risk.rho)
         self.reference = reference or Reference(model)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(trainable, lr=args.learning_rate)
+        optimizer = torch.optim.Adam(trainable, lr=args.learning_rate, fused=True)
         self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.kl_coef = args.kl_coef
         self.rollout: Rollout | None = None
