@@ -47,6 +47,23 @@ def test_garbage_in_padded_positions_changes_nothing():
     torch.testing.assert_close(read.values, clean.values, atol=1e-6, rtol=0)
 
 
+def test_columns_that_are_padding_everywhere_are_not_read(monkeypatch):
+    policy, sampling = tiny_policy(), sampling_settings(minimum_completion_length=0)
+    batch = policy.sample(PROMPTS * 8, sampling, seed=3)
+    short = batch.take((batch.completion_mask.sum(1) <= 2).nonzero().squeeze(1))
+    assert len(short) > 1
+    whole = evaluate_tokens(policy, batch, sampling).log_probs[(batch.completion_mask.sum(1) <= 2)]
+    read = []
+    forward = policy.forward
+    monkeypatch.setattr(
+        policy, "forward", lambda ids, mask, length: read.append((ids, mask)) or forward(ids, mask, length)
+    )
+    found = evaluate_tokens(policy, short, sampling).log_probs
+    ids, mask, _ = read[0]
+    assert mask.any(0).all() and ids.shape[1] < batch.prompt_ids.shape[1] + batch.completion_ids.shape[1]
+    torch.testing.assert_close(found, whole, atol=1e-6, rtol=0)
+
+
 def test_sampling_is_seeded_and_leaves_the_global_state_alone():
     policy = tiny_policy()
     before = torch.random.get_rng_state()

@@ -119,7 +119,7 @@ class DExperts:
             if policy is not None:
                 check_context(policy, len(policy.prefix_ids) + prompt_ids.shape[1], sampling.completion_length)
         readers = [
-            None if policy is None else Reader(policy, prompt_ids, prompt_mask)
+            None if policy is None else Reader(policy, prompt_ids, prompt_mask, sampling.completion_length)
             for policy in (self.base, self.expert, self.anti_expert)
         ]
 

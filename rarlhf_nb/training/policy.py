@@ -157,7 +157,7 @@ class ActorCritic(nn.Module):
         """
         prompt_ids, prompt_mask = self.tokenize(prompts)
         check_context(self, len(self.prefix_ids) + prompt_ids.shape[1], sampling.completion_length)
-        reader, tokens = Reader(self, prompt_ids, prompt_mask), self.processing_class
+        reader, tokens = Reader(self, prompt_ids, prompt_mask, sampling.completion_length), self.processing_class
         forbidden_ids = self.forbidden_ids
 
         def read(token_ids: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -292,14 +292,17 @@ def evaluate_tokens(
 ) -> TokenEvaluation:
     """log pi(a_t | s_t) and V(s_t) of every completion token.
 
-    forward: accelerate's wrapper of the policy; in training the gradients must flow through it.
+    forward: accelerate's wrapper of the policy; in training the gradients must flow through it. Columns that are
+    padding in every episode are not read.
     """
-    mask = episodes.completion_mask
+    padding, length = int((~episodes.prompt_mask).all(0).sum()), int(episodes.completion_mask.any(0).sum())
+    ids, mask = episodes.completion_ids[:, :length], episodes.completion_mask[:, :length]
     logits, values = (forward or policy)(
-        torch.cat([episodes.prompt_ids, episodes.completion_ids], 1),
-        torch.cat([episodes.prompt_mask, mask], 1),
-        mask.shape[1],
+        torch.cat([episodes.prompt_ids[:, padding:], ids], 1),
+        torch.cat([episodes.prompt_mask[:, padding:], mask], 1),
+        length,
     )
     forbidden = policy.forbidden_ids, policy.processing_class.eos_token_id
-    log_probs = sampled_log_probs(logits, episodes.completion_ids, sampling, *forbidden)
-    return TokenEvaluation(log_probs.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0))
+    log_probs = sampled_log_probs(logits, ids, sampling, *forbidden)
+    missing = (0, episodes.completion_ids.shape[1] - length)
+    return TokenEvaluation(*(nn.functional.pad(x.masked_fill(~mask, 0.0), missing) for x in (log_probs, values)))

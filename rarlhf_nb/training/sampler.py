@@ -6,9 +6,10 @@ that a batch may be cut into parts without a change of any completion.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from rarlhf_nb.core.profiles import SamplingSettings
 from rarlhf_nb.training.episodes import TokenEvaluation
@@ -60,10 +61,10 @@ def invert_distribution(probabilities: torch.Tensor, uniforms: torch.Tensor) -> 
 
 
 class Reader:
-    """A policy that reads B texts token by token and keeps them in its key-value cache."""
+    """A policy that reads B prompts and then, token by token, up to `length` more; it keeps them in its cache."""
 
-    def __init__(self, policy: "ActorCritic", prompt_ids: torch.Tensor, prompt_mask: torch.Tensor) -> None:
-        self.policy, self.cache = policy, None
+    def __init__(self, policy: "ActorCritic", prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, length: int) -> None:
+        self.policy, self.length, self.cache = policy, length, None
         self.unread, self.mask = policy.prefixed(prompt_ids, prompt_mask)
 
     def read(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,8 +72,38 @@ class Reader:
         ids = torch.cat([self.unread, token_ids], 1)
         self.mask = torch.cat([self.mask, torch.ones_like(token_ids, dtype=torch.bool)], 1)
         output = self.policy.run(ids, self.mask, keep=1, past_key_values=self.cache, use_cache=True)
-        self.unread, self.cache = ids[:, :0], output.past_key_values
+        if self.cache is None:
+            self.cache = with_room(output.past_key_values, self.length)
+        self.unread = ids[:, :0]
         return output.logits[:, -1], self.policy.values(output.hidden_states[-1][:, -1])
+
+
+def with_room(cache: Cache, length: int) -> Cache:
+    """The cache of a prompt, its growing layers replaced by ones with room for `length` tokens more."""
+    if isinstance(cache, DynamicCache):
+        cache.layers = [RoomyLayer(layer, length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer of the cache that writes new keys and values behind the old ones, instead of copying all at each step."""
+
+    def __init__(self, layer: DynamicLayer, length: int) -> None:
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
+        self.whole = [torch.nn.functional.pad(part, (0, 0, 0, length)) for part in (layer.keys, layer.values)]
+        self.keys, self.values = layer.keys, layer.values
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `DynamicLayer.update`."""
+        start = self.keys.shape[-2]
+        end = start + key_states.shape[-2]
+        for part, new in zip(self.whole, (key_states, value_states), strict=True):
+            part[..., start:end, :] = new
+        self.keys, self.values = (part[..., :end, :] for part in self.whole)
+        return self.keys, self.values
 
 
 def sampler_logits(
