@@ -100,7 +100,7 @@ def test_the_runs_of_a_sweep_share_what_settings_do_not_tell_apart(work, capsys)
     assert work("grid/e") == ["sft"]  # what is damaged is not taken
 
 
-def test_a_run_computes_with_its_own_number_of_threads(work):
+def test_a_run_computes_with_its_own_number_of_threads(work, monkeypatch):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -112,6 +112,9 @@ def test_a_run_computes_with_its_own_number_of_threads(work):
         torch.set_num_threads(1)
         Experiment.open("pocket", "open", 1, TINY | {"compute.threads": None})
         assert torch.get_num_threads() == 2  # that of its first use
+        monkeypatch.setattr(os, "cpu_count", lambda: 1)
+        with pytest.warns(UserWarning, match="compute.threads = 2, but this machine has 1 core:"):
+            Experiment.reopen("mine")
     finally:
         torch.set_num_threads(threads)
 

@@ -5,6 +5,8 @@ earlier stages left in the folder and writes its own part; so each notebook runs
 """
 
 import json
+import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,8 +86,18 @@ class Experiment(Workspace):
             ) from None
 
     def with_threads(self) -> "Experiment":
-        """Let torch compute with the run's number of threads: the profile's, or else that of the run's first use."""
+        """Let torch compute with the run's number of threads: the profile's, or else that of the run's first use.
+
+        More threads than the machine has cores give the same numbers, slowly, and a warning.
+        """
         threads = self.run.manifest.get("threads") or self.profile.compute.threads or torch.get_num_threads()
+        cores = os.cpu_count() or threads
+        if threads > cores:
+            warnings.warn(
+                f"compute.threads = {threads}, but this machine has {cores} core{'s' if cores > 1 else ''}: the "
+                "numbers are those of that many threads, but they come slowly.",
+                stacklevel=3,
+            )
         torch.set_num_threads(threads)
         return self
 
