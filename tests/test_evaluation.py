@@ -26,6 +26,9 @@ def test_the_episodes_of_two_methods_pair_row_by_row():
     assert one["completion"][:8].tolist() != one["completion"][8:].tolist()  # the samples differ
     again = evaluate(policy, reference, good_minus_bad, TEST, sampling_settings(), SETTINGS, seed=3)
     pd.testing.assert_frame_equal(one, again)
+    whole = SETTINGS.model_copy(update={"batch_size": 8})
+    at_once = evaluate(policy, reference, good_minus_bad, TEST, sampling_settings(), whole, seed=3)
+    pd.testing.assert_frame_equal(one, at_once, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

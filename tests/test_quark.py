@@ -170,8 +170,8 @@ def test_the_pool_is_explored_without_a_token_first_and_under_the_best_one_after
     trainer = make_trainer(start, reference=tiny_policy(1), exploration_prompts=5, log_file=tmp_path / "quark.jsonl")
     samplers = []
     for name, policy in {"reference": trainer.reference, "policy": trainer.policy}.items():
-        policy.sample = lambda prompts, *rest, name=name, policy=policy, sample=policy.sample: (
-            samplers.append((name, list(policy.prefix_ids), prompts)) or sample(prompts, *rest)
+        policy.sample = lambda prompts, *rest, name=name, policy=policy, sample=policy.sample, **place: (
+            samplers.append((name, list(policy.prefix_ids), prompts)) or sample(prompts, *rest, **place)
         )
     log = trainer.train()
     assert [(name, prefix) for name, prefix, _ in samplers] == [("reference", []), ("policy", [11])]

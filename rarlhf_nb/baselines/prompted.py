@@ -9,7 +9,6 @@ import pandas as pd
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import SamplingSettings
-from rarlhf_nb.core.seeding import hash_seed
 from rarlhf_nb.training.policy import ActorCritic, Policy
 from rarlhf_nb.worlds.rewards import Reward, check_rewards
 
@@ -58,8 +57,8 @@ def _mean_reward(
     policy: Policy, reward: Reward, prompts: list[str], sampling: SamplingSettings, seed: int, batch_size: int
 ) -> float:
     rewards = []
-    for index, at in enumerate(range(0, len(prompts), batch_size)):
-        episodes = policy.sample(prompts[at : at + batch_size], sampling, hash_seed(seed, index))
+    for at in range(0, len(prompts), batch_size):
+        episodes = policy.sample(prompts[at : at + batch_size], sampling, seed, first=at)
         rated = reward(prompts=episodes.prompts, completions=episodes.completions)
         rewards += check_rewards(rated, episodes.prompts, episodes.completions)
     return sum(rewards) / len(rewards)

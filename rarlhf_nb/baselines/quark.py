@@ -181,11 +181,11 @@ class QuarkTrainer(TrainingLoop):
         count = self.args.exploration_prompts or size
         indices = shuffled_stream(size, self.seed, exploration * count, count)
         explored, rewards = [], []
-        for part, at in enumerate(range(0, count, self.args.batch_size)):
+        for at in range(0, count, self.args.batch_size):
             columns = self.train_dataset[indices[at : at + self.args.batch_size]]
             prompts = columns.pop("prompt")
             with self.accelerator.autocast(), self.watch.sampling():
-                episodes = sampler.sample(prompts, self.sampling, hash_seed(self.seed, exploration, part))
+                episodes = sampler.sample(prompts, self.sampling, hash_seed(self.seed, exploration), first=at)
             # the policy will read one token more than p_0
             check_context(self.policy, 1 + episodes.prompt_ids.shape[1], self.sampling.completion_length)
             explored.append(episodes)

@@ -33,18 +33,26 @@ def evaluate(
     prompts: columns prompt, prompt_score, label, group. The table has these columns and completion, reward, kl (nats
     per episode, from `reference`), completion_length (tokens) and seed (of the sample). A `ClassifierReward` adds
     normalised_reward (its probability, in [0, 1]); `base` adds base_log_likelihood (log-likelihood of the completion
-    after its prompt under the base model, in nats). Every method samples a batch of prompts with the same seed and in
-    the same order, so the tables of two methods pair row by row.
+    after its prompt under the base model, in nats). Every method samples a prompt with the same random numbers,
+    whatever `settings.batch_size`, and the tables of two methods pair row by row.
     """
     autocast = Accelerator(mixed_precision=mixed_precision).autocast
-    batches = [prompts.iloc[at : at + settings.batch_size] for at in range(0, len(prompts), settings.batch_size)]
+    places = range(0, len(prompts), settings.batch_size)
     return pd.concat(
         [
             _evaluate_batch(
-                policy, reference, reward, batch, sampling, hash_seed(seed, sample, index), autocast, base
+                policy,
+                reference,
+                reward,
+                prompts.iloc[at : at + settings.batch_size],
+                at,
+                sampling,
+                hash_seed(seed, sample),
+                autocast,
+                base,
             ).assign(seed=sample)
             for sample in range(settings.samples_per_prompt)
-            for index, batch in enumerate(batches)
+            for at in places
         ],
         ignore_index=True,
     )
@@ -55,13 +63,14 @@ def _evaluate_batch(
     reference: Reference,
     reward: Reward,
     batch: pd.DataFrame,
+    first: int,
     sampling: SamplingSettings,
-    batch_seed: int,
+    seed: int,
     autocast: Callable[[], AbstractContextManager],
     base: Policy | None,
 ) -> pd.DataFrame:
     with autocast():
-        episodes = policy.sample(batch["prompt"].tolist(), sampling, batch_seed)
+        episodes = policy.sample(batch["prompt"].tolist(), sampling, seed, first)
         ref_log_probs = reference.token_log_probs(episodes, sampling)
         likelihood = {} if base is None else {"base_log_likelihood": completion_log_likelihoods(base, episodes)}
     return batch.assign(
