@@ -1,0 +1,258 @@
+"""An iteration of ours against the peer's: seconds by phase, FLOPs against the machine's rate, and peak memory.
+
+    python -m benchmarks.iteration setup
+    python -m benchmarks.iteration
+
+The peer is `PPOTrainer` of TRL 0.11.4, the engine under the code of the paper's authors. Its libraries are older than
+ours, so `setup` gives it an environment of its own in the project's cache; without it, ours alone is measured. The peer
+masks the loss of dropped episodes and pays for them, so its time is the same for every alpha.
+
+Both engines load the same random GPT-2 without dropout, and take turns with the same prompts, lengths and epochs, each
+in a process with as many threads. Every completion has its full length, and the reward costs nothing. `generate` is the
+sampler, `update` the PPO epochs, and `score` all the rest: rewards, reference, advantages. One iteration of each counts
+the FLOPs and is not timed. Peak memory is that of a fresh process that loads the models and runs one iteration: the
+whole, and what it adds to policy and reference, Adam's moments among it.
+
+Writes OUTPUT (JSON), and beside it the table (Markdown), which it also prints.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from benchmarks.worker import REPOSITORY, Worker
+from rarlhf_nb.core.seeding import threads
+from rarlhf_nb.measuring.cells import markdown_table
+from rarlhf_nb.worlds.cache import build_once, cache_folder
+
+PEER = "TRL 0.11.4"
+PEER_REQUIREMENTS = (
+    "trl==0.11.4",
+    "transformers==4.45.2",
+    "numpy>=2",
+    "datasets<4",
+    "pyarrow<20",
+    "accelerate<1.2",
+    "rich",
+    "peft",
+    "torch==2.13.0",
+)
+PEER_MISSING = "The peer is not set up, so ours alone was measured: `python -m benchmarks.iteration setup`."
+SETUP, RUN = "setup", "run"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A GPT-2 and a batch: prompts and completions of fixed lengths in tokens."""
+
+    layers: int
+    width: int
+    vocabulary: int
+    batch: int
+    prompt: int
+    completion: int
+    epochs: int = 4
+
+    def __str__(self) -> str:
+        model = f"{self.layers} × {self.width}, vocabulary {self.vocabulary:,}"
+        return f"{model}, B {self.batch}, {self.prompt} + {self.completion}"
+
+
+SHAPES = {
+    "tiny": Shape(2, 64, 64, 10, 4, 4),
+    "pocket": Shape(3, 128, 1024, 128, 24, 24),
+    "medium": Shape(6, 384, 8192, 64, 32, 32),
+    "gpt2": Shape(12, 768, 50257, 16, 64, 48),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """What an engine is asked to run: ours with its risk settings, or the peer."""
+
+    name: str
+    request: dict[str, Any]
+
+
+OURS = [
+    Method("ours, α = 1", {"estimator": "tail_selection", "alpha": 1.0}),
+    *(Method(f"ours, α = {alpha}", {"estimator": "tail_selection", "alpha": alpha}) for alpha in (0.4, 0.2)),
+    *(Method(f"ours, α = {alpha}, RU", {"estimator": "rockafellar_uryasev", "alpha": alpha}) for alpha in (0.4, 0.2)),
+]
+QUICK = [method for method in OURS if method.request["alpha"] == 0.2]
+THEIRS = Method(f"peer ({PEER})", {})
+
+
+def peer_folder() -> Path:
+    """Where the peer's environment lies; its name says what is in it."""
+    key = hashlib.sha256(" ".join([platform.python_version(), *PEER_REQUIREMENTS]).encode()).hexdigest()
+    return cache_folder() / "peer" / key[:12]
+
+
+def set_up_peer() -> Path:
+    """The folder of the peer's environment, made on the first call."""
+
+    def build(folder: Path) -> None:
+        print(f"setting up {PEER}, once; some minutes", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *PEER_REQUIREMENTS], check=True)
+
+    return build_once(peer_folder(), build)
+
+
+def write_models(shape: Shape, folder: Path) -> None:
+    """Write what an engine loads: a random GPT-2 with a word for every token, prompts of such words, the shape."""
+    words = ["[PAD]", "[UNK]", "[EOS]", *(f"word{i}" for i in range(shape.vocabulary - 3))]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[EOS]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=shape.vocabulary,
+            n_positions=128,
+            n_embd=shape.width,
+            n_layer=shape.layers,
+            n_head=shape.width // 64,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=None,
+            eos_token_id=words.index("[EOS]"),
+        )
+    ).save_pretrained(folder)
+    dice = random.Random(0)
+    prompts = [" ".join(dice.choices(words[3:], k=shape.prompt)) for _ in range(shape.batch)]
+    (folder / "prompts.json").write_text(json.dumps(prompts))
+    (folder / "shape.json").write_text(json.dumps(asdict(shape)))
+
+
+def matrix_rate(size: int = 2048) -> float:
+    """FLOP/s of a large fp32 product, the best of five."""
+    left, right, best = torch.rand(size, size), torch.rand(size, size), float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def start(method: Method, folder: Path, count: int) -> Worker:
+    """A worker of the method's engine, with `count` threads."""
+    if method == THEIRS:
+        return Worker(peer_folder() / "bin" / "python", "benchmarks.peer_iteration", folder, count)
+    return Worker(Path(sys.executable), "benchmarks.our_iteration", folder, count)
+
+
+def measure(shape: Shape, methods: Sequence[Method], repeats: int, count: int) -> list[dict[str, Any]]:
+    """One row per method, as in the JSON: seconds of each repeat, FLOPs, bytes; the matrix rate of the same minutes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_models(shape, folder)
+        rows = [{"shape": str(shape), "method": method.name, "seconds": []} for method in methods]
+        rates = []
+        with ExitStack() as stack, threads(count):
+            ours = stack.enter_context(start(OURS[0], folder, count))
+            engines = [ours if method != THEIRS else stack.enter_context(start(method, folder, count)) for method in methods]
+            for row, engine, method in zip(rows, engines, methods, strict=True):
+                row["flops"] = engine.iterate(**method.request, count_flops=True)["flops"]
+            for repeat in range(repeats):
+                rates.append(matrix_rate())
+                for row, engine, method in zip(rows, engines, methods, strict=True):
+                    row["seconds"].append(engine.iterate(**method.request)["seconds"])
+                print(f"{shape}: repeat {repeat + 1} of {repeats}", file=sys.stderr)
+        for row, method in zip(rows, methods, strict=True):
+            row["matrix_rate"] = statistics.median(rates)
+            row["bytes"] = memory(method, folder, count)
+    return rows
+
+
+def memory(method: Method, folder: Path, count: int) -> dict[str, int]:
+    """Peak resident bytes of a fresh process that runs one iteration: the `whole`, and `above` the loaded models."""
+    with start(method, folder, count) as worker:
+        loaded = worker.memory()["now"]
+        worker.iterate(**method.request)
+        most = worker.memory()["most"]
+    return {"whole": most, "above": most - loaded}
+
+
+def median(row: dict[str, Any], phase: str) -> float:
+    """The median seconds of a phase; `score` is what `generate` and `update` leave of the whole."""
+    return statistics.median(
+        seconds["whole"] - seconds["generate"] - seconds["update"] if phase == "score" else seconds[phase]
+        for seconds in row["seconds"]
+    )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: one line per shape and method, with medians, ratios to the peer's, and shares of the matrix rate."""
+    peer = {row["shape"]: median(row, "whole") for row in rows if row["method"] == THEIRS.name}
+    lines = []
+    for row in rows:
+        share = {
+            phase: f"{row['flops'][phase] / (median(row, phase) * row['matrix_rate']):.2f}" if phase in row["flops"] else "–"
+            for phase in ("update", "whole")
+        }
+        lines.append(
+            {"shape": row["shape"], "engine": row["method"]}
+            | {f"{phase}, s": f"{median(row, phase):.2f}" for phase in ("generate", "score", "update", "whole")}
+            | {"ours / peer": f"{median(row, 'whole') / peer[row['shape']]:.2f}" if row["shape"] in peer else "–"}
+            | {f"{phase}'s share of the matrix rate": value for phase, value in share.items()}
+            | {"peak memory above the models, MB": f"{row['bytes']['above'] / 1e6:.0f}"}
+            | {"of the process": f"{row['bytes']['whole'] / 1e6:.0f}"}
+        )
+    return markdown_table(pd.DataFrame(lines).set_index("shape"))
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", nargs="?", choices=[SETUP, RUN], default=RUN)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["pocket", "medium", "gpt2"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, choices=range(1, os.cpu_count() + 1), default=min(2, os.cpu_count()))
+    parser.add_argument("--quick", action="store_true", help="a shape of seconds, once, at alpha = 0.2")
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks" / "iteration.json")
+    given = parser.parse_args(words)
+    if given.command == SETUP:
+        print(set_up_peer())
+        return
+    shapes, repeats, methods = (["tiny"], 1, QUICK) if given.quick else (given.shapes, given.repeats, OURS)
+    has_peer = peer_folder().is_dir()
+    if not has_peer:
+        print(PEER_MISSING, file=sys.stderr)
+    methods = [*([THEIRS] if has_peer else []), *methods]
+    rows = [row for name in shapes for row in measure(SHAPES[name], methods, repeats, given.threads)]
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    result = {"threads": given.threads, "cores": os.cpu_count(), "versions": versions, "rows": rows}
+    given.output.write_text(json.dumps(result, indent=2) + "\n")
+    text = table(rows) + ("" if has_peer else f"\n\n{PEER_MISSING}")
+    given.output.with_suffix(".md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
