@@ -30,7 +30,7 @@ Spent = dict[str, dict[str, float]]  # {"seconds": {phase: seconds}, "flops": {p
 
 
 class Worker(AbstractContextManager):
-    """The asking side: starts `module` with `python` on the folder of a shape, and waits until its models are loaded."""
+    """The asking side: starts `module` with `python` on a shape's folder, and waits until its models are loaded."""
 
     def __init__(self, python: Path, module: str, folder: Path, threads: int) -> None:
         self.process = subprocess.Popen(
@@ -57,14 +57,14 @@ class Worker(AbstractContextManager):
         """The resident bytes, now and at most since the process began, as Linux counts them."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         fields = dict(line.split(":", 1) for line in lines)
-        return {
-            name: 1024 * int(fields[field].split()[0]) for name, field in (("now", "VmRSS"), ("most", "VmHWM"))
-        }
+        return {name: 1024 * int(fields[field].split()[0]) for name, field in (("now", "VmRSS"), ("most", "VmHWM"))}
 
     def _answer(self) -> Any:
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.process.args[-2]} ended with exit code {self.process.wait()}; see its error above")
+            raise RuntimeError(
+                f"{self.process.args[-2]} ended with exit code {self.process.wait()}; see its error above"
+            )
         return json.loads(line)
 
 
