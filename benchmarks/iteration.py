@@ -13,17 +13,15 @@ sampler, `update` the PPO epochs, and `score` all the rest: rewards, reference, 
 the FLOPs and is not timed. Peak memory is that of a fresh process that loads the models and runs one iteration: the
 whole, and what it adds to policy and reference, Adam's moments among it.
 
-Writes OUTPUT (JSON), and beside it the table (Markdown), which it also prints.
+Writes OUTPUT (JSON), and beside it the table (Markdown), which it also prints; a shape that is done is not lost. Memory
+is read from /proc, so this runs on Linux.
 """
 
 import argparse
-import hashlib
 import json
 import os
-import platform
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -41,23 +39,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from benchmarks.peer import PEER, peer_python, set_up_peer
 from benchmarks.worker import REPOSITORY, Worker
 from rarlhf_nb.core.seeding import threads
 from rarlhf_nb.measuring.cells import markdown_table
-from rarlhf_nb.worlds.cache import build_once, cache_folder
 
-PEER = "TRL 0.11.4"
-PEER_REQUIREMENTS = (
-    "trl==0.11.4",
-    "transformers==4.45.2",
-    "numpy>=2",
-    "datasets<4",
-    "pyarrow<20",
-    "accelerate<1.2",
-    "rich",
-    "peft",
-    "torch==2.13.0",
-)
 PEER_MISSING = "The peer is not set up, so ours alone was measured: `python -m benchmarks.iteration setup`."
 SETUP, RUN = "setup", "run"
 
@@ -89,37 +75,22 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Method:
-    """What an engine is asked to run: ours with its risk settings, or the peer."""
+    """What is measured: a module of an engine, and what each iteration is asked for."""
 
     name: str
+    engine: str
     request: dict[str, Any]
 
 
-OURS = [
-    Method("ours, α = 1", {"estimator": "tail_selection", "alpha": 1.0}),
-    *(Method(f"ours, α = {alpha}", {"estimator": "tail_selection", "alpha": alpha}) for alpha in (0.4, 0.2)),
-    *(Method(f"ours, α = {alpha}, RU", {"estimator": "rockafellar_uryasev", "alpha": alpha}) for alpha in (0.4, 0.2)),
-]
-QUICK = OURS[2]
-THEIRS = Method(f"peer ({PEER})", {})
+def ours(alpha: float, estimator: str = "tail_selection") -> Method:
+    """Our engine with these risk settings."""
+    name = f"ours, α = {alpha:g}" + (", RU" if estimator == "rockafellar_uryasev" else "")
+    return Method(name, "benchmarks.our_iteration", {"estimator": estimator, "alpha": alpha})
 
 
-def peer_folder() -> Path:
-    """Where the peer's environment lies; its name says what is in it."""
-    key = hashlib.sha256(" ".join([platform.python_version(), *PEER_REQUIREMENTS]).encode()).hexdigest()
-    return cache_folder() / "peer" / key[:12]
-
-
-def set_up_peer() -> Path:
-    """The folder of the peer's environment, made on the first call."""
-
-    def build(folder: Path) -> None:
-        print(f"setting up {PEER}, once; some minutes", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, *PEER_REQUIREMENTS], check=True)
-
-    return build_once(peer_folder(), build)
+OURS = [ours(1), ours(0.4), ours(0.2), ours(0.4, "rockafellar_uryasev"), ours(0.2, "rockafellar_uryasev")]
+QUICK = ours(0.2)
+THEIRS = Method(f"peer ({PEER})", "benchmarks.peer_iteration", {})
 
 
 def write_models(shape: Shape, folder: Path) -> None:
@@ -160,31 +131,26 @@ def matrix_rate(size: int = 2048) -> float:
     return 2 * size**3 / best
 
 
-def start(method: Method, folder: Path, count: int) -> Worker:
-    """A worker of the method's engine, with `count` threads."""
-    if method == THEIRS:
-        return Worker(peer_folder() / "bin" / "python", "benchmarks.peer_iteration", folder, count)
-    return Worker(Path(sys.executable), "benchmarks.our_iteration", folder, count)
+def start(engine: str, folder: Path, count: int) -> Worker:
+    """A worker of the engine, with `count` threads."""
+    return Worker(peer_python() if engine == THEIRS.engine else Path(sys.executable), engine, folder, count)
 
 
 def measure(shape: Shape, methods: Sequence[Method], repeats: int, count: int) -> list[dict[str, Any]]:
-    """One row per method, as in the JSON: seconds of each repeat, FLOPs, bytes; the matrix rate of the same minutes."""
+    """One row per method, as in the JSON: seconds of every repeat, FLOPs, the matrix rate of these minutes, bytes."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, rates = Path(name), []
         write_models(shape, folder)
         rows = [{"shape": str(shape), "method": method.name, "seconds": []} for method in methods]
-        rates = []
         with ExitStack() as stack, threads(count):
-            ours = stack.enter_context(start(OURS[0], folder, count))
-            engines = [
-                ours if method != THEIRS else stack.enter_context(start(method, folder, count)) for method in methods
-            ]
-            for row, engine, method in zip(rows, engines, methods, strict=True):
-                row["flops"] = engine.iterate(**method.request, count_flops=True)["flops"]
+            names = {method.engine for method in methods}
+            engines = {engine: stack.enter_context(start(engine, folder, count)) for engine in names}
+            for row, method in zip(rows, methods, strict=True):
+                row["flops"] = engines[method.engine].iterate(**method.request, count_flops=True)["flops"]
             for repeat in range(repeats):
                 rates.append(matrix_rate())
-                for row, engine, method in zip(rows, engines, methods, strict=True):
-                    row["seconds"].append(engine.iterate(**method.request)["seconds"])
+                for row, method in zip(rows, methods, strict=True):
+                    row["seconds"].append(engines[method.engine].iterate(**method.request)["seconds"])
                 print(f"{shape}: repeat {repeat + 1} of {repeats}", file=sys.stderr)
         for row, method in zip(rows, methods, strict=True):
             row["matrix_rate"] = statistics.median(rates)
@@ -194,7 +160,7 @@ def measure(shape: Shape, methods: Sequence[Method], repeats: int, count: int) -
 
 def memory(method: Method, folder: Path, count: int) -> dict[str, int]:
     """Peak resident bytes of a fresh process that runs one iteration: the `whole`, and `above` the loaded models."""
-    with start(method, folder, count) as worker:
+    with start(method.engine, folder, count) as worker:
         loaded = worker.memory()["now"]
         worker.iterate(**method.request)
         most = worker.memory()["most"]
@@ -214,21 +180,29 @@ def table(rows: list[dict[str, Any]]) -> str:
     peer = {row["shape"]: median(row, "whole") for row in rows if row["method"] == THEIRS.name}
     lines = []
     for row in rows:
-        share = {
-            phase: f"{row['flops'][phase] / (median(row, phase) * row['matrix_rate']):.2f}"
-            if phase in row["flops"]
-            else "–"
-            for phase in ("update", "whole")
-        }
+        seconds = {phase: median(row, phase) for phase in ("generate", "score", "update", "whole")}
+        share = {phase: flops / (seconds[phase] * row["matrix_rate"]) for phase, flops in row["flops"].items()}
         lines.append(
             {"shape": row["shape"], "engine": row["method"]}
-            | {f"{phase}, s": f"{median(row, phase):.2f}" for phase in ("generate", "score", "update", "whole")}
-            | {"ours / peer": f"{median(row, 'whole') / peer[row['shape']]:.2f}" if row["shape"] in peer else "–"}
-            | {f"{phase}'s share of the matrix rate": value for phase, value in share.items()}
+            | {f"{phase}, s": f"{value:.2f}" for phase, value in seconds.items()}
+            | {"ours / peer": f"{seconds['whole'] / peer[row['shape']]:.2f}" if peer else "–"}
+            | {"update's share of the matrix rate": f"{share['update']:.2f}" if "update" in share else "–"}
+            | {"whole's": f"{share['whole']:.2f}"}
             | {"peak memory above the models, MB": f"{row['bytes']['above'] / 1e6:.0f}"}
-            | {"of the process": f"{row['bytes']['whole'] / 1e6:.0f}"}
+            | {"of the process, MB": f"{row['bytes']['whole'] / 1e6:.0f}"}
         )
     return markdown_table(pd.DataFrame(lines).set_index("shape"))
+
+
+def write(output: Path, rows: list[dict[str, Any]], count: int) -> str:
+    """Write the JSON and the table beside it; returns the table."""
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    result = {"threads": count, "cores": os.cpu_count(), "versions": versions, "rows": rows}
+    output.write_text(json.dumps(result, indent=2) + "\n")
+    missing = "" if any(row["method"] == THEIRS.name for row in rows) else f"\n{PEER_MISSING}\n"
+    text = f"{table(rows)}\n{missing}"
+    output.with_suffix(".md").write_text(text)
+    return text
 
 
 def between(lowest: int, highest: int) -> Callable[[str], int]:
@@ -255,18 +229,17 @@ def main(words: Sequence[str] | None = None) -> None:
     if given.command == SETUP:
         print(set_up_peer())
         return
+    given.output.parent.mkdir(parents=True, exist_ok=True)
     shapes, repeats, methods = (["tiny"], 1, [QUICK]) if given.quick else (given.shapes, given.repeats, OURS)
-    has_peer = peer_folder().is_dir()
-    if not has_peer:
+    if peer_python().exists():
+        methods = [THEIRS, *methods]
+    else:
         print(PEER_MISSING, file=sys.stderr)
-    methods = [*([THEIRS] if has_peer else []), *methods]
-    rows = [row for name in shapes for row in measure(SHAPES[name], methods, repeats, given.threads)]
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    result = {"threads": given.threads, "cores": os.cpu_count(), "versions": versions, "rows": rows}
-    given.output.write_text(json.dumps(result, indent=2) + "\n")
-    text = table(rows) + ("" if has_peer else f"\n\n{PEER_MISSING}")
-    given.output.with_suffix(".md").write_text(text + "\n")
-    print(text)
+    rows = []
+    for name in shapes:
+        rows += measure(SHAPES[name], methods, repeats, given.threads)
+        text = write(given.output, rows, given.threads)
+    print(text, end="")
 
 
 if __name__ == "__main__":
