@@ -229,6 +229,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if given.command == SETUP:
         print(set_up_peer())
         return
+    transformers.logging.disable_progress_bar()
     given.output.parent.mkdir(parents=True, exist_ok=True)
     shapes, repeats, methods = (["tiny"], 1, [QUICK]) if given.quick else (given.shapes, given.repeats, OURS)
     if peer_python().exists():

@@ -18,6 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_backward_flop, sdpa_flop
 
 REPOSITORY = Path(__file__).parent.parent
+QUIET = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 # By itself, torch counts the fused attention of GPUs alone. Its formulas already take tensors, hence get_raw.
 for operator, formula in (
@@ -39,7 +40,7 @@ class Worker(AbstractContextManager):
             stdout=subprocess.PIPE,
             text=True,
             cwd=REPOSITORY,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)} | QUIET,
         )
         self._answer()
 
