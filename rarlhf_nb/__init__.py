@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "core.profiles": ["PPOSettings", "RiskSettings", "SamplingSettings", "load_profile"],
         "running.experiment": ["Experiment"],
+        "training.critic_free": ["CVaRConfig", "CVaRGRPOTrainer", "CVaRRLOOTrainer"],
         "training.policy": ["load_policy"],
         "training.risk": ["SoftRiskSchedule", "cvar"],
         "training.trainer": ["CVaRPPOTrainer"],
