@@ -1,7 +1,6 @@
-"""What an iteration costs, on paper: FLOPs, bytes, memory, network and seconds, from a model's config and a batch's shape.
+"""What an iteration costs, on paper: FLOPs, bytes, memory and network, from a model's config and a batch's shape.
 
-Counted as multiplications and additions of matrix products (2 per multiply-add), as torch's `FlopCounterMode` counts
-them; norms, activations, softmax, sampling and the value head are left out. Attention is counted on the full square of
+FLOPs are the multiplications and additions of matrix products, as torch's `FlopCounterMode` counts them; norms, activations, softmax, sampling and the value head are left out. Attention is counted on the full square of
 positions, although a causal kernel may leave out half of it.
 
 Symbols: B episodes, P prompt tokens, T completion tokens, S = P + T; W weights in the matrices of the blocks, L blocks,
@@ -10,8 +9,10 @@ H hidden units, V tokens in the vocabulary, A heads of D units, G key-value head
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
+
+from rarlhf_nb.core.errors import UserError
 
 if TYPE_CHECKING:  # the arithmetic needs neither torch nor transformers
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -77,7 +78,7 @@ def _architecture(config: "PreTrainedConfig", build: Callable[["PreTrainedConfig
 
 @dataclass(frozen=True)
 class Shape:
-    """The batch of an iteration, and how it is worked through."""
+    """The batch of an iteration, and how it is worked through. Raises `UserError` where `kept` is not in 1 ... B."""
 
     batch_size: int  # B
     prompt_length: int  # P
@@ -88,6 +89,12 @@ class Shape:
     gradient_checkpointing: bool = False  # the blocks' activations are computed anew in the backward pass
     micro_batch_size: int | None = None  # episodes per pass and process; None: all at once
     weight_bytes: int = 4  # of a weight and an activation: 4 for float32, 2 for bfloat16
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.updated <= self.batch_size:
+            raise UserError(
+                f"kept = {self.kept}: an update uses between 1 and batch_size = {self.batch_size} episodes."
+            )
 
     @property
     def length(self) -> int:
@@ -179,3 +186,122 @@ def update_flops(model: Architecture, shape: Shape) -> float:
     if shape.gradient_checkpointing:
         passes += blocks + adapter
     return shape.epochs * shape.updated * passes
+
+
+LOGIT_COPIES = 4  # in float32: as computed, tempered and masked, its softmax, its gradient
+GATHERED_BLOCKS = 2  # under FSDP: the block at work, and the next on its way
+ADAPTER_BYTES = 4  # adapters are float32
+Strategy = Literal["data parallel", "ZeRO-2", "FSDP"]
+
+
+def adapter_weights(model: Architecture, shape: Shape) -> int:
+    """The weights of the LoRA adapter: r (inputs + outputs), summed over the linear layers."""
+    return (shape.lora_rank or 0) * model.matrix_sides
+
+
+def trained_bytes(model: Architecture, shape: Shape) -> float:
+    """The bytes of all trained weights: the adapter's with LoRA, else the model's."""
+    if shape.lora_rank is not None:
+        return ADAPTER_BYTES * adapter_weights(model, shape)
+    return shape.weight_bytes * model.parameters
+
+
+def cache_bytes(model: Architecture, shape: Shape) -> float:
+    """The key-value cache: 2 L G D x (S - 1) tokens x B x bytes; the last token is not read."""
+    return 2 * model.layers * model.key_value_width * (shape.length - 1) * shape.batch_size * shape.weight_bytes
+
+
+def activation_bytes(model: Architecture, shape: Shape, episodes: int) -> float:
+    """What a forward pass keeps for the backward pass: about (inputs + outputs of all linear layers) x S x episodes.
+
+    The outputs stand for the inputs of attention, activation and norms; attention and activation are fused kernels
+    that keep no matrix of scores. For a GPT block this is 16 H a token, as in Korthikanti et al. 2022 without dropout.
+    With gradient checkpointing it is L H a token and one block's activations.
+    """
+    elements = model.matrix_sides
+    if shape.gradient_checkpointing:
+        elements = model.layers * model.hidden_size + model.matrix_sides / model.layers
+    return elements * shape.length * episodes * shape.weight_bytes
+
+
+def logit_bytes(model: Architecture, shape: Shape, episodes: int) -> float:
+    """The copies of the logits while a loss is computed: copies x (T + 1) V x episodes x 4 bytes."""
+    return 4 * LOGIT_COPIES * (shape.completion_length + 1) * model.vocabulary * episodes
+
+
+def passes(shape: Shape, episodes: int) -> int:
+    """The number of micro-batches in `episodes`."""
+    return math.ceil(episodes / (shape.micro_batch_size or episodes))
+
+
+def iteration_bytes(model: Architecture, shape: Shape) -> Costs:
+    """Bytes that one process reads and writes in its memory, for its own share of the batch.
+
+    Generation reads all weights once per token, and the cache at every decoded one. Scoring and update read the
+    weights once per pass and micro-batch (update: forward, backward, and forward again with gradient checkpointing),
+    and write and read activations and logits. Adam reads weight, gradient and two moments, and writes three of them.
+    """
+    weights = shape.weight_bytes * (model.matrix_weights + model.head_weights)
+    token = 2 * model.layers * model.key_value_width * shape.weight_bytes
+    generate = weights * shape.completion_length + token * shape.batch_size * decoding_pairs(shape)
+    whole = activation_bytes(model, replace(shape, gradient_checkpointing=False), 1) + logit_bytes(model, shape, 1)
+    score = 2 * (passes(shape, shape.batch_size) * weights + 2 * shape.batch_size * whole)
+    forwards = 3 if shape.gradient_checkpointing else 2
+    epoch = forwards * passes(shape, shape.updated) * weights + forwards * shape.updated * whole
+    return Costs(generate, score, shape.epochs * (epoch + 7 * trained_bytes(model, shape)))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The bytes that one process holds at the peak of an iteration."""
+
+    weights: float  # policy and reference
+    gradients: float
+    moments: float  # of Adam
+    cache: float  # of keys and values, while it generates
+    scoring: float  # the logits of a micro-batch of the whole batch
+    activations: float  # of a micro-batch of the kept episodes, while it updates, like its logits
+    logits: float
+
+    @property
+    def peak(self) -> float:
+        """Weights, gradients and moments, and the largest of cache, scoring, and activations with logits."""
+        held = self.weights + self.gradients + self.moments
+        return held + max(self.cache, self.scoring, self.activations + self.logits)
+
+
+def memory(model: Architecture, shape: Shape, strategy: Strategy = "data parallel", processes: int = 1) -> Memory:
+    """The memory of one of N processes, for its own share of the batch.
+
+    Weights: 2 x parameters x bytes for policy and reference, or 1 x with LoRA, whose reference is the policy without
+    its adapter; / N under FSDP, with two whole blocks. Gradients: the trained weights' bytes; moments: twice that;
+    both / N under ZeRO-2 and FSDP.
+    """
+    networks = 1 if shape.lora_rank is not None else 2
+    weights = networks * model.parameters * shape.weight_bytes + ADAPTER_BYTES * adapter_weights(model, shape)
+    if strategy == "FSDP" and processes > 1:
+        weights = weights / processes + GATHERED_BLOCKS * model.matrix_weights / model.layers * shape.weight_bytes
+    trained = trained_bytes(model, shape) / (1 if strategy == "data parallel" else processes)
+    limit = shape.micro_batch_size or shape.batch_size
+    micro_batch = min(limit, shape.updated)
+    return Memory(
+        weights, trained, 2 * trained, cache_bytes(model, shape),
+        activation_bytes(model, shape, micro_batch), logit_bytes(model, shape, micro_batch),
+    )  # fmt: skip
+
+
+def network_bytes(model: Architecture, shape: Shape, strategy: Strategy, processes: int) -> Costs:
+    """Bytes that one of N processes sends, in rings: each collective sends (N - 1) / N of what it works on.
+
+    Data parallel: the gradients, reduced and gathered: 2 x trained weights in an epoch. ZeRO-2: as much, gradients
+    reduced and new weights gathered. FSDP: all weights for each forward and each backward pass of every micro-batch,
+    also for each generated token, and the gradients reduced per micro-batch.
+    """
+    sent = (processes - 1) / processes
+    trained = trained_bytes(model, shape)
+    if strategy != "FSDP":
+        return Costs(0, 0, shape.epochs * 2 * trained * sent)
+    weights = model.parameters * shape.weight_bytes
+    update = shape.epochs * passes(shape, shape.updated) * (2 * weights + trained)
+    score = 2 * passes(shape, shape.batch_size) * weights
+    return Costs(shape.completion_length * weights * sent, score * sent, update * sent)
