@@ -135,9 +135,14 @@ def devices() -> str:
 def tables() -> dict[str, str]:
     """Every table of docs/scale.md, by the name of its place there."""
     return {
-        "devices": devices(), "sizes": sizes(), "flops": flops(), "memory": memories(), "V100": times("V100", [GPT2], [1]),
-        "A100": times("A100"), "H100": times("H100"),
-    }  # fmt: skip
+        "devices": devices(),
+        "sizes": sizes(),
+        "flops": flops(),
+        "memory": memories(),
+        "V100": times("V100", [GPT2], [1]),
+        "A100": times("A100"),
+        "H100": times("H100"),
+    }
 
 
 def main() -> None:

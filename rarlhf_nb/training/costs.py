@@ -1,7 +1,8 @@
 """What an iteration costs, on paper: FLOPs, bytes, memory and network, from a model's config and a batch's shape.
 
-FLOPs are the multiplications and additions of matrix products, as torch's `FlopCounterMode` counts them; norms, activations, softmax, sampling and the value head are left out. Attention is counted on the full square of
-positions, although a causal kernel may leave out half of it.
+FLOPs are the multiplications and additions of matrix products, as torch's `FlopCounterMode` counts them; norms,
+activations, softmax, sampling and the value head are left out. Attention is counted on the full square of positions,
+although a causal kernel may leave out half of it.
 
 Symbols: B episodes, P prompt tokens, T completion tokens, S = P + T; W weights in the matrices of the blocks, L blocks,
 H hidden units, V tokens in the vocabulary, A heads of D units, G key-value heads; N processes, one to a GPU.
@@ -282,12 +283,17 @@ def memory(model: Architecture, shape: Shape, strategy: Strategy = "data paralle
     if strategy == "FSDP" and processes > 1:
         weights = weights / processes + GATHERED_BLOCKS * model.matrix_weights / model.layers * shape.weight_bytes
     trained = trained_bytes(model, shape) / (1 if strategy == "data parallel" else processes)
-    limit = shape.micro_batch_size or shape.batch_size
+    limit = min(shape.micro_batch_size or shape.batch_size, shape.batch_size)
     micro_batch = min(limit, shape.updated)
     return Memory(
-        weights, trained, 2 * trained, cache_bytes(model, shape),
-        activation_bytes(model, shape, micro_batch), logit_bytes(model, shape, micro_batch),
-    )  # fmt: skip
+        weights=weights,
+        gradients=trained,
+        moments=2 * trained,
+        cache=cache_bytes(model, shape),
+        scoring=logit_bytes(model, shape, limit),
+        activations=activation_bytes(model, shape, micro_batch),
+        logits=logit_bytes(model, shape, micro_batch),
+    )
 
 
 def network_bytes(model: Architecture, shape: Shape, strategy: Strategy, processes: int) -> Costs:
