@@ -141,7 +141,7 @@ def tables() -> dict[str, str]:
         "memory": memories(),
         "V100": times("V100", [GPT2], [1]),
         "A100": times("A100"),
-        "H100": times("H100"),
+        "H100": times("H100", [GPT2, GPTJ, LARGE], [8]),
     }
 
 
@@ -150,8 +150,8 @@ def main() -> None:
     if sys.argv[1:] == ["--write"]:
         text = DOCUMENT.read_text()
         for name, content in made.items():
-            place = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
-            text = re.sub(place, lambda match, content=content: match[1] + content + match[2], text, flags=re.S)
+            place = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+            text = re.sub(place, lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text, flags=re.S)
         DOCUMENT.write_text(text)
     else:
         print("\n\n".join(f"{name}\n\n{content}" for name, content in made.items()))
