@@ -39,7 +39,10 @@ class Architecture:
 
 
 def causal_lm(config: "PreTrainedConfig") -> Architecture:
-    """The sizes of the causal LM of a transformers config, counted on a model without memory (device `meta`)."""
+    """The sizes of the causal LM of a transformers config, counted on a model without memory (device `meta`).
+
+    For dense models: where a token reads only some of several experts, W would count them all.
+    """
     from transformers import AutoModelForCausalLM
 
     return _architecture(config, AutoModelForCausalLM.from_config)
