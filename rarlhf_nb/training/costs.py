@@ -170,9 +170,19 @@ def forward_flops(model: Architecture, shape: Shape) -> float:
     return blocks_flops(model, shape.length, shape.length**2) + head_flops(model, shape.completion_length + 1)
 
 
+def scoring_passes(shape: Shape) -> int:
+    """Forward passes over the batch: 1, of the reference, since the sampler keeps the policy's numbers.
+
+    In half precision the policy reads the episodes again: 2 (see `CVaRPPOTrainer.behaviour`).
+    """
+    return 1 if shape.weight_bytes == 4 else 2
+
+
 def score_flops(model: Architecture, shape: Shape) -> float:
-    """B episodes through policy and reference: B (2 forward passes + adapter)."""
-    return shape.batch_size * (2 * forward_flops(model, shape) + adapter_flops(model, shape, shape.length))
+    """B episodes through the reference and, in half precision, through the policy with its adapter."""
+    passes = scoring_passes(shape)
+    adapter = (passes - 1) * adapter_flops(model, shape, shape.length)
+    return shape.batch_size * (passes * forward_flops(model, shape) + adapter)
 
 
 def update_flops(model: Architecture, shape: Shape) -> float:
@@ -249,7 +259,7 @@ def iteration_bytes(model: Architecture, shape: Shape) -> Costs:
     token = 2 * model.layers * model.key_value_width * shape.weight_bytes
     generate = weights * shape.completion_length + token * shape.batch_size * decoding_pairs(shape)
     whole = activation_bytes(model, replace(shape, gradient_checkpointing=False), 1) + logit_bytes(model, shape, 1)
-    score = 2 * (passes(shape, shape.batch_size) * weights + 2 * shape.batch_size * whole)
+    score = scoring_passes(shape) * (passes(shape, shape.batch_size) * weights + 2 * shape.batch_size * whole)
     forwards = 3 if shape.gradient_checkpointing else 2
     epoch = forwards * passes(shape, shape.updated) * weights + forwards * shape.updated * whole
     return Costs(generate, score, shape.epochs * (epoch + 7 * trained_bytes(model, shape)))
@@ -312,5 +322,5 @@ def network_bytes(model: Architecture, shape: Shape, strategy: Strategy, process
         return Costs(0, 0, shape.epochs * 2 * trained * sent)
     weights = model.parameters * shape.weight_bytes
     update = shape.epochs * passes(shape, shape.updated) * (2 * weights + trained)
-    score = 2 * passes(shape, shape.batch_size) * weights
+    score = scoring_passes(shape) * passes(shape, shape.batch_size) * weights
     return Costs(shape.completion_length * weights * sent, score * sent, update * sent)
