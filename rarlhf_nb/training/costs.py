@@ -202,7 +202,7 @@ def update_flops(model: Architecture, shape: Shape) -> float:
     return shape.epochs * shape.updated * passes
 
 
-LOGIT_COPIES = 4  # in float32: as computed, tempered and masked, its softmax, its gradient
+LOGIT_COPIES = 2  # as computed, and in float32, which its gradient overwrites
 GATHERED_BLOCKS = 2  # under FSDP: the block at work, and the next on its way
 ADAPTER_BYTES = 4  # adapters are float32
 Strategy = Literal["data parallel", "ZeRO-2", "FSDP"]
@@ -239,8 +239,8 @@ def activation_bytes(model: Architecture, shape: Shape, episodes: int) -> float:
 
 
 def logit_bytes(model: Architecture, shape: Shape, episodes: int) -> float:
-    """The copies of the logits while a loss is computed: copies x (T + 1) V x episodes x 4 bytes."""
-    return 4 * LOGIT_COPIES * (shape.completion_length + 1) * model.vocabulary * episodes
+    """The copies of the logits while a loss is computed: copies x T V x episodes x 4 bytes."""
+    return 4 * LOGIT_COPIES * shape.completion_length * model.vocabulary * episodes
 
 
 def passes(shape: Shape, episodes: int) -> int:
