@@ -9,7 +9,9 @@ import torch
 import trl
 from datasets import Dataset
 from packaging.specifiers import SpecifierSet
+from peft import LoraConfig
 from tiny import PROMPTS, good_minus_bad, tiny_policy
+from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from rarlhf_nb.core.errors import UserError
@@ -22,17 +24,26 @@ ESTIMATORS = ["tail_selection", "rockafellar_uryasev", "cvar_gradient"]
 HARD = [-3.0, 1.0, 2.0, 5.0, -1.0, 4.0, -2.0, 0.0]  # two prompts with four samples each
 
 
-def make(trainer, config, folder, reward=good_minus_bad, steps=1, risk=None, **changes):
+def prompts():
+    return Dataset.from_dict({"prompt": PROMPTS})
+
+
+def make(trainer, config, folder, reward=good_minus_bad, steps=1, risk=None, extra=None, **changes):
     """A trainer on the tiny policy: two prompts per step, four samples each."""
     policy = tiny_policy()
     policy.save(folder / "model")  # TRL loads its reference from there
-    settings = {"beta": 0.05, "learning_rate": 1e-2, "max_completion_length": 5, "num_generations": 4} | changes
+    settings = {
+        "beta": 0.05,
+        "learning_rate": 1e-2,
+        "max_completion_length": 5,
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+    } | changes
     return trainer(
         model=str(folder / "model"),
         reward_funcs=reward,
         args=config(
             output_dir=str(folder),
-            per_device_train_batch_size=8,
             max_steps=steps,
             logging_steps=1,
             report_to=[],
@@ -42,8 +53,9 @@ def make(trainer, config, folder, reward=good_minus_bad, steps=1, risk=None, **c
             seed=3,
             **settings,
         ),
-        train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
+        train_dataset=prompts(),
         **({} if risk is None else {"risk": risk}),
+        **(extra or {}),
     )
 
 
@@ -90,7 +102,7 @@ def test_the_advantages_are_those_of_a_slow_reference(name, estimator, tail, tmp
     elif estimator == "cvar_gradient":
         expected = [2 * (HARD[i] - limit[i]) if i in worst else 0.0 for i in range(8)]
     else:
-        expected = plain_advantages(name, [limit[i] + 2 * min(HARD[i] - limit[i], 0.0) for i in range(8)])
+        expected = plain_advantages(name, [limit[i] / 2 + min(HARD[i] - limit[i], 0.0) for i in range(8)])
     assert found.tolist() == pytest.approx(expected, abs=1e-4)
     assert log["cvar/kept"] == 4 and log["cvar/alpha"] == 0.5
     assert log["cvar/cvar"] == pytest.approx(sum(HARD[i] for i in worst) / 4)
@@ -180,6 +192,61 @@ def test_several_weighted_rewards_are_ranked_by_their_sum(tmp_path):
         torch.testing.assert_close(*found, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_kl_holds_the_policy_only_on_what_is_trained(estimator, tmp_path):
+    """At equal rewards every advantage is 0, and the loss is the KL's alone."""
+    risk = CVaRConfig(alpha=0.5, estimator=estimator)
+    made = make(
+        CVaRGRPOTrainer, GRPOConfig, tmp_path, scripted([1.0] * 8), risk=risk, loss_type="grpo", disable_dropout=True
+    )
+    made.ref_model.lm_head.weight.data *= 1.5
+    losses, compute = [], made._compute_loss
+    made._compute_loss = lambda model, inputs: losses.append((compute(model, inputs), inputs)) or losses[-1][0]
+    made.train()
+    ((loss, inputs),) = losses
+    log_ratio = inputs["ref_per_token_logps"] - log_probs_at_start(tmp_path, inputs)
+    per_episode = ((log_ratio.exp() - log_ratio - 1) * inputs["completion_mask"]).sum(1)
+    per_episode /= inputs["completion_mask"].sum(1)
+    counted = per_episode if estimator == "rockafellar_uryasev" else per_episode * (inputs["tool_mask"][:, 0] == 1)
+    assert (counted > 0).sum() == (8 if estimator == "rockafellar_uryasev" else 4)
+    assert loss.item() == pytest.approx(0.05 * counted.sum().item() / 8, rel=1e-4)
+
+
+def log_probs_at_start(folder, inputs):
+    """Log-probabilities of the completions under the model as it was before training."""
+    model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+    tokens = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+    with torch.no_grad():
+        logits = model(tokens, attention_mask=mask).logits[:, inputs["prompt_ids"].shape[1] - 1 : -1]
+    return logits.log_softmax(-1).gather(2, inputs["completion_ids"].unsqueeze(2)).squeeze(2)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_lora_accumulation_reuse_and_evaluation_go_on_working(name, tmp_path):
+    plain, risk_averse, config = PAIRS[name]
+    options = {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "steps_per_generation": 4,
+        "num_iterations": 2,
+        "per_device_eval_batch_size": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 4,
+    }
+    extra = {"peft_config": LoraConfig(r=2, task_type="CAUSAL_LM"), "eval_dataset": prompts()}
+    made = make(risk_averse, config, tmp_path, steps=4, risk=CVaRConfig(alpha=0.3), extra=extra, **options)
+    frozen = made.model.base_model.model.lm_head.weight.clone()
+    made.train()
+    history = made.state.log_history
+    # sixteen episodes are generated for four steps; one step of the schedule is one of the optimizer
+    assert [row["cvar/kept"] for row in history if "cvar/kept" in row] == [14]
+    (evaluated,) = (row for row in history if "eval_reward" in row)
+    assert not any("cvar" in key for key in evaluated)
+    assert torch.equal(frozen, made.model.base_model.model.lm_head.weight)
+    assert any(p.abs().sum() > 0 for n, p in made.model.named_parameters() if "lora_B" in n)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 1.5])
 def test_bad_settings_are_refused_before_any_training(alpha, tmp_path):
     with pytest.raises(UserError, match=f"alpha = {alpha}: the tail share must lie in"):
@@ -193,8 +260,23 @@ def test_bad_settings_are_refused_before_any_training(alpha, tmp_path):
     with pytest.raises(UserError, match="multi_objective_aggregation = 'normalize_then_sum'"):
         risk = CVaRConfig(estimator="rockafellar_uryasev")
         make(CVaRGRPOTrainer, GRPOConfig, tmp_path, risk=risk, multi_objective_aggregation="normalize_then_sum")
+    with pytest.raises(UserError, match="loss_type = 'bnpo' with beta = 0.05"):
+        make(CVaRGRPOTrainer, GRPOConfig, tmp_path, risk=CVaRConfig(), loss_type="bnpo")
     with pytest.raises(UserError, match="warm_start = 9"):
-        make(CVaRGRPOTrainer, GRPOConfig, tmp_path, steps=5, risk=CVaRConfig(warm_start=9)).train()
+        make(CVaRGRPOTrainer, GRPOConfig, tmp_path, steps=5, risk=CVaRConfig(warm_start=9))
+
+
+def test_a_group_too_small_to_have_a_tail_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least 2 generations"):  # TRL's own
+        make(CVaRGRPOTrainer, GRPOConfig, tmp_path, risk=CVaRConfig(tail="prompt"), num_generations=1)
+    with pytest.raises(
+        UserError, match="num_generations = 2 with alpha = 0.6 .* the tail holds 2 of 2, which is no tail"
+    ):
+        make(CVaRGRPOTrainer, GRPOConfig, tmp_path, risk=CVaRConfig(alpha=0.6, tail="prompt"), num_generations=2)
+    with pytest.raises(UserError, match="generation_batch_size = 8 with alpha = 0.9"):
+        make(CVaRRLOOTrainer, RLOOConfig, tmp_path, risk=CVaRConfig(alpha=0.9))
+    with pytest.raises(UserError, match="the tail holds 1 of 8, whose weight R - VaR is 0"):
+        make(CVaRGRPOTrainer, GRPOConfig, tmp_path, risk=CVaRConfig(alpha=0.1, estimator="cvar_gradient"))
 
 
 def test_another_trl_is_named_with_the_range_that_is_supported(tmp_path, monkeypatch):
@@ -219,8 +301,9 @@ def test_the_contract_with_trl(name, tmp_path, monkeypatch):
     assert made.reward_weights.shape == (1,) and made.reward_func_names == ["good_minus_bad"]
     assert isinstance(made.num_generations, int) and made.beta == 0.05
     assert {"train", "eval"} <= set(made._metrics) and "rewards" in made._logs
-    output_keys, _ = advantages(made)
-    assert output_keys.shape == (8,)
+    # of what a generation returns: one advantage an episode, and for GRPO the mask of the tokens that its loss counts
+    assert advantages(made)[0].shape == (8,)
+    assert name == "rloo" or 'inputs["tool_mask"]' in inspect.getsource(plain._compute_loss)
     monkeypatch.setattr(plain, "_calculate_rewards", lambda self, inputs: None)
     with pytest.raises(UserError, match=f"{plain.__name__}._calculate_rewards.*has changed"):
         make(risk_averse, config, tmp_path, risk=CVaRConfig())

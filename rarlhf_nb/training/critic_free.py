@@ -8,11 +8,16 @@ The three estimators, with k the episodes in the tail of N, R a reward (the weig
 A(R) the advantage that TRL computes from it:
 
 - `tail_selection` (the paper's): A(R) N / k on the tail and 0 elsewhere, so that the loss is the mean over the tail.
-- `rockafellar_uryasev`: A(R~) on all episodes, R~ of `risk.rockafellar_uryasev_rewards`, whose mean is the CVaR of R.
+- `rockafellar_uryasev`: A(R~ k / N) on all episodes, R~ of `risk.rockafellar_uryasev_rewards`, whose mean is the CVaR
+  of R. The factor keeps the scale of the rewards.
 - `cvar_gradient` (eq. 7): (R - VaR) N / k on the tail and 0 elsewhere, in place of A.
 
-TRL's KL term stays as it is, over all episodes. RLOO subtracts it from the reward before it computes A; the tail is
-that of the rewards without it.
+At alpha = 1 the first two are TRL's trainers number for number. The third is not: VaR is then the highest reward, so
+each episode is weighed by its distance from that and not from its group's mean.
+
+The KL term is that of the episodes that are trained on. GRPO adds it to the loss, where an episode of the tail has the
+weight that it has in the whole batch. RLOO subtracts it from the reward before it computes A; the tail is that of the
+rewards without it.
 """
 
 import inspect
@@ -26,7 +31,13 @@ from packaging.specifiers import SpecifierSet
 from trl import GRPOTrainer, RLOOTrainer
 
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.training.risk import SoftRiskSchedule, check_alpha, kept_episodes, rockafellar_uryasev_rewards
+from rarlhf_nb.training.risk import (
+    SoftRiskSchedule,
+    check_alpha,
+    kept_episodes,
+    rockafellar_uryasev_rewards,
+    tail_count,
+)
 
 Estimator = Literal["tail_selection", "rockafellar_uryasev", "cvar_gradient"]
 Tail = Literal["batch", "prompt"]
@@ -72,19 +83,19 @@ class CVaRMixin:
         self.risk = risk
         super().__init__(*args, **kwargs)
         self._check_settings()
-        self._schedule: SoftRiskSchedule | None = None  # needs the number of steps, which TRL knows when it trains
 
     def _check_settings(self) -> None:
         """Raise `UserError` for settings of TRL's that an estimator or a tail cannot go with."""
-        if self.risk.tail == "prompt" and self.num_generations < 2:
-            raise UserError(
-                f'tail = "prompt" with num_generations = {self.num_generations}: a prompt needs samples to have a '
-                'tail of its own. Raise num_generations, or set tail = "batch".'
-            )
+        self._check_tail()
         if self.risk.estimator == "rockafellar_uryasev" and self._aggregation != "sum_then_normalize":
             raise UserError(
                 f"multi_objective_aggregation = {self._aggregation!r} with estimator = 'rockafellar_uryasev': "
                 'the CVaR is that of the summed reward. Set "sum_then_normalize", or another estimator.'
+            )
+        if self._masks_kl and self.loss_type == "bnpo":
+            raise UserError(
+                f"loss_type = 'bnpo' with beta = {self.beta} and estimator = {self.risk.estimator!r}: this loss is the "
+                "mean over the tokens that count, and would weigh the tail twice. Set another loss_type, or beta = 0."
             )
         if self.risk.estimator == "cvar_gradient" and isinstance(self, RLOOTrainer) and self.beta:
             raise UserError(
@@ -92,17 +103,37 @@ class CVaRMixin:
                 "advantage, which this estimator replaces. Set beta = 0, or use GRPO or another estimator."
             )
 
+    def _check_tail(self) -> None:
+        """Raise `UserError` for a group too small to have a tail, and for a schedule that does not fit the steps."""
+        setting = "num_generations" if self.risk.tail == "prompt" else "generation_batch_size"
+        size = getattr(self.args, setting)
+        kept = tail_count(self.risk.alpha, size)
+        least = 2 if self.risk.estimator == "cvar_gradient" else 1
+        if self.risk.alpha < 1 and not least <= kept < size:
+            reason = "which is no tail" if kept == size else "whose weight R - VaR is 0"
+            raise UserError(
+                f"{setting} = {size} with alpha = {self.risk.alpha} and tail = {self.risk.tail!r}: the tail holds "
+                f"{kept} of {size}, {reason}. Raise {setting}, or change alpha."
+            )
+        if self.args.max_steps > 0:  # otherwise TRL counts the steps when it trains
+            self._schedule(size, self.args.max_steps)
+
+    @property
+    def _masks_kl(self) -> bool:
+        """Whether TRL adds a KL to the loss that has to leave out the episodes outside the tail."""
+        selects = self.risk.estimator != "rockafellar_uryasev" and self.risk.alpha < 1
+        return selects and isinstance(self, GRPOTrainer) and self.beta != 0
+
     @property
     def _aggregation(self) -> str:
         return getattr(self, "multi_objective_aggregation", "sum_then_normalize")  # RLOO has no other
 
     def _kept(self, episodes: int) -> int:
         """kept(m) of the soft-risk schedule for the step under way, of `episodes` in a group."""
-        if self._schedule is None:
-            self._schedule = SoftRiskSchedule(
-                episodes, self.risk.alpha, self.state.max_steps, self.risk.warm_start, self.risk.rho
-            )
-        return self._schedule.kept(self.state.global_step + 1)
+        return self._schedule(episodes, self.state.max_steps).kept(self.state.global_step + 1)
+
+    def _schedule(self, episodes: int, steps: int) -> SoftRiskSchedule:
+        return SoftRiskSchedule(episodes, self.risk.alpha, steps, self.risk.warm_start, self.risk.rho)
 
     def _groups(self, rewards: torch.Tensor) -> torch.Tensor:
         """The rewards of all episodes (N,), one row for each group that has a tail of its own."""
@@ -121,14 +152,15 @@ class CVaRMixin:
         return shifted(per_function, weights, self._transformed(rewards) - rewards)
 
     def _transformed(self, rewards: torch.Tensor) -> torch.Tensor:
-        """R~ of every episode (N,); an episode without a reward keeps its place and counts in no VaR."""
+        """R~ k / N of every episode (N,); an episode without a reward keeps its place and counts in no VaR."""
         groups = self._groups(rewards)
         kept = self._kept(groups.shape[1])
         transformed = groups.clone()
         if kept < groups.shape[1]:
             for new, group in zip(transformed, groups, strict=True):
-                there = group.isfinite()
-                new[there] = rockafellar_uryasev_rewards(group[there], min(kept, int(there.sum())))
+                there = group[group.isfinite()]
+                tail = min(kept, len(there))
+                new[group.isfinite()] = rockafellar_uryasev_rewards(there, tail) * (tail / max(1, len(there)))
         return transformed.view(-1)
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
@@ -147,6 +179,10 @@ class CVaRMixin:
             if self.risk.estimator == "cvar_gradient":
                 advantages = (groups - value_at_risk.unsqueeze(1)).view(-1)[mine].to(advantages.dtype)
             output["advantages"] = torch.where(tail[mine], advantages, 0.0) * (groups.shape[1] / kept)
+            if self._masks_kl and kept < groups.shape[1]:
+                # GRPO's loss, its KL and its entropy count the tokens where this mask is 1
+                mask = output.get("tool_mask", torch.ones_like(output["completion_mask"]))
+                output["tool_mask"] = mask * tail[mine].unsqueeze(1)
         self._log_tail(kept / groups.shape[1], tail, value_at_risk)
         return output
 
@@ -159,11 +195,8 @@ class CVaRMixin:
 
     def _log_rewards_before_transformation(self) -> None:
         """TRL has logged the rewards that it was given; replace them by what the reward functions said."""
-        log, columns = (
-            self._metrics["train"],
-            dict(zip(self.reward_func_names, self._per_function.unbind(1), strict=True)),
-        )
-        for name, values in columns.items():
+        log = self._metrics["train"]
+        for name, values in zip(self.reward_func_names, self._per_function.unbind(1), strict=True):
             there = values[~values.isnan()]
             log[f"rewards/{name}/mean"][-1] = there.mean().item()
             log[f"rewards/{name}/std"][-1] = there.std().item()
