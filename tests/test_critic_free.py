@@ -102,7 +102,7 @@ def test_the_advantages_are_those_of_a_slow_reference(name, estimator, tail, tmp
     elif estimator == "cvar_gradient":
         expected = [2 * (HARD[i] - limit[i]) if i in worst else 0.0 for i in range(8)]
     else:
-        expected = plain_advantages(name, [limit[i] / 2 + min(HARD[i] - limit[i], 0.0) for i in range(8)])
+        expected = plain_advantages(name, [limit[i] + 2 * min(HARD[i] - limit[i], 0.0) for i in range(8)])
     assert found.tolist() == pytest.approx(expected, abs=1e-4)
     assert log["cvar/kept"] == 4 and log["cvar/alpha"] == 0.5
     assert log["cvar/cvar"] == pytest.approx(sum(HARD[i] for i in worst) / 4)

@@ -8,8 +8,7 @@ The three estimators, with k the episodes in the tail of N, R a reward (the weig
 A(R) the advantage that TRL computes from it:
 
 - `tail_selection` (the paper's): A(R) N / k on the tail and 0 elsewhere, so that the loss is the mean over the tail.
-- `rockafellar_uryasev`: A(R~ k / N) on all episodes, R~ of `risk.rockafellar_uryasev_rewards`, whose mean is the CVaR
-  of R. The factor keeps the scale of the rewards.
+- `rockafellar_uryasev`: A(R~) on all episodes, R~ of `risk.rockafellar_uryasev_rewards`, whose mean is the CVaR of R.
 - `cvar_gradient` (eq. 7): (R - VaR) N / k on the tail and 0 elsewhere, in place of A.
 
 At alpha = 1 the first two are TRL's trainers number for number. The third is not: VaR is then the highest reward, so
@@ -152,15 +151,14 @@ class CVaRMixin:
         return shifted(per_function, weights, self._transformed(rewards) - rewards)
 
     def _transformed(self, rewards: torch.Tensor) -> torch.Tensor:
-        """R~ k / N of every episode (N,); an episode without a reward keeps its place and counts in no VaR."""
+        """R~ of every episode (N,); an episode without a reward keeps its place and counts in no VaR."""
         groups = self._groups(rewards)
         kept = self._kept(groups.shape[1])
         transformed = groups.clone()
         if kept < groups.shape[1]:
             for new, group in zip(transformed, groups, strict=True):
                 there = group[group.isfinite()]
-                tail = min(kept, len(there))
-                new[group.isfinite()] = rockafellar_uryasev_rewards(there, tail) * (tail / max(1, len(there)))
+                new[group.isfinite()] = rockafellar_uryasev_rewards(there, min(kept, len(there)))
         return transformed.view(-1)
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
