@@ -64,7 +64,7 @@ class Run:
         return run
 
     def _check_belongs(self, asked: dict[str, Any]) -> None:
-        stored, wanted = _flat({key: self.manifest[key] for key in asked}), _flat(asked)
+        stored, wanted = flat({key: self.manifest[key] for key in asked}), flat(asked)
         different = [
             f"{key.removeprefix('settings.')} is {stored.get(key)!r} in the folder, {wanted.get(key)!r} now"
             for key in sorted(stored.keys() | wanted.keys())
@@ -244,10 +244,11 @@ def default_root() -> Path:
     return repository() / "papermill_runs"
 
 
-def _flat(nested: Any, prefix: str = "") -> dict[str, Any]:
+def flat(nested: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested dictionary with dotted keys."""
     if not isinstance(nested, dict):
         return {prefix: nested}
-    return {k: v for key, value in nested.items() for k, v in _flat(value, f"{prefix}.{key}".strip(".")).items()}
+    return {k: v for key, value in nested.items() for k, v in flat(value, f"{prefix}.{key}".strip(".")).items()}
 
 
 def installed_versions() -> dict[str, str]:

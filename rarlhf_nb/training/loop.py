@@ -1,5 +1,6 @@
 """The loop that every trainer shares: repeat a step, log its statistics, save checkpoints, show the progress."""
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,11 @@ from rarlhf_nb.core.checkpoint import (
     optimizer_tensors,
     parameter_tensors,
 )
+from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import Section, WatchSettings
+from rarlhf_nb.core.runs import flat, installed_versions
 from rarlhf_nb.training.policy import ActorCritic
+from rarlhf_nb.training.ranks import Ranks
 from rarlhf_nb.training.watch import TrainingStopped, Watch
 from rarlhf_nb.worlds.rewards import Reward
 
@@ -33,7 +37,8 @@ class TrainingLoop(ABC):
     `train()` runs all iterations. Iterating over the trainer runs them one at a time and yields the statistics of each.
     Both go on from the last checkpoint where there is one; the result is the same, number for number, as without an
     interruption. Ctrl-C saves a checkpoint after the iteration under way. Where the training goes wrong, both raise
-    `TrainingStopped`, whose message names the last good checkpoint.
+    `TrainingStopped`, whose message names the last good checkpoint. Of several processes (see `ranks`) one logs, saves
+    and shows the progress.
 
     Args:
         policy: the policy, trained in place.
@@ -72,14 +77,28 @@ class TrainingLoop(ABC):
         watch = watch or WatchSettings()
         sections = settings | {"watch": watch}
         self.settings = {name: section.model_dump(mode="json") for name, section in sections.items()} | {"seed": seed}
-        self.watch = Watch(watch, log_file, self.unit)
-        self.log_file, self.checkpoints = log_file, checkpoints
         self.accelerator = Accelerator(
             mixed_precision=mixed_precision, log_with=list(report_to) or None, project_dir=project_dir
         )
+        self.ranks = Ranks(self.accelerator)
+        self._check_ranks(checkpoints)
+        self.log_file, self.checkpoints = log_file if self.ranks.main else None, checkpoints
+        self.watch = Watch(watch, self.log_file, self.unit, aloud=self.ranks.main)
         self.iteration = 0  # the last one's number, counted from 1
         self.rows: list[dict[str, float]] = []  # the log so far
         self.optimizer: torch.optim.Optimizer  # made by the subclass
+
+    def _check_ranks(self, checkpoints: Checkpoints | None) -> None:
+        """Raise `UserError`, on every rank, where the processes of this training do not belong together."""
+        if self.ranks.count == 1:
+            return
+        prompts = self.train_dataset["prompt"] if self.train_dataset is not None else []
+        digest = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
+        versions = {f"the version of {name}": found for name, found in installed_versions().items()}
+        own = {"mixed_precision": self.accelerator.mixed_precision, "the checksum of the prompts": digest[:12]}
+        self.ranks.check_agreement(flat(self.settings) | versions | own)
+        if self.ranks.sharded and checkpoints is not None:
+            raise UserError("checkpoints: none can be saved where FSDP or DeepSpeed shards the training; give none.")
 
     @abstractmethod
     def run_iteration(self) -> dict[str, float]:
@@ -96,7 +115,9 @@ class TrainingLoop(ABC):
     def __iter__(self) -> Iterator[dict[str, float]]:
         """Run the remaining iterations one at a time."""
         self.resume()
-        with tqdm(total=self.iterations, initial=self.iteration, desc=self.title, unit=self.unit) as bar:
+        self.ranks.check_agreement({f"the last {self.unit}": self.iteration})
+        options = {"desc": self.title, "unit": self.unit, "disable": None if self.ranks.main else True}
+        with tqdm(total=self.iterations, initial=self.iteration, **options) as bar:
             while self.iteration < self.iterations:
                 with InterruptLater() as interrupt:
                     try:
@@ -104,14 +125,16 @@ class TrainingLoop(ABC):
                     except TrainingStopped as stop:
                         raise self._with_last_good_checkpoint(stop) from None
                     self.log(stats)
-                    if self.checkpoints and (interrupt.asked or self.checkpoints.due()):
+                    asked = self.ranks.any(interrupt.asked)
+                    if self.checkpoints and self.ranks.main and (asked or self.checkpoints.due()):
                         self.checkpoints.save(self.iteration, self.checkpoint())
-                if interrupt.asked:
+                if self.ranks.any(interrupt.asked):
                     raise KeyboardInterrupt
                 bar.set_postfix({name: f"{stats[key]:.3g}" for name, key in self.progress.items()})
                 bar.update()
                 yield stats
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # `end_training` would end the processes' connection as well
+            tracker.finish()
 
     def _with_last_good_checkpoint(self, stop: TrainingStopped) -> TrainingStopped:
         """The error of a training that was stopped, with the checkpoint from which another may go on.
@@ -123,8 +146,9 @@ class TrainingLoop(ABC):
             self.log(stop.stats)
         if self.checkpoints is None:
             return stop
-        if stop.at_once:
+        if stop.at_once and self.ranks.main:
             self.checkpoints.drop(stop.iteration - 1)
+        self.ranks.gather(None)  # the others look when it is gone
         found = self.checkpoints.latest()
         where = (
             f"The last good checkpoint is that of {self.unit} {found.state['iteration']} in {self.checkpoints.folder}: "
@@ -186,4 +210,5 @@ class TrainingLoop(ABC):
         self.iteration, self.rows = state["iteration"], state["rows"]
         self.watch.past = list(self.rows)
         self._write_log(self.rows, "w")
-        print(f"{self.title}: resumed at {self.unit} {self.iteration}")
+        if self.ranks.main:
+            print(f"{self.title}: resumed at {self.unit} {self.iteration}")

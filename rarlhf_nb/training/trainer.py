@@ -12,7 +12,8 @@ Departures from the paper and its authors' code:
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -85,10 +86,11 @@ class UpdateBatch:
     values: torch.Tensor
     advantages: torch.Tensor  # whitened
     targets: torch.Tensor
+    counted: torch.Tensor  # (N,) bool; False for an episode that only fills up a rank's share
 
     def take(self, rows: torch.Tensor) -> "UpdateBatch":
         """The episodes at `rows`."""
-        tensors = (self.log_probs, self.values, self.advantages, self.targets)
+        tensors = (self.log_probs, self.values, self.advantages, self.targets, self.counted)
         return UpdateBatch(self.episodes.take(rows), *(tensor[rows] for tensor in tensors))
 
 
@@ -98,6 +100,9 @@ class CVaRPPOTrainer(TrainingLoop):
     `train()` runs all iterations. Iterating over the trainer runs them one at a time and yields the statistics of each
     (`glossary` explains the keys). `step(prompts)` runs one iteration on prompts of your own. `rollout`, `estimates`
     and `selection` hold the last batch.
+
+    On several processes (`accelerate launch`, `torchrun`) B is the size of the global batch, and every rank holds the
+    whole of it once it is sampled; a reward function gets a rank's share of it.
 
     Args:
         model: the actor-critic, trained in place.
@@ -136,6 +141,11 @@ class CVaRPPOTrainer(TrainingLoop):
         settings = {"ppo": args, "risk": risk, "sampling": sampling}
         options = (mixed_precision, log_file, checkpoints, report_to, project_dir)
         super().__init__(model, reward_funcs, train_dataset, args.iterations, settings, watch, seed, *options)
+        if args.batch_size < self.ranks.count:
+            raise UserError(
+                f"ppo.batch_size = {args.batch_size}: each of the {self.ranks.count} processes must sample an episode; "
+                "raise it, or start fewer processes."
+            )
         self.args, self.risk, self.sampling = args, risk, sampling
         self.schedule = SoftRiskSchedule(args.batch_size, risk.alpha, args.iterations, risk.warm_start, risk.rho)
         self.reference = reference or Reference(model)
@@ -190,8 +200,19 @@ class CVaRPPOTrainer(TrainingLoop):
 
     def sample(self, prompts: list[str], columns: dict[str, list]) -> Rollout:
         """Alg. 1, lines 1 and 2: completions, environment rewards, log-probabilities, values and KL."""
-        with self.accelerator.autocast(), self.watch.sampling():
-            episodes = self.policy.sample(prompts, self.sampling, seed=hash_seed(self.seed, self.iteration))
+        share = self.ranks.share(len(prompts))
+        own = {name: column[share] for name, column in columns.items()}
+        with self.ranks.whole(self.wrapped), self.watch.sampling():
+            rollout = self.ranks.together(lambda: self.sample_share(prompts[share], own, first=share.start))
+        self.watch.completions(rollout.scored)
+        self.watch.kl(rollout.scored)
+        return rollout
+
+    def sample_share(self, prompts: list[str], columns: dict[str, list], first: int) -> Rollout:
+        """The part of the rollout that this process samples and scores; `first` is its place in the batch."""
+        seed = hash_seed(self.seed, self.iteration)
+        with self.accelerator.autocast():
+            episodes = self.policy.sample(prompts, self.sampling, seed, first)
         env_rewards = self.env_rewards(episodes, columns)
         with torch.no_grad(), self.accelerator.autocast():
             parts = [episodes.take(rows) for rows in self.micro_batches(len(episodes))]
@@ -199,10 +220,7 @@ class CVaRPPOTrainer(TrainingLoop):
             own = [self.behaviour(part) for part in parts]
         log_probs, values = (torch.cat([getattr(part, name) for part in own]) for name in ("log_probs", "values"))
         kl = episode_kl(log_probs, ref_log_probs, episodes.completion_mask)
-        rollout = Rollout(episodes, env_rewards, log_probs, ref_log_probs, values, episodes.drawn.entropy, kl)
-        self.watch.completions(rollout.scored)
-        self.watch.kl(rollout.scored)
-        return rollout
+        return Rollout(episodes, env_rewards, log_probs, ref_log_probs, values, episodes.drawn.entropy, kl)
 
     def behaviour(self, episodes: Episodes) -> TokenEvaluation:
         """Log-probabilities and values under the policy that drew the episodes: the sampler's own numbers.
@@ -252,18 +270,24 @@ class CVaRPPOTrainer(TrainingLoop):
     def update(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> dict[str, float]:
         """Line 5: PPO on the selected episodes, one optimizer step per epoch; returns the mean losses of the epochs.
 
-        The gradients of the micro-batches add up to that of the whole batch, since every loss is divided by the number
-        of all updated tokens.
+        The gradients of the micro-batches and of the ranks add up to that of the whole batch, since every loss is
+        divided by the number of all updated tokens.
         """
         batch = self.update_batch(rollout, estimates, selection)
         scored = rollout.scored.take(selection.updated.tolist())
         self.watch.advantages(estimates.advantages[selection.updated], batch.episodes.completion_mask, scored)
-        parts = [batch.take(rows) for rows in self.micro_batches(len(batch.episodes))]
+        rows, counted = self.ranks.deal(len(batch.episodes))
+        own = replace(batch.take(rows), counted=counted.to(batch.counted.device))
+        parts = [own.take(rows) for rows in self.micro_batches(len(rows))]
         tokens, epochs = batch.episodes.completion_mask.sum(), []
         for _ in range(self.args.epochs):
             self.optimizer.zero_grad()
-            losses = [self.backward(part, tokens) for part in parts]
-            epochs.append({key: sum(part[key] for part in losses) for key in losses[0]})
+            losses = []
+            for part in parts:
+                # the ranks' gradients are added up once, with those of the last micro-batch
+                with nullcontext() if part is parts[-1] else self.accelerator.no_sync(self.wrapped):
+                    losses.append(self.backward(part, tokens))
+            epochs.append(self.ranks.summed({key: sum(part[key] for part in losses) for key in losses[0]}))
             # without a limit nothing is clipped, and the norm tells whether the gradient is finite
             norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.args.max_grad_norm or math.inf)
             self.watch.losses(epochs[-1], scored, self.args.ratio_threshold)
@@ -278,11 +302,12 @@ class CVaRPPOTrainer(TrainingLoop):
         rows = selection.updated
         episodes = rollout.episodes.take(rows)
         advantages = whiten(estimates.advantages[rows], episodes.completion_mask)
-        return UpdateBatch(episodes, rollout.log_probs[rows], rollout.values[rows], advantages, estimates.targets[rows])
+        numbers = (rollout.log_probs[rows], rollout.values[rows], advantages, estimates.targets[rows])
+        return UpdateBatch(episodes, *numbers, counted=torch.ones_like(rows, dtype=torch.bool))
 
     def backward(self, batch: UpdateBatch, tokens: torch.Tensor) -> dict[str, float]:
         """Eq. 11 on a micro-batch, its sum over tokens divided by `tokens`: adds the gradient, returns the terms."""
-        args, mask = self.args, batch.episodes.completion_mask
+        args, mask = self.args, batch.episodes.completion_mask & batch.counted.unsqueeze(1)
         with self.accelerator.autocast():
             now = evaluate_tokens(self.policy, batch.episodes, self.sampling, forward=self.wrapped)
         ratio = (now.log_probs - batch.log_probs).detach().exp()
@@ -293,7 +318,8 @@ class CVaRPPOTrainer(TrainingLoop):
             "clip_fraction": ((ratio - 1).abs() > args.cliprange).to(ratio.dtype),
         }
         terms = {key: term.masked_fill(~mask, 0.0).sum() / tokens for key, term in terms.items()}
-        self.accelerator.backward(terms["policy_loss"] + args.vf_coef * terms["value_loss"])
+        # accelerate averages the gradients of the ranks, which belong added up
+        self.accelerator.backward(self.ranks.count * (terms["policy_loss"] + args.vf_coef * terms["value_loss"]))
         return {key: term.item() for key, term in terms.items()}
 
     def micro_batches(self, episodes: int) -> tuple[torch.Tensor, ...]:

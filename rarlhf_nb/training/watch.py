@@ -78,11 +78,14 @@ class Watch:
     with `conclude`.
 
     log_file: the training's log, beside which the incidents are written; None writes none. unit: what the trainer calls
-    an iteration. past: the statistics of the iterations so far.
+    an iteration. aloud: whether it warns of incidents, which one of several processes does. past: the statistics of the
+    iterations so far.
     """
 
-    def __init__(self, settings: WatchSettings, log_file: Path | None = None, unit: str = "iteration") -> None:
-        self.settings, self.unit = settings, unit
+    def __init__(
+        self, settings: WatchSettings, log_file: Path | None = None, unit: str = "iteration", aloud: bool = True
+    ) -> None:
+        self.settings, self.unit, self.aloud = settings, unit, aloud
         self.file = log_file and log_file.with_suffix(INCIDENTS)
         self.past: list[dict[str, float]] = []
         self.begin(0)
@@ -216,6 +219,6 @@ class Watch:
         if action == "stop":
             self.at_once = self.at_once or not self.stepped
             self.stops.append(line)
-        else:
+        elif self.aloud:
             warnings.warn(line, stacklevel=4)
         self.held = self.held or action != "warn"
