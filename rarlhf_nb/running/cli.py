@@ -41,11 +41,17 @@ def run(
     parameter: Annotated[
         list[str] | None, typer.Option("-p", metavar="KEY VALUE", help="A setting of the profile: -p risk.alpha 0.2")
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes that train together; short for -p compute.processes N.")
+    ] = None,
     force: Annotated[bool, typer.Option(help="Run every notebook again, even if nothing has changed.")] = False,
 ) -> None:
     """Execute the notebooks in order into papermill_runs/RUN and print the report."""
     with told_errors():
-        execute(profile, run, seed, parse_parameters(parameter or []), force)
+        overrides = parse_parameters(parameter or [])
+        if processes is not None:
+            overrides["compute.processes"] = processes
+        execute(profile, run, seed, overrides, force)
 
 
 @app.command()

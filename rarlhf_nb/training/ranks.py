@@ -1,8 +1,8 @@
 """The processes of one training, called ranks as in torch: what each does of a batch, and what all of them know.
 
 The batch is global. Each rank samples and scores its share of the prompts. Then the episodes, which are small, are
-gathered, so that every rank holds all of them and computes tail, VaR, whitening and KL as one process would. The updated
-episodes are dealt out again, so that no rank waits for another's tail.
+gathered, so that every rank holds all of them and computes tail, VaR, whitening and KL as one process would. The
+updated episodes are dealt out again, so that no rank waits for another's tail.
 """
 
 import json

@@ -16,6 +16,7 @@ from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import BASELINES_NOTEBOOK, SFT_NOTEBOOK, find_method
 from rarlhf_nb.core.profiles import SFTSettings
 from rarlhf_nb.core.runs import json_lines
+from rarlhf_nb.running.launch import train_on_processes
 from rarlhf_nb.running.stages.stage import Stage
 from rarlhf_nb.running.workspace import EXPERTS
 from rarlhf_nb.training.loop import TrainingLoop
@@ -111,7 +112,7 @@ class Train(Stage):
         settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
         if settings.get("risk", {}).get("alpha") == 1:
             settings["risk"] = None  # every episode is kept: whatever the estimator and the schedule, this is RLHF
-        return settings | {"models": self.workspace.models()}
+        return settings | {"models": self.workspace.models(), "processes": self.processes}
 
     def _own_settings(self) -> dict[str, Any]:
         profile = self.workspace.profile
@@ -121,9 +122,22 @@ class Train(Stage):
 
     def work(self) -> None:
         """A training that was interrupted goes on where it stopped."""
+        processes = self.processes
+        if processes > 1:
+            train_on_processes(self.workspace.run.name, self.method, processes)
+            return
         trainer = self.trainer(checkpoints=self.checkpoints(self.method))
         trainer.train()
-        self.workspace.run.write_folder(f"policies/{self.method}", trainer.policy.save)
+        self.save(trainer.policy)
+
+    @property
+    def processes(self) -> int:
+        """How many train together: Quark learns on one."""
+        return 1 if self.method == "quark" else self.workspace.profile.compute.processes
+
+    def save(self, policy: ActorCritic) -> None:
+        """Write the trained policy into the run."""
+        self.workspace.run.write_folder(f"policies/{self.method}", policy.save)
 
     def result(self) -> pd.DataFrame:
         """The training log, one row per iteration."""

@@ -1,0 +1,73 @@
+"""One process of trainings on the tiny policy, for tests: `python tests/ranked.py FOLDER`, by torchrun.
+
+FOLDER/trainings.json says what to train, by name, and the process leaves what it knows in FOLDER/<name>.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from safetensors.torch import save_file
+from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
+
+from rarlhf_nb.core.checkpoint import Checkpoints, parameter_tensors
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.training.trainer import CVaRPPOTrainer
+
+RANK = int(os.environ.get("RANK", 0))
+
+
+def rewards(prompts: list[str], completions: list[str], settings: dict) -> list[float]:
+    """The lowest rewards all go to the last prompts of the data set, so that a rank may keep no episode."""
+    time.sleep(settings.get("seconds", 0))
+    if settings.get("missing_on") == RANK:
+        return [float("nan")] * len(prompts)
+    scores = zip(prompts, good_minus_bad(prompts, completions), strict=True)
+    return [score + settings.get("spread", 0) * PROMPTS.index(prompt) for prompt, score in scores]
+
+
+def train(folder: Path, settings: dict) -> None:
+    own = settings | settings.get(f"on rank {RANK}", {})
+    ppo = {"iterations": 5, "batch_size": 8, "learning_rate": 1e-2, "micro_batch_size": 2} | own.get("ppo", {})
+    trainer = CVaRPPOTrainer(
+        model=tiny_policy(dtype=getattr(torch, own.get("dtype", "float64"))),
+        reward_funcs=lambda prompts, completions, **columns: rewards(prompts, completions, own),
+        args=ppo_settings(**ppo),
+        risk=risk_settings(**own.get("risk", {})),
+        sampling=sampling_settings(minimum_completion_length=2),
+        train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
+        seed=1,
+        log_file=folder / "log.jsonl",
+        checkpoints=Checkpoints(folder / "checkpoints", seconds=0) if own.get("checkpoints") else None,
+    )
+    seen = []
+    for _ in trainer:
+        episodes = trainer.rollout.episodes
+        rows = zip(episodes.completion_ids, episodes.completion_mask, strict=True)
+        tokens = [ids[mask].tolist() for ids, mask in rows]
+        seen.append({"tail": trainer.selection.tail.tolist(), "prompts": episodes.prompts, "tokens": tokens})
+        (folder / f"process-{RANK}.txt").write_text(str(os.getpid()))
+    with trainer.ranks.whole(trainer.wrapped):
+        weights = parameter_tensors(trainer.policy)
+        save_file({name: value.clone() for name, value in weights.items()}, folder / f"weights-{RANK}.safetensors")
+    (folder / f"engine-{RANK}.txt").write_text(trainer.accelerator.distributed_type)
+    (folder / f"seen-{RANK}.json").write_text(json.dumps(seen))
+
+
+def train_all(folder: Path, trainings: dict[str, dict]) -> None:
+    """One training after another; the message of a `UserError` is left as a file."""
+    for name, settings in trainings.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        try:
+            train(folder / name, settings)
+        except UserError as error:
+            (folder / name / f"error-{RANK}.txt").write_text(str(error))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train_all(Path(sys.argv[1]), json.loads(Path(sys.argv[1], "trainings.json").read_text()))
