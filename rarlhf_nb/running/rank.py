@@ -38,7 +38,7 @@ def main() -> None:
     """The process: status 0 if the method is trained, 130 after Ctrl-C, 1 for any other failure."""
     end_with_parent()
     run, method, trouble = sys.argv[1:]
-    state = PartialState()
+    state = PartialState()  # before any model is loaded: it chooses the GPU of this process
     try:
         train_as_rank(run, method)
     except UserError as error:

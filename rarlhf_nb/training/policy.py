@@ -24,7 +24,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.activations import NewGELUActivation
 from transformers.utils import ModelOutput
 
-from rarlhf_nb.core.devices import own_device
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import LoraSettings, SamplingSettings
 from rarlhf_nb.core.seeding import seeded, uniforms
@@ -236,7 +235,7 @@ def load_policy(
         raise UserError(f"policy.model = {str(model)!r} does not load as a causal language model: {reason}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    causal_lm.to(own_device())
+    causal_lm.to("cuda" if torch.cuda.is_available() else "cpu")
     if lora is not None:
         config = peft.LoraConfig(
             r=lora.r,

@@ -21,7 +21,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rarlhf_nb.core.devices import own_device
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.worlds.hub import resolve_model
 
@@ -114,7 +113,8 @@ def load_reward(
             f"reward.model = {str(model)!r} has no trained classification head (missing: "
             f"{', '.join(sorted(loading['missing_keys']))}): name a text classifier"
         )
-    return ClassifierReward(classifier.to(own_device()), tokenizer, label, accepted_label_names, sign, batch_size)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return ClassifierReward(classifier.to(device), tokenizer, label, accepted_label_names, sign, batch_size)
 
 
 def check_rewards(rewards: Any, prompts: list[str], completions: list[str]) -> list[float]:
