@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from ranked import train_all
 from safetensors.torch import load_file
+from small_run import SMALL
 
 from rarlhf_nb.core.checkpoint import Checkpoints
+from rarlhf_nb.running.experiment import Experiment
 from rarlhf_nb.running.launch import failure
 
 TESTS = Path(__file__).parent
@@ -33,14 +36,14 @@ WRONG = {
     "too few": ({"ppo": {"batch_size": 2}}, "ppo.batch_size = 2: each of the 3 processes"),
     "missing reward": ({"missing_on": 1}, "rank 1: .*finite"),
 }
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_AUTO_WRAP_POLICY": "NO_WRAP", "FSDP_USE_ORIG_PARAMS": "true"}
+CONFIG = TESTS.parent / "configs" / "gpt2-fsdp.yaml"
 
 
 def launch(folder, processes, trainings, **environment):
     folder.mkdir()
     (folder / "trainings.json").write_text(json.dumps(trainings))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(TESTS.parent)} | environment
+    environment = os.environ | {"PYTHONPATH": str(TESTS.parent)} | environment
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([*command, TESTS / "ranked.py", folder], env=environment, **streams)
 
@@ -53,13 +56,19 @@ def folders(tmp_path_factory):
     started = [
         launch(root / "2", 2, SAME | SINGLE | {"missing reward": wrong["missing reward"]}),
         launch(root / "3", 3, SAME | {name: wrong[name] for name in ("other settings", "too few")}),
-        launch(root / "fsdp", 2, {"tail selection": SAME["tail selection"]}, **FSDP),
+        launch(root / "fsdp", 2, {"tail selection": SAME["tail selection"]}, **fsdp_environment(CONFIG)),
     ]
     train_all(root / "1", SAME | SINGLE)
     for process in started:
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
     return root
+
+
+def fsdp_environment(config):
+    """What `accelerate launch` makes of a file in configs/."""
+    settings = yaml.safe_load(config.read_text())["fsdp_config"]
+    return {"ACCELERATE_USE_FSDP": "true"} | {key.upper(): str(value) for key, value in settings.items()}
 
 
 def weights(folder):
@@ -127,3 +136,20 @@ def test_a_killed_process_ends_the_others_and_is_named(tmp_path):
     assert Checkpoints(tmp_path / "run" / "slow" / "checkpoints").latest() is not None
     lines = (tmp_path / "run" / "slow" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["iteration"] for line in lines] == list(range(1, len(lines) + 1))
+
+
+def test_a_run_trains_on_two_processes_and_shows_their_log(tmp_path, monkeypatch, capfd):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    logs = []
+    for processes in (1, 2):
+        experiment = Experiment.open("pocket", f"on_{processes}", overrides=SMALL | {"compute.processes": processes})
+        experiment.prepare_data()
+        experiment.train_sft()
+        logs.append(experiment.train("ra_rlhf").drop(columns="seconds"))
+        experiment.saved("ra_rlhf")
+    pd.testing.assert_frame_equal(*logs, rtol=0, atol=1e-4)
+    assert "ra_rlhf: iteration 4 of 4" in capfd.readouterr().out
+    experiment.train("ra_rlhf")
+    assert "train ra_rlhf: kept" in capfd.readouterr().out

@@ -41,11 +41,10 @@ def train_on_processes(run: str, method: str, processes: int) -> None:
 
 def _run(command: list[str]) -> tuple[int, list[str]]:
     """Run a command and print its output line by line; returns its status and all lines."""
-    cpu = {} if torch.cuda.is_available() else {"ACCELERATE_USE_CPU": "true"}
     process = subprocess.Popen(
         command,
         cwd=repository(),
-        env={"OMP_NUM_THREADS": str(torch.get_num_threads()), "TQDM_DISABLE": "1"} | os.environ | cpu,
+        env={"OMP_NUM_THREADS": str(torch.get_num_threads()), "TQDM_DISABLE": "1"} | os.environ,
         stdin=subprocess.PIPE,  # whose end tells the ranks that this process is gone
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -9,12 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-from accelerate import PartialState
-
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.running.cell import end_with_parent
 from rarlhf_nb.running.experiment import Experiment
 from rarlhf_nb.running.stages import Train
+from rarlhf_nb.training.ranks import connect
 from rarlhf_nb.training.watch import TrainingStopped
 
 TOLD = 5.0  # seconds between two lines
@@ -38,7 +37,7 @@ def main() -> None:
     """The process: status 0 if the method is trained, 130 after Ctrl-C, 1 for any other failure."""
     end_with_parent()
     run, method, trouble = sys.argv[1:]
-    state = PartialState()  # before any model is loaded: it chooses the GPU of this process
+    state = connect()
     try:
         train_as_rank(run, method)
     except UserError as error:

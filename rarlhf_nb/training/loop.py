@@ -26,7 +26,7 @@ from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import Section, WatchSettings
 from rarlhf_nb.core.runs import flat, installed_versions
 from rarlhf_nb.training.policy import ActorCritic
-from rarlhf_nb.training.ranks import Ranks
+from rarlhf_nb.training.ranks import Ranks, connect
 from rarlhf_nb.training.watch import TrainingStopped, Watch
 from rarlhf_nb.worlds.rewards import Reward
 
@@ -77,6 +77,7 @@ class TrainingLoop(ABC):
         watch = watch or WatchSettings()
         sections = settings | {"watch": watch}
         self.settings = {name: section.model_dump(mode="json") for name, section in sections.items()} | {"seed": seed}
+        connect()
         self.accelerator = Accelerator(
             mixed_precision=mixed_precision, log_with=list(report_to) or None, project_dir=project_dir
         )
@@ -98,7 +99,7 @@ class TrainingLoop(ABC):
         own = {"mixed_precision": self.accelerator.mixed_precision, "the checksum of the prompts": digest[:12]}
         self.ranks.check_agreement(flat(self.settings) | versions | own)
         if self.ranks.sharded and checkpoints is not None:
-            raise UserError("checkpoints: none can be saved where FSDP or DeepSpeed shards the training; give none.")
+            raise UserError("checkpoints: none can be saved where FSDP shards the training; give none.")
 
     @abstractmethod
     def run_iteration(self) -> dict[str, float]:

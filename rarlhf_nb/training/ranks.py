@@ -6,13 +6,14 @@ updated episodes are dealt out again, so that no rank waits for another's tail.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedType, PartialState
 from safetensors.torch import load, save
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.functional import pad
@@ -21,21 +22,39 @@ from rarlhf_nb.core.errors import UserError
 
 Rows = TypeVar("Rows")
 FAILURES = {failure.__name__: failure for failure in (UserError, FloatingPointError)}  # which are raised on all ranks
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def connect() -> PartialState:
+    """Let the processes that `torchrun` or `accelerate launch` started find each other; one process stays alone.
+
+    Where there are GPUs each process gets its own, so call it before a model is loaded; otherwise the trainer does.
+    """
+    # without `cpu`, and without GPUs, accelerate takes every process for the only one
+    return PartialState(cpu="WORLD_SIZE" in os.environ and not torch.cuda.is_available())
 
 
 class Ranks:
     """The ranks that an `Accelerator` knows; with one process every method is as good as not there.
 
     count: how many there are. rank: the own number, from 0. main: whether this is the one that logs and saves.
-    sharded: whether the weights or the optimizer's state may lie on several ranks.
+    sharded: whether FSDP spreads weights and optimizer over the ranks. Raises `UserError` where processes that were
+    started together do not know each other, and for DeepSpeed.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.count, self.rank = accelerator.num_processes, accelerator.process_index
         self.main = accelerator.is_main_process
-        self.sharded = accelerator.distributed_type in SHARDED
+        self.sharded = accelerator.distributed_type == DistributedType.FSDP
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            # its optimizer steps inside `backward`, before the watch has seen the gradient
+            raise UserError("DeepSpeed is not supported: shard with FSDP, as configs/gpt2-fsdp.yaml does.")
+        started = int(os.environ.get("WORLD_SIZE", 1))
+        if started != self.count:
+            raise UserError(
+                f"WORLD_SIZE = {started}, but accelerate knows {self.count}: call rarlhf_nb.training.ranks.connect() "
+                "before anything else of accelerate, or set ACCELERATE_USE_CPU=true."
+            )
 
     def share(self, rows: int) -> slice:
         """The rows of a batch that this rank samples: consecutive, and as many as on the others, or one more."""
@@ -97,11 +116,6 @@ class Ranks:
         """Inside the block every rank holds all the weights of a model whose weights are sharded."""
         if isinstance(wrapped, FullyShardedDataParallel):
             with FullyShardedDataParallel.summon_full_params(wrapped, writeback=False):
-                yield
-        elif self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            import deepspeed  # not installed by default
-
-            with deepspeed.zero.GatheredParameters(list(wrapped.parameters())):
                 yield
         else:
             yield
