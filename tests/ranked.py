@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from safetensors.torch import save_file
 from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from rarlhf_nb.core.checkpoint import Checkpoints, parameter_tensors
 from rarlhf_nb.core.errors import UserError
@@ -30,8 +32,16 @@ def rewards(prompts: list[str], completions: list[str], settings: dict) -> list[
     return [score + settings.get("spread", 0) * PROMPTS.index(prompt) for prompt, score in scores]
 
 
+def sharded(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple:
+    """What `Accelerator.prepare` gives under configs/gpt2-fsdp.yaml, which it takes for GPUs alone."""
+    wrapped = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+    return wrapped, torch.optim.Adam(wrapped.parameters(), lr=optimizer.param_groups[0]["lr"])
+
+
 def train(folder: Path, settings: dict) -> None:
     own = settings | settings.get(f"on rank {RANK}", {})
+    if own.get("sharded"):
+        Accelerator.prepare = sharded
     ppo = {"iterations": 5, "batch_size": 8, "learning_rate": 1e-2, "micro_batch_size": 2} | own.get("ppo", {})
     trainer = CVaRPPOTrainer(
         model=tiny_policy(dtype=getattr(torch, own.get("dtype", "float64"))),
@@ -53,8 +63,11 @@ def train(folder: Path, settings: dict) -> None:
         (folder / f"process-{RANK}.txt").write_text(str(os.getpid()))
     with trainer.ranks.whole(trainer.wrapped):
         weights = parameter_tensors(trainer.policy)
-        save_file({name: value.clone() for name, value in weights.items()}, folder / f"weights-{RANK}.safetensors")
-    (folder / f"engine-{RANK}.txt").write_text(trainer.accelerator.distributed_type)
+        save_file(
+            {name.replace("_fsdp_wrapped_module.", ""): value.clone() for name, value in weights.items()},
+            folder / f"weights-{RANK}.safetensors",
+        )
+    (folder / f"engine-{RANK}.txt").write_text(type(trainer.wrapped).__name__)
     (folder / f"seen-{RANK}.json").write_text(json.dumps(seen))
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 from ranked import train_all
 from safetensors.torch import load_file
 from small_run import SMALL
@@ -36,14 +35,13 @@ WRONG = {
     "too few": ({"ppo": {"batch_size": 2}}, "ppo.batch_size = 2: each of the 3 processes"),
     "missing reward": ({"missing_on": 1}, "rank 1: .*finite"),
 }
-CONFIG = TESTS.parent / "configs" / "gpt2-fsdp.yaml"
 
 
-def launch(folder, processes, trainings, **environment):
+def launch(folder, processes, trainings):
     folder.mkdir()
     (folder / "trainings.json").write_text(json.dumps(trainings))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = os.environ | {"PYTHONPATH": str(TESTS.parent)} | environment
+    environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([*command, TESTS / "ranked.py", folder], env=environment, **streams)
 
@@ -56,19 +54,13 @@ def folders(tmp_path_factory):
     started = [
         launch(root / "2", 2, SAME | SINGLE | {"missing reward": wrong["missing reward"]}),
         launch(root / "3", 3, SAME | {name: wrong[name] for name in ("other settings", "too few")}),
-        launch(root / "fsdp", 2, {"tail selection": SAME["tail selection"]}, **fsdp_environment(CONFIG)),
+        launch(root / "fsdp", 2, {"tail selection": SAME["tail selection"] | {"sharded": True}}),
     ]
     train_all(root / "1", SAME | SINGLE)
     for process in started:
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
     return root
-
-
-def fsdp_environment(config):
-    """What `accelerate launch` makes of a file in configs/."""
-    settings = yaml.safe_load(config.read_text())["fsdp_config"]
-    return {"ACCELERATE_USE_FSDP": "true"} | {key.upper(): str(value) for key, value in settings.items()}
 
 
 def weights(folder):
@@ -107,7 +99,7 @@ def test_a_tail_may_lie_in_the_share_of_one_process(folders):
 
 
 def test_fsdp_on_the_cpu_follows_it_as_well(folders):
-    assert (folders / "fsdp" / "tail selection" / "engine-0.txt").read_text() == "FSDP"
+    assert (folders / "fsdp" / "tail selection" / "engine-0.txt").read_text() == "FullyShardedDataParallel"
     sharded, alone = (weights(folders / name / "tail selection")[0] for name in ("fsdp", "1"))
     assert difference(sharded, alone) < 1e-6
 
