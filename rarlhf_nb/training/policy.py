@@ -98,7 +98,7 @@ class ActorCritic(nn.Module):
         """
         tokenizer = self.processing_class
         special = [i for i in tokenizer.all_special_ids if i != tokenizer.eos_token_id]
-        return special + list(range(len(tokenizer), len(self.model.get_input_embeddings().weight)))
+        return special + list(range(len(tokenizer), self.model.config.get_text_config().vocab_size))
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
