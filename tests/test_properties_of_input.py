@@ -257,6 +257,8 @@ MARKUP = st.sampled_from(
     ]
 )
 HOSTILE = st.lists(MARKUP | st.text(st.characters() | ODD, max_size=6), max_size=8).map("".join)
+# no reader lets half a surrogate pair in (see the example above), and pandas could not hold it
+HOSTILE_IN_A_TABLE = HOSTILE.map(lambda text: text.encode(errors="ignore").decode())
 
 
 class Parsed(HTMLParser):
@@ -302,7 +304,7 @@ PAGES = {
 
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
-@given(text=HOSTILE)
+@given(text=HOSTILE_IN_A_TABLE)
 def test_a_text_adds_no_tag_to_a_page(page, text):
     harmless = "x" * len(widget_text.visible(text))  # as long, since long texts are folded and broken into lines
     assert Parsed(page(text)).tags == Parsed(page(harmless)).tags
