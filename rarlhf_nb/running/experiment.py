@@ -52,8 +52,7 @@ class Experiment(Workspace):
 
         Raises `UserError` for an unknown profile or setting, and for a folder that belongs to other parameters.
         """
-        transformers.logging.disable_progress_bar()  # bars of loading would bury a notebook's own output
-        datasets.disable_progress_bars()
+        _hide_loading_bars()
         if run and (default_root() / run / SWEEP).exists():
             return _open_sweep(run, profile, seed, overrides)
         settings = load_profile(profile, overrides)
@@ -70,6 +69,7 @@ class Experiment(Workspace):
         Raises `UserError` for an unknown run, and for settings that another version of the package wrote.
         """
         check_name(run)
+        _hide_loading_bars()
         found = Run(default_root() / run)
         if found.path(SWEEP).exists():
             return _open_sweep(run)
@@ -196,6 +196,12 @@ class Experiment(Workspace):
         test = self.data("test")
         hardest = test.nsmallest(max(1, round(share * len(test))), "prompt_score")
         return cluster_prompts(hardest, embed_prompts(self.saved(method), hardest["prompt"].tolist()))
+
+
+def _hide_loading_bars() -> None:
+    """The bars of models and data sets that are loaded would bury the output of a notebook or a command."""
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def _open_sweep(
