@@ -23,7 +23,7 @@ from rarlhf_nb.core.profiles import SamplingSettings
 from rarlhf_nb.core.seeding import uniforms
 from rarlhf_nb.training.episodes import Episodes
 from rarlhf_nb.training.policy import ActorCritic, check_context
-from rarlhf_nb.training.sampler import Reader, draw_completions, sampler_logits
+from rarlhf_nb.training.sampler import Reader, sampler_logits
 
 
 def nucleus_mask(logits: torch.Tensor, top_p: float) -> torch.Tensor:
@@ -129,10 +129,7 @@ class DExperts:
             return decoded, decoded.new_zeros(len(decoded))
 
         numbers = uniforms(seed, first, len(prompts), sampling.completion_length)
-        numbers, tokens = torch.from_numpy(numbers).to(self.device), self.processing_class
-        ids, mask, drawn = draw_completions(read, numbers, tokens.eos_token_id, tokens.pad_token_id)
-        completions = self.base.completion_texts(prompt_ids, prompt_mask, ids, mask)
-        return Episodes(list(prompts), completions, prompt_ids, prompt_mask, ids, mask, drawn)
+        return self.base.drawn_episodes(prompts, prompt_ids, prompt_mask, read, numbers)
 
     def decoding_logits(
         self,

@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import peft
 import torch
 from safetensors import SafetensorError
@@ -28,7 +29,7 @@ from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import LoraSettings, SamplingSettings
 from rarlhf_nb.core.seeding import seeded, uniforms
 from rarlhf_nb.training.episodes import Episodes, TokenEvaluation
-from rarlhf_nb.training.sampler import Reader, draw_completions, sampled_log_probs, sampler_logits
+from rarlhf_nb.training.sampler import Reader, ReadToken, draw_completions, sampled_log_probs, sampler_logits
 from rarlhf_nb.worlds.hub import resolve_model
 
 VALUE_HEAD = "value_head.safetensors"
@@ -157,16 +158,26 @@ class ActorCritic(nn.Module):
         """
         prompt_ids, prompt_mask = self.tokenize(prompts)
         check_context(self, len(self.prefix_ids) + prompt_ids.shape[1], sampling.completion_length)
-        reader, tokens = Reader(self, prompt_ids, prompt_mask, sampling.completion_length), self.processing_class
-        forbidden_ids = self.forbidden_ids
+        reader = Reader(self, prompt_ids, prompt_mask, sampling.completion_length)
+        forbidden = self.forbidden_ids, self.processing_class.eos_token_id
 
         def read(token_ids: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
             logits, values = reader.read(token_ids)
-            logits = sampler_logits(logits.unsqueeze(1), sampling, forbidden_ids, tokens.eos_token_id, first=step)
-            return logits.squeeze(1), values
+            return sampler_logits(logits.unsqueeze(1), sampling, *forbidden, first=step).squeeze(1), values
 
         numbers = uniforms(seed, first, len(prompts), sampling.completion_length)
-        numbers = torch.from_numpy(numbers).to(self.device)
+        return self.drawn_episodes(prompts, prompt_ids, prompt_mask, read, numbers)
+
+    def drawn_episodes(
+        self,
+        prompts: list[str],
+        prompt_ids: torch.Tensor,
+        prompt_mask: torch.Tensor,
+        read: ReadToken,
+        numbers: np.ndarray,
+    ) -> Episodes:
+        """The episodes of `draw_completions`, with the completions as text; numbers: `uniforms` (B, most tokens)."""
+        tokens, numbers = self.processing_class, torch.from_numpy(numbers).to(self.device)
         ids, mask, drawn = draw_completions(read, numbers, tokens.eos_token_id, tokens.pad_token_id)
         completions = self.completion_texts(prompt_ids, prompt_mask, ids, mask)
         return Episodes(list(prompts), completions, prompt_ids, prompt_mask, ids, mask, drawn)
