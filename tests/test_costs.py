@@ -65,8 +65,8 @@ def with_adapter(config):
 
 
 def scored(model, rows=SHAPE.batch_size):
-    ids = torch.ones(rows, SHAPE.length, dtype=torch.long)
-    return model(input_ids=ids, logits_to_keep=SHAPE.completion_length + 1, use_cache=False).logits
+    ids = torch.ones(rows, SHAPE.length - 1, dtype=torch.long)  # nothing is read off the last token
+    return model(input_ids=ids, logits_to_keep=SHAPE.completion_length, use_cache=False).logits
 
 
 def counted(work):
@@ -164,7 +164,8 @@ def test_activations_are_about_what_autograd_keeps():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model(torch.ones(shape.batch_size, shape.length, dtype=torch.long), logits_to_keep=1, use_cache=False)
+        ids = torch.ones(shape.batch_size, shape.length - 1, dtype=torch.long)
+        output = model(ids, logits_to_keep=1, use_cache=False)
     assert output.logits.requires_grad
     expected = activation_bytes(causal_lm(config), shape, shape.batch_size)
     assert sum(kept.values()) == pytest.approx(expected, rel=0.15)

@@ -106,6 +106,11 @@ class Shape:
         return self.prompt_length + self.completion_length
 
     @property
+    def read(self) -> int:
+        """S - 1, the tokens that the policy reads of an episode: nothing follows the last one."""
+        return self.length - 1
+
+    @property
     def updated(self) -> int:
         """The number of episodes in the update."""
         return self.batch_size if self.kept is None else self.kept
@@ -154,7 +159,7 @@ def generate_flops(model: Architecture, shape: Shape) -> float:
 
     The last token is sampled and not read. The LM head reads one position of the prompt and each token after it.
     """
-    tokens = shape.length - 1
+    tokens = shape.read
     pairs = shape.prompt_length**2 + decoding_pairs(shape)
     blocks = blocks_flops(model, tokens, pairs) + adapter_flops(model, shape, tokens)
     return shape.batch_size * (blocks + head_flops(model, shape.completion_length))
@@ -166,8 +171,8 @@ def decoding_pairs(shape: Shape) -> int:
 
 
 def forward_flops(model: Architecture, shape: Shape) -> float:
-    """One episode scored: S tokens, S^2 pairs, the LM head on the last T + 1 positions; without the adapter."""
-    return blocks_flops(model, shape.length, shape.length**2) + head_flops(model, shape.completion_length + 1)
+    """One episode scored: S - 1 tokens, (S - 1)^2 pairs, the LM head on the last T; without the adapter."""
+    return blocks_flops(model, shape.read, shape.read**2) + head_flops(model, shape.completion_length)
 
 
 def scoring_passes(shape: Shape) -> int:
@@ -181,7 +186,7 @@ def scoring_passes(shape: Shape) -> int:
 def score_flops(model: Architecture, shape: Shape) -> float:
     """B episodes through the reference and, in half precision, through the policy with its adapter."""
     passes = scoring_passes(shape)
-    adapter = (passes - 1) * adapter_flops(model, shape, shape.length)
+    adapter = (passes - 1) * adapter_flops(model, shape, shape.read)
     return shape.batch_size * (passes * forward_flops(model, shape) + adapter)
 
 
@@ -192,10 +197,10 @@ def update_flops(model: Architecture, shape: Shape) -> float:
     weight is left out: once the forward pass for the matrices under an adapter. Gradient checkpointing adds a forward
     pass through the blocks.
     """
-    blocks, adapter = blocks_flops(model, shape.length, shape.length**2), adapter_flops(model, shape, shape.length)
+    blocks, adapter = blocks_flops(model, shape.read, shape.read**2), adapter_flops(model, shape, shape.read)
     passes = 3 * (forward_flops(model, shape) + adapter)
     if shape.lora_rank is not None:
-        frozen = 2 * model.matrix_weights * shape.length + head_flops(model, shape.completion_length + 1)
+        frozen = 2 * model.matrix_weights * shape.read + head_flops(model, shape.completion_length)
         passes -= frozen
     if shape.gradient_checkpointing:
         passes += blocks + adapter
@@ -222,11 +227,11 @@ def trained_bytes(model: Architecture, shape: Shape) -> float:
 
 def cache_bytes(model: Architecture, shape: Shape) -> float:
     """The key-value cache: 2 L G D x (S - 1) tokens x B x bytes; the last token is not read."""
-    return 2 * model.layers * model.key_value_width * (shape.length - 1) * shape.batch_size * shape.weight_bytes
+    return 2 * model.layers * model.key_value_width * shape.read * shape.batch_size * shape.weight_bytes
 
 
 def activation_bytes(model: Architecture, shape: Shape, episodes: int) -> float:
-    """What a forward pass keeps for the backward pass: about (inputs + outputs of all linear layers) x S x episodes.
+    """What a forward pass keeps for the backward pass: episodes x (S - 1) x (inputs + outputs of all linear layers).
 
     The outputs stand for the inputs of attention, activation and norms; attention and activation are fused kernels
     that keep no matrix of scores. For a GPT block this is 16 H a token, as in Korthikanti et al. 2022 without dropout.
@@ -235,7 +240,7 @@ def activation_bytes(model: Architecture, shape: Shape, episodes: int) -> float:
     elements = model.matrix_sides
     if shape.gradient_checkpointing:
         elements = model.layers * model.hidden_size + model.matrix_sides / model.layers
-    return elements * shape.length * episodes * shape.weight_bytes
+    return elements * shape.read * episodes * shape.weight_bytes
 
 
 def logit_bytes(model: Architecture, shape: Shape, episodes: int) -> float:

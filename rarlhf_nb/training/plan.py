@@ -199,7 +199,7 @@ def engine_work(model: Architecture, shape: Shape, devices: int, strategy: Strat
     2 L H x tokens x bytes x 2 (g - 1) / g. Under FSDP the engine needs the trained weights of all processes, once.
     """
     episodes = replace(shape, batch_size=math.ceil(shape.batch_size * group / devices), kept=None)
-    tokens = (shape.length - 1) * episodes.batch_size
+    tokens = shape.read * episodes.batch_size
     states = 2 * model.layers * model.hidden_size * tokens * shape.weight_bytes * 2 * (group - 1) / group
     new_weights = trained_bytes(model, shape) * (devices - 1) / devices if strategy == "FSDP" else 0.0
     return Work(
