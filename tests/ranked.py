@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,6 +33,12 @@ def rewards(prompts: list[str], completions: list[str], settings: dict) -> list[
     return [score + settings.get("spread", 0) * PROMPTS.index(prompt) for prompt, score in scores]
 
 
+def check_memory(fits: int, policy: torch.nn.Module, inputs: tuple) -> None:
+    """Run out of memory where more episodes than `fits` are read at once."""
+    if len(inputs[0]) > fits:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
 def sharded(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple:
     """What `Accelerator.prepare` gives under configs/gpt2-fsdp.yaml, which it takes for GPUs alone."""
     wrapped = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
@@ -54,6 +61,8 @@ def train(folder: Path, settings: dict) -> None:
         log_file=folder / "log.jsonl",
         checkpoints=Checkpoints(folder / "checkpoints", seconds=0) if own.get("checkpoints") else None,
     )
+    if "fits" in own:
+        trainer.policy.register_forward_pre_hook(partial(check_memory, own["fits"]))
     seen = []
     for _ in trainer:
         episodes = trainer.rollout.episodes

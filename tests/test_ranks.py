@@ -28,6 +28,7 @@ SAME = {
     },
     "one kept": {"risk": {"alpha": 0.125}, "spread": 1.0},
     "seven prompts": {"ppo": {"batch_size": 7, "micro_batch_size": None}},
+    "less memory on one": {"ppo": {"micro_batch_size": "auto"}, "on rank 1": {"fits": 1}},
 }
 SINGLE = {"float32": {"dtype": "float32"}}
 WRONG = {

@@ -188,7 +188,7 @@ class PPOSettings(Section):
 
     iterations: int = Field(gt=0)  # M
     batch_size: int = Field(gt=1)  # B, episodes per iteration
-    micro_batch_size: int | None = Field(gt=0, default=None)  # episodes per backward pass; None: all kept at once
+    micro_batch_size: int | Literal["auto"] | None = None  # episodes per backward pass; None: all kept at once
     epochs: int = Field(gt=0)  # PPO epochs, one optimizer step each
     learning_rate: float = Field(gt=0)
     gamma: float = Field(ge=0, le=1, default=1.0)
@@ -201,6 +201,13 @@ class PPOSettings(Section):
     kl_horizon: int = Field(gt=0, default=10_000)  # episodes; K_beta = B / horizon
     ratio_threshold: float = Field(gt=1, default=10.0)  # of the mean ratio; watch.ratio says what happens beyond it
     max_grad_norm: float | None = Field(gt=0, default=None)
+
+    @field_validator("micro_batch_size", mode="before")
+    @classmethod
+    def micro_batch_size_is_a_count(cls, size: Any) -> Any:
+        if not (size is None or size == "auto" or (isinstance(size, int) and size > 0)):
+            raise ValueError("give a number of episodes above 0, auto (as memory holds) or null (all at once)")
+        return size
 
 
 class RiskSettings(Section):

@@ -26,6 +26,7 @@ from rarlhf_nb.core.profiles import PPOSettings, RiskSettings, SamplingSettings,
 from rarlhf_nb.core.seeding import hash_seed, shuffled_stream
 from rarlhf_nb.training.episodes import Episodes, TokenEvaluation
 from rarlhf_nb.training.loop import TrainingLoop
+from rarlhf_nb.training.micro_batches import MicroBatches, Pieces
 from rarlhf_nb.training.policy import ActorCritic, Reference, evaluate_tokens
 from rarlhf_nb.training.ppo import (
     dense_rewards,
@@ -147,6 +148,7 @@ class CVaRPPOTrainer(TrainingLoop):
                 "raise it, or start fewer processes."
             )
         self.args, self.risk, self.sampling = args, risk, sampling
+        self.micro_batches = MicroBatches(args.micro_batch_size, args.batch_size, self.ranks)
         self.schedule = SoftRiskSchedule(args.batch_size, risk.alpha, args.iterations, risk.warm_start, risk.rho)
         self.reference = reference or Reference(model)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -160,13 +162,15 @@ class CVaRPPOTrainer(TrainingLoop):
             self.accelerator.init_trackers("rarlhf_nb", config=args.model_dump() | risk.model_dump())
 
     def own_state(self) -> Checkpoint:
-        """Only beta: prompts and completions follow from the seed and the number of the iteration."""
-        return Checkpoint({}, {"kl_coef": self.kl_coef})
+        """Beta and the micro-batches: prompts and completions follow from the seed and the iteration's number."""
+        return Checkpoint({}, {"kl_coef": self.kl_coef, "micro_batch_size": self.micro_batches.size})
 
     def load_own_state(self, own: Checkpoint) -> None:
-        """Restore beta where a controller has moved it."""
+        """Restore beta where a controller has moved it, and the micro-batches that "auto" has found."""
         if self.args.kl_target is not None:
             self.kl_coef = own.state["kl_coef"]
+        if self.args.micro_batch_size == "auto":
+            self.micro_batches.size, self.micro_batches.unknown = own.state["micro_batch_size"], False
 
     def run_iteration(self) -> dict[str, float]:
         """One iteration on the next B prompts of the shuffled data set."""
@@ -215,12 +219,19 @@ class CVaRPPOTrainer(TrainingLoop):
             episodes = self.policy.sample(prompts, self.sampling, seed, first)
         env_rewards = self.env_rewards(episodes, columns)
         with torch.no_grad(), self.accelerator.autocast():
-            parts = [episodes.take(rows) for rows in self.micro_batches(len(episodes))]
-            ref_log_probs = torch.cat([self.reference.token_log_probs(part, self.sampling) for part in parts])
-            own = [self.behaviour(part) for part in parts]
-        log_probs, values = (torch.cat([getattr(part, name) for part in own]) for name in ("log_probs", "values"))
+            ref_log_probs, log_probs, values = self.micro_batches.run(
+                len(episodes), lambda pieces: self.read(episodes, pieces)
+            )
         kl = episode_kl(log_probs, ref_log_probs, episodes.completion_mask)
         return Rollout(episodes, env_rewards, log_probs, ref_log_probs, values, episodes.drawn.entropy, kl)
+
+    def read(self, episodes: Episodes, pieces: Pieces) -> tuple[torch.Tensor, ...]:
+        """The reference's log-probabilities, and those and the values of the policy that drew them: (B, T) each."""
+        parts = [episodes.take(rows) for rows in pieces]
+        ref_log_probs = [self.reference.token_log_probs(part, self.sampling) for part in parts]
+        own = [self.behaviour(part) for part in parts]
+        columns = (ref_log_probs, [part.log_probs for part in own], [part.values for part in own])
+        return tuple(torch.cat(column) for column in columns)
 
     def behaviour(self, episodes: Episodes) -> TokenEvaluation:
         """Log-probabilities and values under the policy that drew the episodes: the sampler's own numbers.
@@ -278,16 +289,11 @@ class CVaRPPOTrainer(TrainingLoop):
         self.watch.advantages(estimates.advantages[selection.updated], batch.episodes.completion_mask, scored)
         rows, counted = self.ranks.deal(len(batch.episodes))
         own = replace(batch.take(rows), counted=counted.to(batch.counted.device))
-        parts = [own.take(rows) for rows in self.micro_batches(len(rows))]
         tokens, epochs = batch.episodes.completion_mask.sum(), []
+        self.micro_batches.settle(len(rows), lambda few: self.rehearse(own.take(few), tokens), self.moment_bytes)
         for _ in range(self.args.epochs):
-            self.optimizer.zero_grad()
-            losses = []
-            for part in parts:
-                # the ranks' gradients are added up once, with those of the last micro-batch
-                with nullcontext() if part is parts[-1] else self.accelerator.no_sync(self.wrapped):
-                    losses.append(self.backward(part, tokens))
-            epochs.append(self.ranks.summed({key: sum(part[key] for part in losses) for key in losses[0]}))
+            losses = self.micro_batches.run(len(rows), lambda pieces: self.gradient(own, pieces, tokens), joint=True)
+            epochs.append(self.ranks.summed(losses))
             # without a limit nothing is clipped, and the norm tells whether the gradient is finite
             norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.args.max_grad_norm or math.inf)
             self.watch.losses(epochs[-1], scored, self.args.ratio_threshold)
@@ -305,6 +311,27 @@ class CVaRPPOTrainer(TrainingLoop):
         numbers = (rollout.log_probs[rows], rollout.values[rows], advantages, estimates.targets[rows])
         return UpdateBatch(episodes, *numbers, counted=torch.ones_like(rows, dtype=torch.bool))
 
+    def gradient(self, batch: UpdateBatch, pieces: Pieces, tokens: torch.Tensor) -> dict[str, float]:
+        """The gradient of one epoch, begun anew; returns this rank's part of the losses."""
+        self.optimizer.zero_grad()
+        losses = []
+        for rows in pieces:
+            # the ranks' gradients are added up once, with those of the last micro-batch
+            with nullcontext() if rows is pieces[-1] else self.accelerator.no_sync(self.wrapped):
+                losses.append(self.backward(batch.take(rows), tokens))
+        return {key: sum(part[key] for part in losses) for key in losses[0]}
+
+    def rehearse(self, batch: UpdateBatch, tokens: torch.Tensor) -> dict[str, float]:
+        """A micro-batch's passes for the sake of their memory, on this rank alone; the epoch drops their gradient."""
+        with self.accelerator.no_sync(self.wrapped):
+            return self.backward(batch, tokens)
+
+    @property
+    def moment_bytes(self) -> int:
+        """What Adam will hold from its first step on; 0 once it holds it."""
+        trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        return 0 if self.optimizer.state else 2 * sum(weight.nbytes for weight in trained)
+
     def backward(self, batch: UpdateBatch, tokens: torch.Tensor) -> dict[str, float]:
         """Eq. 11 on a micro-batch, its sum over tokens divided by `tokens`: adds the gradient, returns the terms."""
         args, mask = self.args, batch.episodes.completion_mask & batch.counted.unsqueeze(1)
@@ -321,10 +348,6 @@ class CVaRPPOTrainer(TrainingLoop):
         # accelerate averages the gradients of the ranks, which belong added up
         self.accelerator.backward(self.ranks.count * (terms["policy_loss"] + args.vf_coef * terms["value_loss"]))
         return {key: term.item() for key, term in terms.items()}
-
-    def micro_batches(self, episodes: int) -> tuple[torch.Tensor, ...]:
-        """The indices 0 ... episodes - 1, in pieces of `micro_batch_size`."""
-        return torch.arange(episodes).split(self.args.micro_batch_size or episodes)
 
     def adapted_kl_coef(self, rollout: Rollout, selection: Selection) -> float:
         """Line 6, eq. 12: the next beta, from the KL of the updated episodes.

@@ -1,0 +1,135 @@
+"""Micro-batches that memory decides: what is found is said, and trains as if it had been set."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
+
+from rarlhf_nb.core.checkpoint import Checkpoints
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.profiles import load_profile
+from rarlhf_nb.training import micro_batches
+from rarlhf_nb.training.trainer import CVaRPPOTrainer
+
+
+def make_trainer(size, fits=lambda ids: True, checkpoints=None):
+    """A trainer whose policy and reference run out of memory unless `fits` allows the tokens (N, P + T) of a pass."""
+    policy = tiny_policy(dtype=torch.float64)
+
+    def full(module, inputs):
+        if not fits(inputs[0]):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    policy.register_forward_pre_hook(full)
+    return CVaRPPOTrainer(
+        model=policy,
+        reward_funcs=good_minus_bad,
+        args=ppo_settings(micro_batch_size=size, learning_rate=1e-2),
+        risk=risk_settings(),
+        sampling=sampling_settings(minimum_completion_length=2),
+        train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
+        seed=1,
+        checkpoints=checkpoints,
+    )
+
+
+def trained(trainer):
+    """The log without seconds, and the weights, of a whole training."""
+    log = trainer.train().drop(columns="seconds")
+    return log, torch.cat([parameter.flatten() for parameter in trainer.policy.parameters()])
+
+
+def up_to_three(ids):
+    return len(ids) <= 3
+
+
+@pytest.mark.parametrize("size", [None, "auto"])
+def test_what_memory_allows_trains_as_if_it_had_been_set(size, capsys):
+    given, given_weights = trained(make_trainer(2))
+    capsys.readouterr()
+    found, found_weights = trained(make_trainer(size, up_to_three))
+    assert found.equals(given) and torch.equal(found_weights, given_weights)
+    said = capsys.readouterr().out
+    assert "4 episodes at once do not fit into memory; from now on 2" in said
+    assert ("auto found that 2 episodes at once fit" in said) == (size == "auto")
+
+
+def test_an_epoch_that_runs_out_of_memory_midway_is_begun_anew(capsys):
+    updates = []
+
+    def fits(ids):  # the second micro-batch of the first epoch is too much, when the first has left its gradient
+        updates.append(len(ids)) if torch.is_grad_enabled() else None
+        return updates != [4, 4]
+
+    given, given_weights = trained(make_trainer(4))
+    found, found_weights = trained(make_trainer(4, fits))
+    assert updates[:6] == [4, 4, 2, 2, 2, 2]
+    assert "from now on 2" in capsys.readouterr().out
+    torch.testing.assert_close(found_weights, given_weights, atol=1e-7, rtol=0)
+    for key in given.columns:
+        assert found[key].tolist() == pytest.approx(given[key].tolist(), abs=1e-6), key
+
+
+def test_auto_takes_all_where_all_fit():
+    trainer = make_trainer("auto")
+    whole, whole_weights = trained(make_trainer(None))
+    log, weights = trained(trainer)
+    assert log.equals(whole) and torch.equal(weights, whole_weights)
+
+
+def test_auto_leaves_room_on_a_device_that_tells(monkeypatch):
+    rehearsed = []
+    monkeypatch.setattr(micro_batches, "_room_for_twice", lambda device, spare: len(rehearsed) < 2)
+    trainer = make_trainer("auto")
+    rehearse = trainer.rehearse
+    trainer.rehearse = lambda batch, tokens: rehearsed.append(len(batch.episodes)) or rehearse(batch, tokens)
+    trainer.train()
+    assert rehearsed == [1, 2] and trainer.micro_batches.size == 2  # in the first iteration alone
+
+
+def test_a_resumed_training_goes_on_with_the_size_that_was_found(tmp_path):
+    checkpoints = Checkpoints(tmp_path, seconds=0)
+    first = make_trainer("auto", up_to_three, checkpoints)
+    next(iter(first))
+    again = make_trainer("auto", checkpoints=checkpoints)  # where more would fit now
+    again.resume()
+    assert (again.iteration, again.micro_batches.size) == (1, 2)
+    again.train()
+    assert again.micro_batches.size == 2
+
+
+@pytest.mark.parametrize("size", [None, 1, "auto"])
+def test_an_episode_that_does_not_fit_alone_is_said_with_what_helps(size):
+    with pytest.raises(UserError, match="not even one episode fits.*gradient_checkpointing.*lora.*prompt_length"):
+        make_trainer(size, lambda ids: not torch.is_grad_enabled()).train()
+
+
+def test_ranks_that_wait_for_one_another_cannot_begin_again():
+    def full(pieces):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    ranks = SimpleNamespace(count=2, rank=1, sharded=False)
+    with pytest.raises(UserError, match="4 episodes at once do not fit .* rank 1: set ppo.micro_batch_size = 2"):
+        micro_batches.MicroBatches(4, 8, ranks).run(8, full, joint=True)
+
+
+def test_auto_is_refused_under_fsdp():
+    with pytest.raises(UserError, match="ppo.micro_batch_size = 'auto': under FSDP.*give a number"):
+        micro_batches.MicroBatches("auto", 8, SimpleNamespace(sharded=True))
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    def broken(ids):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        make_trainer("auto", broken).train()
+
+
+@pytest.mark.parametrize("size", [0, -4, "all", 2.5, True])
+def test_a_size_that_is_none_is_named(size):
+    with pytest.raises(UserError, match=f"ppo.micro_batch_size = {size!r}: "):
+        load_profile("pocket", {"ppo.micro_batch_size": size})
+    assert load_profile("pocket", {"ppo.micro_batch_size": "auto"}).ppo.micro_batch_size == "auto"
