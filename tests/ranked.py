@@ -6,9 +6,9 @@ FOLDER/trainings.json says what to train, by name, and the process leaves what i
 import json
 import os
 import sys
-import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,8 +17,12 @@ from safetensors.torch import save_file
 from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from rarlhf_nb.core.checkpoint import Checkpoints, parameter_tensors
+from rarlhf_nb.baselines.quark import QuarkTrainer
+from rarlhf_nb.core.checkpoint import parameter_tensors
 from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.profiles import QuarkSettings
+from rarlhf_nb.core.runs import installed_versions
+from rarlhf_nb.training import ranks
 from rarlhf_nb.training.trainer import CVaRPPOTrainer
 
 RANK = int(os.environ.get("RANK", 0))
@@ -26,7 +30,6 @@ RANK = int(os.environ.get("RANK", 0))
 
 def rewards(prompts: list[str], completions: list[str], settings: dict) -> list[float]:
     """The lowest rewards all go to the last prompts of the data set, so that a rank may keep no episode."""
-    time.sleep(settings.get("seconds", 0))
     if settings.get("missing_on") == RANK:
         return [float("nan")] * len(prompts)
     scores = zip(prompts, good_minus_bad(prompts, completions), strict=True)
@@ -45,31 +48,49 @@ def sharded(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.o
     return wrapped, torch.optim.Adam(wrapped.parameters(), lr=optimizer.param_groups[0]["lr"])
 
 
+def ppo_trainer(own: dict, **common: Any) -> CVaRPPOTrainer:
+    ppo = {"iterations": 5, "batch_size": 8, "learning_rate": 1e-2, "micro_batch_size": 2} | own.get("ppo", {})
+    return CVaRPPOTrainer(args=ppo_settings(**ppo), risk=risk_settings(**own.get("risk", {})), **common)
+
+
+def quark_trainer(own: dict, **common: Any) -> QuarkTrainer:
+    quark = {"quantiles": 3, "steps": 6, "sample_interval": 3, "batch_size": 7, "learning_rate": 1e-2}
+    return QuarkTrainer(args=QuarkSettings(**quark | own["quark"]), **common)
+
+
+def seen_by_ppo(trainer: CVaRPPOTrainer) -> dict[str, Any]:
+    episodes = trainer.rollout.episodes
+    rows = zip(episodes.completion_ids, episodes.completion_mask, strict=True)
+    tokens = [ids[mask].tolist() for ids, mask in rows]
+    return {"tail": trainer.selection.tail.tolist(), "prompts": episodes.prompts, "tokens": tokens}
+
+
+def seen_by_quark(trainer: QuarkTrainer) -> dict[str, Any]:
+    prompts, completions, *ids = zip(*trainer.pool.episodes, strict=True)
+    tokens = [[row.tolist() for row in rows] for rows in ids]
+    return {"texts": [prompts, completions], "tokens": tokens, "bins": trainer.pool.bins.tolist()}
+
+
 def train(folder: Path, settings: dict) -> None:
     own = settings | settings.get(f"on rank {RANK}", {})
     if own.get("sharded"):
         Accelerator.prepare = sharded
-    ppo = {"iterations": 5, "batch_size": 8, "learning_rate": 1e-2, "micro_batch_size": 2} | own.get("ppo", {})
-    trainer = CVaRPPOTrainer(
+    ranks.installed_versions = lambda: installed_versions() | own.get("versions", {})
+    make, look = (quark_trainer, seen_by_quark) if "quark" in own else (ppo_trainer, seen_by_ppo)
+    trainer = make(
+        own,
         model=tiny_policy(dtype=getattr(torch, own.get("dtype", "float64"))),
         reward_funcs=lambda prompts, completions, **columns: rewards(prompts, completions, own),
-        args=ppo_settings(**ppo),
-        risk=risk_settings(**own.get("risk", {})),
         sampling=sampling_settings(minimum_completion_length=2),
         train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
         seed=1,
         log_file=folder / "log.jsonl",
-        checkpoints=Checkpoints(folder / "checkpoints", seconds=0) if own.get("checkpoints") else None,
     )
     if "fits" in own:
         trainer.policy.register_forward_pre_hook(partial(check_memory, own["fits"]))
     seen = []
     for _ in trainer:
-        episodes = trainer.rollout.episodes
-        rows = zip(episodes.completion_ids, episodes.completion_mask, strict=True)
-        tokens = [ids[mask].tolist() for ids, mask in rows]
-        seen.append({"tail": trainer.selection.tail.tolist(), "prompts": episodes.prompts, "tokens": tokens})
-        (folder / f"process-{RANK}.txt").write_text(str(os.getpid()))
+        seen.append(look(trainer))
     with trainer.ranks.whole(trainer.wrapped):
         weights = parameter_tensors(trainer.policy)
         save_file(

@@ -6,18 +6,23 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 from ranked import train_all
 from safetensors.torch import load_file
 from small_run import SMALL
 
-from rarlhf_nb.core.checkpoint import Checkpoints
+from rarlhf_nb.measuring.tables import HELD_OUT, SAMPLES
 from rarlhf_nb.running.experiment import Experiment
-from rarlhf_nb.running.launch import failure
+from rarlhf_nb.running.launch import RankLost
+from rarlhf_nb.running.stages import Train
+from rarlhf_nb.running.verify import verify
 
 TESTS = Path(__file__).parent
 SAME = {
@@ -29,12 +34,16 @@ SAME = {
     "one kept": {"risk": {"alpha": 0.125}, "spread": 1.0},
     "seven prompts": {"ppo": {"batch_size": 7, "micro_batch_size": None}},
     "less memory on one": {"ppo": {"micro_batch_size": "auto"}, "on rank 1": {"fits": 1}},
+    "Quark": {"quark": {"max_grad_norm": 0.5}},
+    "Quark in two batches": {"quark": {"exploration_prompts": 7, "batch_size": 2}},  # with three, one has no episode
 }
 SINGLE = {"float32": {"dtype": "float32"}}
 WRONG = {
     "other settings": ({"on rank 1": {"ppo": {"learning_rate": 0.5}}}, "ppo.learning_rate is 0.5 on rank 1 and 0.01"),
     "too few": ({"ppo": {"batch_size": 2}}, "ppo.batch_size = 2: each of the 3 processes"),
     "missing reward": ({"missing_on": 1}, "rank 1: .*finite"),
+    "other packages": ({"on rank 1": {"versions": {"torch": "1.0"}}}, "the version of torch is '1.0' on rank 1"),
+    "too few to explore": ({"quark": {"quantiles": 2, "exploration_prompts": 2}}, "each of the 3 processes"),
 }
 
 
@@ -54,7 +63,7 @@ def folders(tmp_path_factory):
     wrong = {name: settings for name, (settings, _) in WRONG.items()}
     started = [
         launch(root / "2", 2, SAME | SINGLE | {"missing reward": wrong["missing reward"]}),
-        launch(root / "3", 3, SAME | {name: wrong[name] for name in ("other settings", "too few")}),
+        launch(root / "3", 3, SAME | {name: told for name, told in wrong.items() if name != "missing reward"}),
         launch(root / "fsdp", 2, {"tail selection": SAME["tail selection"] | {"sharded": True}}),
     ]
     train_all(root / "1", SAME | SINGLE)
@@ -81,7 +90,7 @@ def difference(one, other):
 @pytest.mark.parametrize("training", SAME)
 def test_several_processes_follow_the_trajectory_of_one(folders, processes, training):
     alone, together = folders / "1" / training, folders / str(processes) / training
-    assert seen(together) == seen(alone) * processes  # prompts, the tokens of the completions and the tail
+    assert seen(together) == seen(alone) * processes  # prompts, tokens, and the tail or the quantiles
     assert len(weights(together)) == processes
     for found in weights(together):
         assert difference(found, weights(alone)[0]) < 1e-9
@@ -105,44 +114,79 @@ def test_fsdp_on_the_cpu_follows_it_as_well(folders):
     assert difference(sharded, alone) < 1e-6
 
 
-@pytest.mark.parametrize("training, processes", [("other settings", 3), ("too few", 3), ("missing reward", 2)])
-def test_what_cannot_work_is_said_on_every_process(folders, training, processes):
+@pytest.mark.parametrize("training", WRONG)
+def test_what_cannot_work_is_said_on_every_process(folders, training):
+    processes = 2 if training == "missing reward" else 3
     told = sorted((folders / str(processes) / training).glob("error-*.txt"))
     assert len(told) == processes
     for path in told:
         assert re.search(WRONG[training][1], path.read_text())
 
 
-def test_a_killed_process_ends_the_others_and_is_named(tmp_path):
-    training = {"slow": {"ppo": {"iterations": 500}, "seconds": 0.02, "checkpoints": True}}
-    process = launch(tmp_path / "run", 2, training)
-    victim = tmp_path / "run" / "slow" / "process-1.txt"
-    while not victim.exists() or not victim.read_text():
-        assert process.poll() is None
-        time.sleep(0.1)
-    os.kill(int(victim.read_text()), signal.SIGKILL)
-    started = time.monotonic()
-    output, _ = process.communicate(timeout=30)
-    assert time.monotonic() - started < 30
-    message = str(failure(process.returncode, output.splitlines()))
-    assert "rank 1" in message and "SIGKILL" in message
-    assert Checkpoints(tmp_path / "run" / "slow" / "checkpoints").latest() is not None
-    lines = (tmp_path / "run" / "slow" / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["iteration"] for line in lines] == list(range(1, len(lines) + 1))
+@contextmanager
+def once_it_changes(file, action):
+    """Call `action` when the file is next written, while the block works."""
+    before, ended = file.stat().st_mtime_ns if file.exists() else None, threading.Event()
+
+    def watch():
+        while not ended.wait(0.01):
+            if file.exists() and file.stat().st_mtime_ns != before:
+                return action()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
-def test_a_run_trains_on_two_processes_and_shows_their_log(tmp_path, monkeypatch, capfd):
+def kill_rank_1():
+    ranks = [process for process in psutil.Process().children(recursive=True) if "RANK" in process.environ()]
+    next(process for process in ranks if process.environ()["RANK"] == "1").kill()
+
+
+def press_ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_on_two_processes_is_interrupted_loses_one_and_ends_as_on_one(tmp_path, monkeypatch, capfd):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    logs = []
-    for processes in (1, 2):
-        experiment = Experiment.open("pocket", f"on_{processes}", overrides=SMALL | {"compute.processes": processes})
-        experiment.prepare_data()
-        experiment.train_sft()
-        logs.append(experiment.train("ra_rlhf").drop(columns="seconds"))
-        experiment.saved("ra_rlhf")
+    settings = SMALL | {"ppo.iterations": 12}
+    alone, experiment = (
+        Experiment.open("pocket", f"on_{count}", overrides=settings | {"compute.processes": count}) for count in (1, 2)
+    )
+    for each in (alone, experiment):
+        each.prepare_data()
+        each.train_sft()
+    log = experiment.run.path("training", "ra_rlhf.jsonl")
+    with pytest.raises(KeyboardInterrupt), once_it_changes(log, press_ctrl_c):
+        experiment.train("ra_rlhf")
+    saved = Train(experiment, "ra_rlhf").checkpoints("ra_rlhf").latest().state["iteration"]
+    assert 1 <= saved == len(log.read_text().splitlines()) < 12
+
+    started = time.monotonic()
+    with pytest.raises(RankLost, match="rank 1 was ended by SIGKILL"), once_it_changes(log, kill_rank_1):
+        experiment.train("ra_rlhf")
+    assert time.monotonic() - started < 60  # to start them as well
+    assert not experiment.run.path("policies", "ra_rlhf").exists()
+    capfd.readouterr()
+
+    logs = [each.train("ra_rlhf").drop(columns="seconds") for each in (alone, experiment)]
+    told = capfd.readouterr().out
+    assert f"resumed at iteration {saved}" in told and "ra_rlhf: iteration 12 of 12" in told
     pd.testing.assert_frame_equal(*logs, rtol=0, atol=1e-4)
-    assert "ra_rlhf: iteration 4 of 4" in capfd.readouterr().out
-    experiment.train("ra_rlhf")
-    assert "train ra_rlhf: kept" in capfd.readouterr().out
+    pd.testing.assert_frame_equal(*(each.train("quark").drop(columns="seconds") for each in (alone, experiment)))
+
+    tables = [each.evaluate("sft") for each in (alone, experiment)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    for ending in (SAMPLES, HELD_OUT):
+        samples = [each.run.read_table(f"evaluation/sft{ending}") for each in (alone, experiment)]
+        pd.testing.assert_frame_equal(*samples, check_exact=True)
+    assert "processes started" not in capfd.readouterr().out  # those of the first training do all the rest
+
+    findings = verify(experiment, iterations=2, say=print)
+    assert findings and not [finding for finding in findings if not finding.agrees]

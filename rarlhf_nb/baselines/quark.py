@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ from rarlhf_nb.core.seeding import hash_seed, seeded, shuffled_stream
 from rarlhf_nb.training.episodes import Episodes
 from rarlhf_nb.training.loop import TrainingLoop
 from rarlhf_nb.training.policy import ActorCritic, check_context
-from rarlhf_nb.training.ppo import masked_mean, masked_sum
+from rarlhf_nb.training.ppo import masked_sum
+from rarlhf_nb.training.ranks import join
 from rarlhf_nb.training.sampler import sampler_logits
 from rarlhf_nb.training.watch import Scored
 from rarlhf_nb.worlds.rewards import Reward, check_rewards
@@ -82,11 +84,22 @@ def train_these_rows(weight: torch.nn.Parameter, rows: list[int]) -> None:
     weight.requires_grad_(True).register_hook(kept)
 
 
+@dataclass(frozen=True)
+class Explored:
+    """N completions with their rewards, NaN where one is missing."""
+
+    episodes: Episodes
+    rewards: torch.Tensor  # (N,) float64
+
+
 class QuarkTrainer(TrainingLoop):
     """Quantised reward conditioning (Lu et al. 2022, Algorithm 1).
 
     `train()` runs all gradient steps. Iterating over the trainer runs them one at a time and yields the statistics of
     each (`glossary.QUARK_GLOSSARY` explains the keys). `pool` holds every explored completion.
+
+    On several processes each explores a share of the prompts and learns on a share of every batch; all hold the whole
+    pool.
 
     Args:
         model: trained in place. It gets K reward tokens and from then on reads that of the best quantile before every
@@ -96,7 +109,7 @@ class QuarkTrainer(TrainingLoop):
         reference: p_0, which reads no reward token; by default a frozen copy of the model as it is now.
 
     Raises:
-        UserError: an exploration has fewer prompts than there are quantiles.
+        UserError: an exploration has fewer prompts than there are quantiles, or than processes.
     """
 
     title, unit = "Quark", "step"
@@ -116,10 +129,18 @@ class QuarkTrainer(TrainingLoop):
         checkpoints: Checkpoints | None = None,
         watch: WatchSettings | None = None,
     ) -> None:
-        check_pool(args.exploration_prompts or len(train_dataset), args.quantiles)
+        explored = args.exploration_prompts or len(train_dataset)
+        check_pool(explored, args.quantiles)
         settings = {"quark": args, "sampling": sampling}
         options = (mixed_precision, log_file, checkpoints)
         super().__init__(model, reward_funcs, train_dataset, args.steps, settings, watch, seed, *options)
+        if explored < self.ranks.count:
+            raise UserError(
+                f"quark.exploration_prompts = {explored}: each of the {self.ranks.count} processes must explore a "
+                "prompt; raise it, or start fewer processes."
+            )
+        if self.ranks.sharded:
+            raise UserError("Quark cannot be sharded by FSDP: start its processes without it.")
         self.args, self.sampling = args, sampling
         self.reference = reference or copy.deepcopy(model).requires_grad_(False)
         self.vocabulary = _rows(model.model)  # V, before the reward tokens
@@ -132,7 +153,10 @@ class QuarkTrainer(TrainingLoop):
         trainable = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(trainable, lr=args.learning_rate, eps=args.adam_epsilon, fused=True)
         self.schedule = get_linear_schedule_with_warmup(optimizer, args.warmup_steps, args.steps)
+        # several processes would wait for the gradient of the value head, on which the loss does not depend
+        model.value_head.requires_grad_(False)
         self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
+        model.value_head.requires_grad_(True)
         self.pool = Pool()
         self.explored: dict[str, float] = {}  # statistics of the last exploration
 
@@ -176,26 +200,31 @@ class QuarkTrainer(TrainingLoop):
     def explore(self) -> dict[str, float]:
         """Add one completion of each of the next prompts to the pool: first p_0's, later those under the best token."""
         exploration = self.iteration // self.args.sample_interval
-        sampler = self.policy if exploration else self.reference
         size = len(self.train_dataset)
         count = self.args.exploration_prompts or size
         indices = shuffled_stream(size, self.seed, exploration * count, count)
-        explored, rewards = [], []
-        for at in range(0, count, self.args.batch_size):
+        share = self.ranks.share(count)
+        with self.watch.sampling():
+            explored = self.ranks.together(lambda: self.explore_share(indices[share], exploration, share.start))
+        episodes, rewards = explored.episodes, explored.rewards
+        self.pool.add(episodes, rewards.tolist())
+        self.watch.completions(Scored(episodes.prompts, episodes.completions, rewards))
+        lengths = episodes.completion_mask.sum(1).float()
+        return {"env_reward_mean": pd.Series(rewards).mean(), "completion_length": lengths.mean().item()}
+
+    def explore_share(self, indices: np.ndarray, exploration: int, first: int) -> Explored:
+        """The completions of the prompts at `indices`, this process's part; `first` is its place in the exploration."""
+        sampler, parts = self.policy if exploration else self.reference, []
+        for at in range(0, len(indices), self.args.batch_size):
             columns = self.train_dataset[indices[at : at + self.args.batch_size]]
             prompts = columns.pop("prompt")
-            with self.accelerator.autocast(), self.watch.sampling():
-                episodes = sampler.sample(prompts, self.sampling, hash_seed(self.seed, exploration), first=at)
+            with self.accelerator.autocast():
+                episodes = sampler.sample(prompts, self.sampling, hash_seed(self.seed, exploration), first=first + at)
             # the policy will read one token more than p_0
             check_context(self.policy, 1 + episodes.prompt_ids.shape[1], self.sampling.completion_length)
-            explored.append(episodes)
-            rewards.append(self.env_rewards(episodes, columns))
-            self.pool.add(episodes, rewards[-1])
-        scores = np.concatenate(rewards)
-        texts = ([text for part in explored for text in getattr(part, name)] for name in ("prompts", "completions"))
-        self.watch.completions(Scored(*texts, torch.from_numpy(scores)))
-        lengths = torch.cat([part.completion_mask.sum(1) for part in explored])
-        return {"env_reward_mean": pd.Series(scores).mean(), "completion_length": lengths.float().mean().item()}
+            rewards = torch.from_numpy(self.env_rewards(episodes, columns))
+            parts.append(Explored(replace(episodes, drawn=None), rewards))  # the loss reads the tokens anew
+        return join(parts)
 
     def env_rewards(self, episodes: Episodes, columns: dict[str, list]) -> np.ndarray:
         """The sum of the reward functions for each episode (B,), NaN where one of them is missing."""
@@ -215,21 +244,26 @@ class QuarkTrainer(TrainingLoop):
 
         `rewards` (B,) are for the watch alone.
         """
-        terms = self.terms(episodes, bins)
-        kl = masked_sum(terms.kl_per_token.detach(), episodes.completion_mask)
-        scored = Scored(episodes.prompts, episodes.completions, rewards, kl)
+        rows, counted = self.ranks.deal(len(episodes))
+        own, tokens = episodes.take(rows), episodes.completion_mask.sum()
+        terms = self.terms(own, bins[rows])
+        kl = masked_sum(terms.kl_per_token.detach(), own.completion_mask)
+        scored = Scored(episodes.prompts, episodes.completions, rewards, self.ranks.undeal(kl, len(episodes)))
         self.watch.kl(scored)
-        means = {key: masked_mean(value, episodes.completion_mask) for key, value in vars(terms).items()}
+        mask = own.completion_mask & counted.to(own.completion_mask.device).unsqueeze(1)
+        means = {key: value.masked_fill(~mask, 0.0).sum() / tokens for key, value in vars(terms).items()}
         learning_rate = self.schedule.get_last_lr()[0]
         self.optimizer.zero_grad()
-        self.accelerator.backward(means["loss"])
+        # accelerate averages the gradients of the processes, which belong added up
+        self.accelerator.backward(self.ranks.count * means["loss"])
+        stats = self.ranks.summed({key: value.item() for key, value in means.items()})
         # without a limit nothing is clipped, and the norm tells whether the gradient is finite
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.args.max_grad_norm or math.inf)
-        if self.watch.allows_step({"loss": means["loss"].item()}, norm.item(), scored):
+        if self.watch.allows_step({"loss": stats["loss"]}, norm.item(), scored):
             self.optimizer.step()
             self.schedule.step()
         self.optimizer.zero_grad()
-        return {key: value.item() for key, value in means.items()} | {"learning_rate": learning_rate}
+        return stats | {"learning_rate": learning_rate}
 
     def terms(self, episodes: Episodes, bins: torch.Tensor) -> QuarkTerms:
         """The loss of every completion token, each episode read after the token of its quantile."""

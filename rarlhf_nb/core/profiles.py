@@ -289,7 +289,7 @@ class ComputeSettings(Section):
     """How the machine is used, as far as it changes numbers."""
 
     threads: int | None = Field(gt=0, default=None)  # of torch on the CPU; None: as many as the first use had
-    processes: int = Field(gt=0, default=1)  # that train together with PPO, each with so many threads
+    processes: int = Field(gt=0, default=1)  # that train and evaluate together, each with so many threads
 
 
 class Profile(Section):
@@ -320,11 +320,16 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def every_process_has_an_episode(self) -> "Profile":
-        if self.compute.processes > self.ppo.batch_size:
-            raise ValueError(
-                f"compute.processes = {self.compute.processes} is above ppo.batch_size = {self.ppo.batch_size}, but "
-                "each process must sample an episode; lower it"
-            )
+        sizes = {
+            "ppo.batch_size": self.ppo.batch_size,
+            "quark.exploration_prompts": self.quark.exploration_prompts or self.task.train_prompts,
+        }
+        for name, size in sizes.items():
+            if self.compute.processes > size:
+                raise ValueError(
+                    f"compute.processes = {self.compute.processes} is above {name} = {size}, but each process must "
+                    "sample an episode; lower it"
+                )
         return self
 
     def schedule(self) -> SoftRiskSchedule:

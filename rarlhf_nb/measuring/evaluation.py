@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import product
 
 import pandas as pd
 import torch
@@ -12,6 +13,7 @@ from rarlhf_nb.core.seeding import hash_seed
 from rarlhf_nb.training.episodes import Episodes
 from rarlhf_nb.training.policy import Policy, Reference
 from rarlhf_nb.training.ppo import episode_kl
+from rarlhf_nb.training.ranks import Ranks, connect
 from rarlhf_nb.training.sampler import token_log_probs
 from rarlhf_nb.worlds.rewards import ClassifierReward, Reward, check_rewards
 
@@ -35,30 +37,29 @@ def evaluate(
     normalised_reward (its probability, in [0, 1]); `base` adds base_log_likelihood (log-likelihood of the completion
     after its prompt under the base model, in nats). Every method samples a prompt with the same random numbers,
     whatever `settings.batch_size`, and the tables of two methods pair row by row.
+
+    Several processes (see `training.ranks`), all of which must call it, share the batches and all get the table, to the
+    last digit that of one.
     """
+    ranks = Ranks(connect())
     autocast = Accelerator(mixed_precision=mixed_precision).autocast
-    places = range(0, len(prompts), settings.batch_size)
+
+    def batch(at: int) -> pd.DataFrame:
+        return prompts.iloc[at : at + settings.batch_size]
+
+    def measured(part: tuple[int, int]) -> dict[str, list]:
+        sample, at = part
+        options = (at, sampling, hash_seed(seed, sample), autocast, base)
+        return _measured_batch(policy, reference, reward, batch(at), *options)
+
+    parts = list(product(range(settings.samples_per_prompt), range(0, len(prompts), settings.batch_size)))
+    columns = zip(parts, ranks.spread(parts, measured), strict=True)
     return pd.concat(
-        [
-            _evaluate_batch(
-                policy,
-                reference,
-                reward,
-                prompts.iloc[at : at + settings.batch_size],
-                at,
-                sampling,
-                hash_seed(seed, sample),
-                autocast,
-                base,
-            ).assign(seed=sample)
-            for sample in range(settings.samples_per_prompt)
-            for at in places
-        ],
-        ignore_index=True,
+        [batch(at).assign(**measurements, seed=sample) for (sample, at), measurements in columns], ignore_index=True
     )
 
 
-def _evaluate_batch(
+def _measured_batch(
     policy: Policy,
     reference: Reference,
     reward: Reward,
@@ -68,18 +69,19 @@ def _evaluate_batch(
     seed: int,
     autocast: Callable[[], AbstractContextManager],
     base: Policy | None,
-) -> pd.DataFrame:
+) -> dict[str, list]:
+    """What `evaluate` adds to a batch of prompts, by column."""
     with autocast():
         episodes = policy.sample(batch["prompt"].tolist(), sampling, seed, first)
         ref_log_probs = reference.token_log_probs(episodes, sampling)
         likelihood = {} if base is None else {"base_log_likelihood": completion_log_likelihoods(base, episodes)}
-    return batch.assign(
-        completion=episodes.completions,
+    return {
+        "completion": episodes.completions,
         **_rewards(reward, episodes, batch),
-        kl=episode_kl(episodes.drawn.log_probs, ref_log_probs, episodes.completion_mask).tolist(),
-        completion_length=episodes.completion_mask.sum(1).tolist(),
+        "kl": episode_kl(episodes.drawn.log_probs, ref_log_probs, episodes.completion_mask).tolist(),
+        "completion_length": episodes.completion_mask.sum(1).tolist(),
         **likelihood,
-    )
+    }
 
 
 def _rewards(reward: Reward, episodes: Episodes, batch: pd.DataFrame) -> dict[str, list[float]]:
@@ -106,18 +108,16 @@ def held_out_log_likelihoods(policy: Policy, texts: list[str], length: int, batc
 
     Columns text, log_likelihood (nats, summed over the scored tokens), tokens (the number of scored tokens). BOS is
     prepended where the tokenizer has one; without BOS the first token has no context and is not scored. A policy with
-    a prefix reads the prefix in place of BOS, and the same tokens are scored.
+    a prefix reads the prefix in place of BOS, and the same tokens are scored. Several processes share the work, as in
+    `evaluate`.
     """
     tokenizer = policy.processing_class
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     ids = [tokens[: length - len(bos)] for tokens in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     context = [] if policy.prefix_ids else bos
-    rows = [
-        row
-        for at in range(0, len(ids), batch_size)
-        for row in _log_likelihoods(policy, [context + tokens for tokens in ids[at : at + batch_size]], 1 - len(bos))
-    ]
-    table = pd.DataFrame(rows, columns=["log_likelihood", "tokens"])
+    batches = [[context + tokens for tokens in ids[at : at + batch_size]] for at in range(0, len(ids), batch_size)]
+    scored = Ranks(connect()).spread(batches, lambda batch: _log_likelihoods(policy, batch, 1 - len(bos)))
+    table = pd.DataFrame([row for rows in scored for row in rows], columns=["log_likelihood", "tokens"])
     table.insert(0, "text", texts)
     return table
 

@@ -4,9 +4,7 @@ A cell is an ordinary run: `rarlhf run --run SWEEP/CELL` with the settings of it
 ends with whoever started it, which holds the other end of its standard input, so that no cell goes on unseen.
 """
 
-import os
 import sys
-import threading
 from datetime import datetime
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from rarlhf_nb.core.runs import Run, repository
 from rarlhf_nb.running.batch import NotebookFailed, run_notebooks
 from rarlhf_nb.running.experiment import Experiment
 from rarlhf_nb.running.grid import Cell
+from rarlhf_nb.running.parent import end_with_parent
 from rarlhf_nb.running.sweep import CELL_NOTEBOOKS, FAILURE, Sweep
 
 WAIT = 60.0  # seconds for a run folder that somebody else still holds, such as a process that is about to die
@@ -47,17 +46,6 @@ def run_cell(sweep: Sweep, cell: Cell) -> None:
         }
         run.write_text(FAILURE, sealed(failure))
         raise
-
-
-def end_with_parent() -> None:
-    """End this process when the other end of its standard input is closed."""
-
-    def wait() -> None:
-        while os.read(sys.stdin.fileno(), 1):  # sys.stdin's own lock would abort the interpreter's end
-            pass
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def main() -> None:

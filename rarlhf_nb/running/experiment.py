@@ -52,9 +52,9 @@ class Experiment(Workspace):
 
         Raises `UserError` for an unknown profile or setting, and for a folder that belongs to other parameters.
         """
-        _hide_loading_bars()
         if run and (default_root() / run / SWEEP).exists():
             return _open_sweep(run, profile, seed, overrides)
+        _hide_loading_bars()
         settings = load_profile(profile, overrides)
         folder = Run.open(run or settings.name, settings.model_dump(mode="json"), seed)
         experiment = cls(settings, folder, seed).with_threads()
@@ -66,22 +66,30 @@ class Experiment(Workspace):
     def reopen(cls, run: str) -> "Experiment":
         """Open an existing run folder, or a sweep, with the settings that it was begun with.
 
-        Raises `UserError` for an unknown run, and for settings that another version of the package wrote.
+        Raises `UserError` for an unknown run, and the errors of `of`.
         """
         check_name(run)
-        _hide_loading_bars()
         found = Run(default_root() / run)
         if found.path(SWEEP).exists():
             return _open_sweep(run)
         if not found.path(MANIFEST).is_file():
             there = sorted(path.parent.name for path in default_root().glob(f"*/{MANIFEST}"))
             raise UserError(f"run = {run!r}: there is no such run; there are: {', '.join(there) or 'none'}.")
-        manifest = found.manifest
+        return cls.of(found)
+
+    @classmethod
+    def of(cls, run: Run) -> "Experiment":
+        """The experiment of a run folder, with the settings that it was begun with.
+
+        Raises `UserError` for settings that another version of the package wrote.
+        """
+        _hide_loading_bars()
+        manifest = run.manifest
         try:
-            return cls(Profile(**manifest["settings"]), found, manifest["seed"]).with_threads()
+            return cls(Profile(**manifest["settings"]), run, manifest["seed"]).with_threads()
         except ValidationError as error:
             raise UserError(
-                f"run = {run!r} has {error.error_count()} settings that this version does not know: "
+                f"run = {run.name!r} has {error.error_count()} settings that this version does not know: "
                 "run it again under another name."
             ) from None
 
@@ -211,6 +219,7 @@ def _open_sweep(
     from rarlhf_nb.running.sweep import Sweep  # which stand above this module
     from rarlhf_nb.running.sweep_experiment import SweepExperiment
 
+    _hide_loading_bars()
     sweep = Sweep.reopen(name)
     seed = sweep.grid.seeds[0] if seed is None else seed
     return SweepExperiment.open_sweep(sweep, profile or sweep.grid.profile, seed, overrides or {})

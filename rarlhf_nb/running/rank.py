@@ -1,53 +1,67 @@
-"""One of several processes that train a method: `python -m rarlhf_nb.running.rank RUN METHOD TROUBLE`, by torchrun.
+"""One of several processes that do stages together: `python -m rarlhf_nb.running.rank FOLDER`, by torchrun.
 
-TROUBLE is a folder in which a rank leaves the message of an error that the user can mend. The process ends with whoever
-started it.
+FOLDER is where the stages to do arrive, one file each (see `launch`), and where a rank leaves the message of an error
+that the user can mend. The process waits for the next stage until it ends with whoever started it.
 """
 
+import gc
 import json
+import os
 import sys
 import time
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.running.cell import end_with_parent
+from rarlhf_nb.core.runs import Run
 from rarlhf_nb.running.experiment import Experiment
-from rarlhf_nb.running.stages import Train
-from rarlhf_nb.training.ranks import connect
+from rarlhf_nb.running.launch import DONE, order_file, trouble_file
+from rarlhf_nb.running.parent import end_with_parent
+from rarlhf_nb.running.stages import Evaluate, Train
+from rarlhf_nb.training.ranks import Ranks, connect
 from rarlhf_nb.training.watch import TrainingStopped
 
-TOLD = 5.0  # seconds between two lines
+STAGES = {"train": Train, "evaluate": Evaluate}  # by the first word of their names
+POLL = 0.05  # seconds
 
 
-def train_as_rank(run: str, method: str) -> None:
-    """Train with the other ranks; the main one saves the policy and prints a line every few seconds."""
-    stage = Train(Experiment.reopen(run), method)
-    trainer = stage.trainer(checkpoints=stage.checkpoints(method))
-    told = time.monotonic()
-    for stats in trainer:
-        if trainer.ranks.main and (time.monotonic() - told > TOLD or trainer.iteration == trainer.iterations):
-            shown = ", ".join(f"{name} {stats[key]:.3g}" for name, key in trainer.progress.items())
-            print(f"{method}: {trainer.unit} {trainer.iteration} of {trainer.iterations}, {shown}", flush=True)
-            told = time.monotonic()
-    if trainer.ranks.main:
-        stage.save(trainer.policy)
+def await_order(file: Path) -> dict[str, Any]:
+    """The next stage to do, once there is one. No collective of torch: those end by a timeout."""
+    while not file.exists():
+        time.sleep(POLL)
+    return json.loads(file.read_text())
+
+
+def do_stage(folder: str, stage: str, **limits: Any) -> None:
+    """Do this rank's part of a stage of the run in `folder`, and write its files if this is the main rank."""
+    kind, method = stage.split()
+    STAGES[kind](Experiment.of(Run(Path(folder))), method).work(**limits)
+
+
+def serve(folder: Path) -> None:
+    """Do one stage after another, together with the other ranks."""
+    ranks = Ranks(connect())
+    for number in count():
+        ranks.gather(None)  # all are ready
+        if ranks.main:
+            print(DONE, flush=True)
+        do_stage(**await_order(order_file(folder, number)))
+        gc.collect()
 
 
 def main() -> None:
-    """The process: status 0 if the method is trained, 130 after Ctrl-C, 1 for any other failure."""
+    """The process: status 130 after Ctrl-C, and 1 for any other failure."""
     end_with_parent()
-    run, method, trouble = sys.argv[1:]
-    state = connect()
+    folder = Path(sys.argv[1])
     try:
-        train_as_rank(run, method)
+        serve(folder)
     except UserError as error:
         kind = "TrainingStopped" if isinstance(error, TrainingStopped) else "UserError"
-        note = {"kind": kind, "message": str(error)}
-        Path(trouble, f"{state.process_index}.json").write_text(json.dumps(note))
+        trouble_file(folder, os.environ["RANK"]).write_text(json.dumps({"kind": kind, "message": str(error)}))
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-    state.destroy_process_group()
 
 
 if __name__ == "__main__":

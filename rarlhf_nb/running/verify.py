@@ -71,8 +71,7 @@ def _repeat(again: Experiment, run: Run, iterations: int | None, say: Callable[[
         if iterations is None:
             again.train(method)
         else:
-            for _ in islice(Train(again, method).trainer(), iterations):
-                pass
+            Train(again, method).do(iterations=iterations)
     if iterations is not None:
         return
     if run.path("policies/prompted").exists():

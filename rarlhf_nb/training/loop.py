@@ -24,7 +24,7 @@ from rarlhf_nb.core.checkpoint import (
 )
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import Section, WatchSettings
-from rarlhf_nb.core.runs import flat, installed_versions
+from rarlhf_nb.core.runs import flat
 from rarlhf_nb.training.policy import ActorCritic
 from rarlhf_nb.training.ranks import Ranks, connect
 from rarlhf_nb.training.watch import TrainingStopped, Watch
@@ -95,9 +95,8 @@ class TrainingLoop(ABC):
             return
         prompts = self.train_dataset["prompt"] if self.train_dataset is not None else []
         digest = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
-        versions = {f"the version of {name}": found for name, found in installed_versions().items()}
         own = {"mixed_precision": self.accelerator.mixed_precision, "the checksum of the prompts": digest[:12]}
-        self.ranks.check_agreement(flat(self.settings) | versions | own)
+        self.ranks.check_agreement(flat(self.settings) | own)
         if self.ranks.sharded and checkpoints is not None:
             raise UserError("checkpoints: none can be saved where FSDP shards the training; give none.")
 
@@ -117,23 +116,26 @@ class TrainingLoop(ABC):
         """Run the remaining iterations one at a time."""
         self.resume()
         self.ranks.check_agreement({f"the last {self.unit}": self.iteration})
+        interrupt = InterruptLater()
         options = {"desc": self.title, "unit": self.unit, "disable": None if self.ranks.main else True}
         with tqdm(total=self.iterations, initial=self.iteration, **options) as bar:
             while self.iteration < self.iterations:
-                with InterruptLater() as interrupt:
+                with interrupt:
                     try:
                         stats = self.run_iteration()
                     except TrainingStopped as stop:
                         raise self._with_last_good_checkpoint(stop) from None
                     self.log(stats)
-                    asked = self.ranks.any(interrupt.asked)
+                    asked = self.ranks.any(interrupt.asked)  # one that comes later is answered an iteration later
                     if self.checkpoints and self.ranks.main and (asked or self.checkpoints.due()):
                         self.checkpoints.save(self.iteration, self.checkpoint())
-                if self.ranks.any(interrupt.asked):
+                if asked:
                     raise KeyboardInterrupt
                 bar.set_postfix({name: f"{stats[key]:.3g}" for name, key in self.progress.items()})
                 bar.update()
                 yield stats
+        if self.ranks.any(interrupt.asked):
+            raise KeyboardInterrupt
         for tracker in self.accelerator.trackers:  # `end_training` would end the processes' connection as well
             tracker.finish()
 

@@ -7,20 +7,23 @@ updated episodes are dealt out again, so that no rank waits for another's tail.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.utils import gather
 from safetensors.torch import load, save
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.functional import pad
 
 from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.runs import installed_versions
 
 Rows = TypeVar("Rows")
+Part = TypeVar("Part")
 FAILURES = {failure.__name__: failure for failure in (UserError, FloatingPointError)}  # which are raised on all ranks
 
 
@@ -28,25 +31,29 @@ def connect() -> PartialState:
     """Let the processes that `torchrun` or `accelerate launch` started find each other; one process stays alone.
 
     Where there are GPUs each process gets its own, so call it before a model is loaded; otherwise the trainer does.
+    Raises `UserError` on all of them where the versions of their packages differ.
     """
     # without `cpu`, and without GPUs, accelerate takes every process for the only one
-    return PartialState(cpu="WORLD_SIZE" in os.environ and not torch.cuda.is_available())
+    state = PartialState(cpu="WORLD_SIZE" in os.environ and not torch.cuda.is_available())
+    if state.num_processes > 1:
+        versions = {f"the version of {name}": found for name, found in installed_versions().items()}
+        Ranks(state).check_agreement(versions)
+    return state
 
 
 class Ranks:
-    """The ranks that an `Accelerator` knows; with one process every method is as good as not there.
+    """The ranks that accelerate knows; with one process every method is as good as not there.
 
     count: how many there are. rank: the own number, from 0. main: whether this is the one that logs and saves.
     sharded: whether FSDP spreads weights and optimizer over the ranks. Raises `UserError` where processes that were
     started together do not know each other, and for DeepSpeed.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-        self.count, self.rank = accelerator.num_processes, accelerator.process_index
-        self.main = accelerator.is_main_process
-        self.sharded = accelerator.distributed_type == DistributedType.FSDP
-        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+    def __init__(self, state: Accelerator | PartialState) -> None:
+        self.count, self.rank, self.device = state.num_processes, state.process_index, state.device
+        self.main = state.is_main_process
+        self.sharded = state.distributed_type == DistributedType.FSDP
+        if state.distributed_type == DistributedType.DEEPSPEED:
             # its optimizer steps inside `backward`, before the watch has seen the gradient
             raise UserError("DeepSpeed is not supported: shard with FSDP, as configs/gpt2-fsdp.yaml does.")
         started = int(os.environ.get("WORLD_SIZE", 1))
@@ -68,6 +75,11 @@ class Ranks:
         own = torch.arange(self.rank, rows + -rows % self.count, self.count)
         return own.clamp(max=rows - 1), own < rows
 
+    def undeal(self, own: torch.Tensor, rows: int) -> torch.Tensor:
+        """What the ranks found for the rows that `deal` gave them, in the order of the batch: (N,) -> (rows,)."""
+        found = torch.tensor(self.gather(own.tolist()), dtype=own.dtype)
+        return found.T.flatten()[:rows]
+
     def gather(self, value: Any) -> list[Any]:
         """The value of every rank, in the order of the ranks; it must survive JSON."""
         if self.count == 1:
@@ -88,6 +100,21 @@ class Ranks:
 
         A `UserError` or `FloatingPointError` on one rank is raised on all.
         """
+        found = self._shared_fate(work)
+        if self.count == 1:
+            return found
+        return _joined(found, [load(part) for part in self._exchange(save(_tensors(found)))])
+
+    def spread(self, parts: Sequence[Part], work: Callable[[Part], Any]) -> list[Any]:
+        """What `work` gives for each of the parts, in their order; of N ranks, each does every N-th part.
+
+        A result must survive JSON. A `UserError` or `FloatingPointError` on one rank is raised on all.
+        """
+        own = self._shared_fate(lambda: [work(part) for part in parts[self.rank :: self.count]])
+        found = self.gather(own)
+        return [found[place % self.count][place // self.count] for place in range(len(parts))]
+
+    def _shared_fate(self, work: Callable[[], Any]) -> Any:
         if self.count == 1:
             return work()
         found, failure = None, None
@@ -98,7 +125,7 @@ class Ranks:
         for rank, told in enumerate(self.gather(failure)):
             if told is not None:
                 raise FAILURES[told[0]](f"rank {rank}: {told[1]}")
-        return _joined(found, [load(part) for part in self._exchange(save(_tensors(found)))])
+        return found
 
     def check_agreement(self, facts: dict[str, Any]) -> None:
         """Raise `UserError` on every rank where `facts`, which must survive JSON, are not the same on all."""
@@ -122,11 +149,15 @@ class Ranks:
 
     def _exchange(self, payload: bytes) -> list[bytes]:
         """The bytes of every rank."""
-        device = self.accelerator.device
-        own = torch.frombuffer(bytearray(payload), dtype=torch.uint8).to(device)
-        sizes = self.accelerator.gather(torch.tensor([len(own)], device=device)).tolist()
-        rows = self.accelerator.gather(pad(own, (0, max(sizes) - len(own))).unsqueeze(0)).cpu()
+        own = torch.frombuffer(bytearray(payload), dtype=torch.uint8).to(self.device)
+        sizes = gather(torch.tensor([len(own)], device=self.device)).tolist()
+        rows = gather(pad(own, (0, max(sizes) - len(own))).unsqueeze(0)).cpu()
         return [row[:size].numpy().tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+
+def join(parts: Sequence[Rows]) -> Rows:
+    """One dataclass of rows from several, in their order, on the device of the first."""
+    return _joined(parts[0], [_tensors(part) for part in parts])
 
 
 def _tensors(rows: Any, prefix: str = "") -> dict[str, torch.Tensor]:

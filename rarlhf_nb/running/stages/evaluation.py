@@ -11,6 +11,7 @@ from rarlhf_nb.measuring.evaluation import evaluate, held_out_log_likelihoods
 from rarlhf_nb.measuring.tables import HELD_OUT, SAMPLES
 from rarlhf_nb.running.stages.stage import Stage
 from rarlhf_nb.running.workspace import EXPERTS
+from rarlhf_nb.training.ranks import Ranks, connect
 
 # By method, the settings and the module that make it when it is measured; any other method is a saved policy.
 MADE_OF = {
@@ -65,6 +66,11 @@ class Evaluate(Stage):
             "models": self.workspace.models(),
         }
 
+    @property
+    def processes(self) -> int:
+        """They change no number of the tables, so they are none of the settings."""
+        return self.workspace.profile.compute.processes
+
     def work(self) -> None:
         workspace, profile = self.workspace, self.workspace.profile
         settings, test = profile.evaluation, workspace.data("test")
@@ -80,17 +86,16 @@ class Evaluate(Stage):
             mixed_precision=profile.policy.mixed_precision,
             base=base,
         )
-        episodes = measure(prompts=test, settings=settings)
-        self._write(".parquet", episodes)
+        tables = {".parquet": measure(prompts=test, settings=settings)}
         if settings.repeated_prompts:
             repeated = settings.model_copy(update={"samples_per_prompt": settings.repeated_samples})
-            self._write(SAMPLES, measure(prompts=test.head(settings.repeated_prompts), settings=repeated))
+            tables[SAMPLES] = measure(prompts=test.head(settings.repeated_prompts), settings=repeated)
         texts = workspace.data("held_out")["text"].tolist()
-        self._write(HELD_OUT, held_out_log_likelihoods(policy, texts, settings.held_out_length, settings.batch_size))
+        tables[HELD_OUT] = held_out_log_likelihoods(policy, texts, settings.held_out_length, settings.batch_size)
+        if Ranks(connect()).main:
+            for ending, table in tables.items():
+                workspace.run.write_table(f"evaluation/{self.method}{ending}", table)
 
     def result(self) -> pd.DataFrame:
         """The episodes table."""
         return self.workspace.run.read_table(f"evaluation/{self.method}.parquet")
-
-    def _write(self, ending: str, table: pd.DataFrame) -> None:
-        self.workspace.run.write_table(f"evaluation/{self.method}{ending}", table)

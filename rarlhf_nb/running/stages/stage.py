@@ -13,6 +13,7 @@ from rarlhf_nb.core import shelf
 from rarlhf_nb.core.checkpoint import Checkpoints
 from rarlhf_nb.core.records import damaged_files, read_record, record_file
 from rarlhf_nb.core.sources import code_hash
+from rarlhf_nb.running.launch import work_on_processes
 from rarlhf_nb.running.workspace import Workspace
 
 
@@ -29,6 +30,7 @@ class Stage(ABC):
     modules: ClassVar[tuple[str, ...]]  # what does the work, such as "training.trainer"
     seeded: ClassVar[bool] = True  # whether the seed of the run determines the files
     trainings: ClassVar[tuple[str, ...]] = ()  # the names of its trainings, which save checkpoints
+    processes: ClassVar[int] = 1  # that do the work together
 
     @property
     @abstractmethod
@@ -57,7 +59,7 @@ class Stage(ABC):
 
     @abstractmethod
     def work(self) -> None:
-        """Do the work and write the files."""
+        """Do the work and write the files; of several processes, each does its part and one writes."""
 
     @abstractmethod
     def result(self) -> Any:
@@ -79,12 +81,19 @@ class Stage(ABC):
                     self._record(fingerprint, taken.seconds, taken.taken_from)
                 else:
                     started = time.perf_counter()
-                    self.work()
+                    self.do()
                     self._record(fingerprint, round(time.perf_counter() - started, 1))
                     shelf.put(run, self.name, fingerprint)
                 for training in self.trainings:
                     shutil.rmtree(self._checkpoints(training), ignore_errors=True)
         return self.result()
+
+    def do(self, **limits: Any) -> None:
+        """Do the work here or, where there are to be several processes, there; limits: arguments of `work`."""
+        if self.processes == 1:
+            self.work(**limits)
+        else:
+            work_on_processes(self.processes, self.workspace.run.folder, self.name, **limits)
 
     def checkpoints(self, training: str) -> Checkpoints:
         """The checkpoints of one of its trainings; those of other settings or other code are passed over."""

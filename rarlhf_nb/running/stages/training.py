@@ -3,7 +3,10 @@
 All RL methods start from the SFT policy with the same budget, data order and seed.
 """
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,6 @@ from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import BASELINES_NOTEBOOK, SFT_NOTEBOOK, find_method
 from rarlhf_nb.core.profiles import SFTSettings
 from rarlhf_nb.core.runs import json_lines
-from rarlhf_nb.running.launch import train_on_processes
 from rarlhf_nb.running.stages.stage import Stage
 from rarlhf_nb.running.workspace import EXPERTS
 from rarlhf_nb.training.loop import TrainingLoop
@@ -25,6 +27,7 @@ from rarlhf_nb.training.sft import train_sft
 from rarlhf_nb.training.trainer import CVaRPPOTrainer
 
 LOG, PREFIXES = "training_log.jsonl", "prefixes.jsonl"  # beside a policy that TRL trained, and beside the prompted one
+TOLD = 5.0  # seconds between two lines of a training on several processes
 
 
 class SupervisedStage(Stage):
@@ -120,24 +123,20 @@ class Train(Stage):
             return {"args": profile.quark}
         return {"args": profile.ppo, "risk": profile.risk.for_method(self.method)}
 
-    def work(self) -> None:
-        """A training that was interrupted goes on where it stopped."""
-        processes = self.processes
-        if processes > 1:
-            train_on_processes(self.workspace.run.name, self.method, processes)
-            return
-        trainer = self.trainer(checkpoints=self.checkpoints(self.method))
-        trainer.train()
-        self.save(trainer.policy)
-
     @property
     def processes(self) -> int:
-        """How many train together: Quark learns on one."""
-        return 1 if self.method == "quark" else self.workspace.profile.compute.processes
+        return self.workspace.profile.compute.processes
 
-    def save(self, policy: ActorCritic) -> None:
-        """Write the trained policy into the run."""
-        self.workspace.run.write_folder(f"policies/{self.method}", policy.save)
+    def work(self, iterations: int | None = None) -> None:
+        """Train and save the policy; a training that was interrupted goes on where it stopped.
+
+        iterations: train only so many, and save no policy.
+        """
+        trainer = self.trainer(checkpoints=self.checkpoints(self.method))
+        for _ in islice(told(trainer, self.method), iterations):
+            pass
+        if trainer.ranks.main and iterations is None:
+            self.workspace.run.write_folder(f"policies/{self.method}", trainer.policy.save)
 
     def result(self) -> pd.DataFrame:
         """The training log, one row per iteration."""
@@ -159,6 +158,18 @@ class Train(Stage):
         }
         kind = QuarkTrainer if self.method == "quark" else CVaRPPOTrainer
         return kind(**arguments | changes)
+
+
+def told(trainer: TrainingLoop, method: str) -> Iterator[dict[str, float]]:
+    """The iterations of a trainer; one of several processes, which show no bar, prints a line every few seconds."""
+    last = time.monotonic()
+    for stats in trainer:
+        late = time.monotonic() - last > TOLD or trainer.iteration == trainer.iterations
+        if trainer.ranks.count > 1 and trainer.ranks.main and late:
+            shown = ", ".join(f"{name} {stats[key]:.3g}" for name, key in trainer.progress.items())
+            print(f"{method}: {trainer.unit} {trainer.iteration} of {trainer.iterations}, {shown}", flush=True)
+            last = time.monotonic()
+        yield stats
 
 
 class ChoosePrefix(Stage):

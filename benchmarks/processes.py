@@ -1,0 +1,121 @@
+"""A run on one process and on several, one thread each: the tables of docs/processes.md.
+
+    python -m benchmarks.processes run [--processes 2] [-p KEY VALUE …]     (on an otherwise idle machine)
+    python -m benchmarks.processes report [--processes 2] [--write]
+
+`run` calls `rarlhf run` twice, into papermill_runs/processes-1 and processes-2. `report` compares the seconds of their
+stages, and what came out; --write puts it into docs/processes.md.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rarlhf_nb.core.methods import method_order
+from rarlhf_nb.core.records import read_records
+from rarlhf_nb.core.runs import Run, default_root
+from rarlhf_nb.measuring.cells import markdown_table
+from rarlhf_nb.measuring.tables import load_tables
+from rarlhf_nb.training.risk import cvar
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "processes.md"
+STARTED = re.compile(r"\d+ processes started in ([\d.]+) s")
+KINDS = {"train": "trainings", "evaluate": "evaluations"}  # by the first word of a stage's name
+
+
+def run(processes: int, parameters: list[str]) -> None:
+    """Make both runs anew."""
+    for count in (1, processes):
+        command = ["rarlhf_nb.running.cli", "run", "--force", "--run", name(count), "--processes", str(count)]
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", *command, "-p", "compute.threads", "1", *parameters], check=True)
+        folder(count).write_json("whole.json", {"seconds": time.perf_counter() - started})
+
+
+def name(count: int) -> str:
+    """What the run on so many processes is called."""
+    return f"processes-{count}"
+
+
+def folder(count: int) -> Run:
+    """The run on so many processes."""
+    return Run(default_root() / name(count))
+
+
+def start_ups(run: Run) -> dict[str, float]:
+    """The seconds in which each notebook started its processes, as it printed them."""
+    found = {path.stem: STARTED.findall(path.read_text()) for path in sorted(run.folder.glob("0*.ipynb"))}
+    return {notebook: sum(map(float, seconds)) for notebook, seconds in found.items() if seconds}
+
+
+def stage_seconds(run: Run) -> pd.Series:
+    """The seconds of every training and evaluation, without the start of the processes in the first of a notebook."""
+    records = sorted(read_records(run.folder), key=lambda record: run.path(*record.writes[:1]).stat().st_mtime)
+    waiting, seconds = start_ups(run), {}
+    for record in records:
+        if record.stage.split()[0] in KINDS and record.stage != "train dexperts":
+            seconds[record.stage] = record.seconds - waiting.pop(record.notebook, 0.0)
+    return pd.Series(seconds)
+
+
+def times(processes: int) -> str:
+    """Markdown: the seconds of the stages, their sums, the start of the processes, and the whole run."""
+    columns = {}
+    for count in (1, processes):
+        seconds, run = stage_seconds(folder(count)), folder(count)
+        sums = {f"all {what}": seconds.filter(regex=f"^{kind} ").sum() for kind, what in KINDS.items()}
+        starts = start_ups(run)
+        sums |= {"starting the processes": sum(starts.values())}
+        sums |= {"the whole `rarlhf run`": run.read_json("whole.json")["seconds"]}
+        columns[count] = {**seconds.filter(like="train "), **sums}
+    table = pd.DataFrame(columns).rename_axis("stage")
+    table.columns = ["one process, s", f"{processes} processes, s"]
+    ratio = table.iloc[:, 1] / table.iloc[:, 0]
+    cells = table.map(lambda seconds: "" if np.isnan(seconds) else f"{seconds:.1f}")
+    return markdown_table(cells.assign(ratio=ratio.map(lambda value: "" if np.isnan(value) else f"{value:.2f}")))
+
+
+def results(processes: int) -> str:
+    """Markdown: of every method, how the training logs and the tables on so many processes differ from those on one."""
+    alone, together = (load_tables(folder(count)) for count in (1, processes))
+    rows = {}
+    for method in method_order(alone.episodes):
+        one, other = alone.episodes[method], together.episodes[method]
+        equal = (one["completion"] == other["completion"]).mean()
+        row = {"log, largest difference": "", "equal completions": f"{equal:.0%}"}
+        if method in alone.training:
+            logs = [tables.training[method].drop(columns="seconds") for tables in (alone, together)]
+            row["log, largest difference"] = f"{(logs[0] - logs[1]).abs().max().max():.1e}"
+        for title, metric in {"mean reward": np.mean, "CVaR 10 %": lambda rewards: cvar(rewards, 0.1)}.items():
+            row[title] = " / ".join(f"{metric(table['reward'].to_numpy()):.2f}" for table in (one, other))
+        rows[method] = row
+    return markdown_table(pd.DataFrame.from_dict(rows, orient="index").rename_axis("method"))
+
+
+def main() -> None:
+    """Run or report, as the command says."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command", choices=["run", "report"])
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), dest="parameters")
+    given = parser.parse_args()
+    if given.command == "run":
+        run(given.processes, [word for pair in given.parameters for word in ("-p", *pair)])
+        return
+    made = f"{times(given.processes)}\n\n{results(given.processes)}\n"
+    if given.write:
+        text = re.sub(r"(<!-- table -->\n).*?(<!-- end -->)", rf"\g<1>{made}\g<2>", DOCUMENT.read_text(), flags=re.S)
+        DOCUMENT.write_text(text)
+    else:
+        print(made)
+
+
+if __name__ == "__main__":
+    main()
