@@ -20,9 +20,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from rarlhf_nb.baselines.quark import QuarkTrainer
 from rarlhf_nb.core.checkpoint import parameter_tensors
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import QuarkSettings
+from rarlhf_nb.core.profiles import ConditionedSettings, QuarkSettings
 from rarlhf_nb.core.runs import installed_versions
 from rarlhf_nb.training import ranks
+from rarlhf_nb.training.conditioned import AlphaConditionedTrainer
 from rarlhf_nb.training.trainer import CVaRPPOTrainer
 
 RANK = int(os.environ.get("RANK", 0))
@@ -50,7 +51,10 @@ def sharded(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.o
 
 def ppo_trainer(own: dict, **common: Any) -> CVaRPPOTrainer:
     ppo = {"iterations": 5, "batch_size": 8, "learning_rate": 1e-2, "micro_batch_size": 2} | own.get("ppo", {})
-    return CVaRPPOTrainer(args=ppo_settings(**ppo), risk=risk_settings(**own.get("risk", {})), **common)
+    arguments = {"args": ppo_settings(**ppo), "risk": risk_settings(**own.get("risk", {})), **common}
+    if "conditioned" in own:
+        return AlphaConditionedTrainer(conditioned=ConditionedSettings(**own["conditioned"]), **arguments)
+    return CVaRPPOTrainer(**arguments)
 
 
 def quark_trainer(own: dict, **common: Any) -> QuarkTrainer:

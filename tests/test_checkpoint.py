@@ -17,7 +17,8 @@ from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_
 from rarlhf_nb.baselines.quark import QuarkTrainer
 from rarlhf_nb.core.checkpoint import Checkpoint, Checkpoints
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import LoraSettings, QuarkSettings
+from rarlhf_nb.core.profiles import ConditionedSettings, LoraSettings, QuarkSettings
+from rarlhf_nb.training.conditioned import AlphaConditionedTrainer
 from rarlhf_nb.training.policy import load_policy
 from rarlhf_nb.training.trainer import CVaRPPOTrainer
 
@@ -28,6 +29,12 @@ TEXTS = Dataset.from_dict({"prompt": PROMPTS})
 def cvar_ppo(policy, reward=good_minus_bad, args=None, **options):
     args = args or ppo_settings(iterations=7, kl_target=2.0, kl_horizon=100)
     return CVaRPPOTrainer(policy, reward, args, risk_settings(), SAMPLING, TEXTS, seed=1, **options)
+
+
+def conditioned(policy, reward=good_minus_bad, **options):
+    args, groups = ppo_settings(), ConditionedSettings(groups=3, iterations=7)
+    options |= {"train_dataset": TEXTS, "seed": 1}
+    return AlphaConditionedTrainer(policy, reward, args, risk_settings(), SAMPLING, groups, **options)
 
 
 def quark(policy, reward=good_minus_bad, **options):
@@ -51,7 +58,7 @@ def make_policy(request, tmp_path):
     return lambda: load_policy(tmp_path / "start", lora, seed=1)
 
 
-@pytest.mark.parametrize("make_trainer", [cvar_ppo, quark])
+@pytest.mark.parametrize("make_trainer", [cvar_ppo, conditioned, quark])
 @pytest.mark.parametrize("stopped_after", [1, 4])
 def test_a_resumed_training_is_the_uninterrupted_one_number_for_number(
     make_trainer, stopped_after, make_policy, tmp_path, capsys

@@ -32,6 +32,7 @@ SAME = {
         "ppo": {"kl_target": 2.0, "kl_horizon": 100, "max_grad_norm": 0.5},
     },
     "one kept": {"risk": {"alpha": 0.125}, "spread": 1.0},
+    "conditioned on alpha": {"conditioned": {"groups": 3, "iterations": 5}},
     "seven prompts": {"ppo": {"batch_size": 7, "micro_batch_size": None}},
     "less memory on one": {"ppo": {"micro_batch_size": "auto"}, "on rank 1": {"fits": 1}},
     "Quark": {"quark": {"max_grad_norm": 0.5}},

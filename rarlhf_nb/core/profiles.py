@@ -256,6 +256,18 @@ class WatchSettings(Section):
     collapse_bound: float = Field(gt=0, le=1, default=0.5)  # share of a batch that is one completion
 
 
+class ConditionedSettings(Section):
+    """One policy for every tail share from alpha_min to 1, which reads alpha (see `training.conditioned`)."""
+
+    enabled: bool = False  # whether notebook 03 trains it
+    alpha_min: float = Field(gt=0, lt=1, default=0.1)
+    groups: int = Field(gt=1, default=4)  # of a batch, each with its own alpha
+    iterations: int | None = Field(
+        gt=0, default=None
+    )  # None: twice those of ppo, since it stands for several trainings
+    evaluated: int = Field(gt=1, default=12)  # alphas between alpha_min and 1 at which it is measured
+
+
 class SweepSettings(Section):
     """Further tail shares to train on with both estimators, besides `risk.alpha`."""
 
@@ -305,6 +317,7 @@ class Profile(Section):
     ppo: PPOSettings
     risk: RiskSettings
     sweep: SweepSettings = SweepSettings()
+    conditioned: ConditionedSettings = ConditionedSettings()
     prompted: PromptedSettings
     dexperts: DExpertsSettings
     quark: QuarkSettings

@@ -144,6 +144,14 @@ TRAINING_GLOSSARY = {
     "seconds": Term("wall time of the iteration", "seconds", "sampling, scoring and update", ONCE),
 }
 
+ENDS = "the episodes of the group that acts at alpha = "
+CONDITIONED_GLOSSARY = {  # besides those of `TRAINING_GLOSSARY`
+    "env_reward_alpha_1": Term("mean of r", "logit", f"{ENDS}1", BEFORE),
+    "env_reward_alpha_min": Term("mean of r", "logit", f"{ENDS}alpha_min", BEFORE),
+    "kl_alpha_1": Term("like kl", "nats per completion", f"{ENDS}1", BEFORE),
+    "kl_alpha_min": Term("like kl", "nats per completion", f"{ENDS}alpha_min", BEFORE),
+}
+
 EXPLORED = "the completions of the last exploration, sampled from p_0 at first and later under the best token"
 BATCH_TOKENS = "completion tokens (with EOS, without padding) of the mini-batch"
 UPDATE = "at the gradient step, before it"
@@ -271,6 +279,7 @@ def glossary_table() -> pd.DataFrame:
             {"where": where, "key": key} | asdict(term)
             for where, terms in {
                 "training log": TRAINING_GLOSSARY,
+                "conditioned log": CONDITIONED_GLOSSARY,
                 "Quark's log": QUARK_GLOSSARY,
                 "report": REPORT_GLOSSARY,
                 "sweep report": SWEEP_GLOSSARY,

@@ -9,6 +9,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "conditioned": ["AlphaConditionedTrainer"],
         "critic_free": ["CVaRConfig", "CVaRGRPOTrainer", "CVaRRLOOTrainer"],
         "episodes": ["Episodes"],
         "policy": ["ActorCritic", "Policy", "Reference", "load_policy"],

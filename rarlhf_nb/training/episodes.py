@@ -6,7 +6,7 @@ from typing import Self
 import torch
 
 
-class _Rows:
+class Rows:
     """A dataclass of things with one row per episode."""
 
     def take(self, indices: torch.Tensor) -> Self:
@@ -14,14 +14,14 @@ class _Rows:
         return replace(self, **{field.name: _taken(getattr(self, field.name), indices) for field in fields(self)})
 
 
-def _taken(value: list | torch.Tensor | _Rows | None, indices: torch.Tensor) -> list | torch.Tensor | _Rows | None:
+def _taken(value: list | torch.Tensor | Rows | None, indices: torch.Tensor) -> list | torch.Tensor | Rows | None:
     if isinstance(value, list):
         return [value[i] for i in indices.tolist()]
-    return value.take(indices) if isinstance(value, _Rows) else value if value is None else value[indices]
+    return value.take(indices) if isinstance(value, Rows) else value if value is None else value[indices]
 
 
 @dataclass
-class TokenEvaluation(_Rows):
+class TokenEvaluation(Rows):
     """The policy's and the critic's numbers for each completion token; all (B, T), 0 on padding."""
 
     log_probs: torch.Tensor
@@ -30,7 +30,7 @@ class TokenEvaluation(_Rows):
 
 
 @dataclass
-class Episodes(_Rows):
+class Episodes(Rows):
     """B prompts with their completions, as text and as tokens."""
 
     prompts: list[str]
@@ -40,6 +40,7 @@ class Episodes(_Rows):
     completion_ids: torch.Tensor  # (B, T) int64, right-padded
     completion_mask: torch.Tensor  # (B, T) bool, EOS included
     drawn: TokenEvaluation | None = None  # by the policy that drew them, at the moment it drew each token
+    alpha: torch.Tensor | None = None  # (B,) what a conditioned policy was told
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -12,6 +12,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import LoraSettings, SamplingSettings
 from rarlhf_nb.core.seeding import seeded, uniforms
 from rarlhf_nb.training.episodes import Episodes, TokenEvaluation
+from rarlhf_nb.training.risk_embedding import RiskEmbedding, causal_lm_config, load_risk_embedding
 from rarlhf_nb.training.sampler import Reader, ReadToken, draw_completions, sampled_log_probs, sampler_logits
 from rarlhf_nb.worlds.hub import resolve_model
 
@@ -62,8 +64,11 @@ class ActorCritic(nn.Module):
     `token_log_probs` describes.
 
     prefix_ids: tokens that the model reads before every prompt, such as an instruction or a reward token. They belong
-    neither to the prompt nor to the completion of an episode.
+    neither to the prompt nor to the completion of an episode. risk: the embedding of alpha of a conditioned policy,
+    which acts for any tail share that it is told.
     """
+
+    risk: RiskEmbedding | None
 
     def __init__(
         self, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, prefix_ids: Sequence[int] = ()
@@ -72,6 +77,7 @@ class ActorCritic(nn.Module):
         self.model = model
         self.processing_class = processing_class
         self.prefix_ids = list(prefix_ids)
+        self.risk = None
         hidden_size = model.config.get_text_config().hidden_size
         self.value_head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=model.device)
         nn.init.zeros_(self.value_head.weight)
@@ -102,26 +108,42 @@ class ActorCritic(nn.Module):
         return special + list(range(len(tokenizer), self.model.config.get_text_config().vocab_size))
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        completion_length: int,
+        alpha: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (B, T, V) and values (B, T) at the positions that draw the last T = completion_length tokens.
 
-        input_ids, attention_mask: (B, P + T).
+        input_ids, attention_mask: (B, P + T). alpha: (B,) what a conditioned policy is told; without it, it reads no
+        embedding of alpha.
         """
         ids, mask = self.prefixed(input_ids, attention_mask)
-        output = self.run(ids[:, :-1], mask[:, :-1], keep=completion_length)
+        output = self.run(ids[:, :-1], mask[:, :-1], completion_length, alpha)
         return output.logits, self.values(output.hidden_states[-1][:, -completion_length:])
 
-    def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, keep: int, **options: Any) -> ModelOutput:
+    def run(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        keep: int,
+        alpha: torch.Tensor | None = None,
+        **options: Any,
+    ) -> ModelOutput:
         """The output of the causal LM for input_ids (B, L), with the logits of the last `keep` positions.
 
-        attention_mask: (B, L), and what a cache among the `options` has read stands before it.
+        attention_mask: (B, L), and what a cache among the `options` has read stands before it. alpha: see `forward`.
         """
+        read = {"input_ids": input_ids}
+        if alpha is not None:
+            embeddings = self.model.get_input_embeddings()(input_ids)
+            read = {"inputs_embeds": embeddings + self.risk(alpha).unsqueeze(1).to(embeddings.dtype)}
         if self.takes_positions:
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             options["position_ids"] = positions[:, -input_ids.shape[1] :]
         return self.model(
-            input_ids=input_ids,
+            **read,
             attention_mask=attention_mask.long(),
             output_hidden_states=True,
             logits_to_keep=keep,
@@ -149,16 +171,26 @@ class ActorCritic(nn.Module):
         return batch["input_ids"].to(self.device), batch["attention_mask"].bool().to(self.device)
 
     @torch.no_grad()
-    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int, first: int = 0) -> Episodes:
+    def sample(
+        self,
+        prompts: list[str],
+        sampling: SamplingSettings,
+        seed: int,
+        first: int = 0,
+        alpha: float | torch.Tensor | None = None,
+    ) -> Episodes:
         """Draw one completion for each prompt. The same prompts, weights and seed give the same completions.
 
         first: the place of the first prompt in the batch that these prompts are a part of; an episode depends on its
-        place, not on how the batch is cut. Raises `UserError` where the longest prompt leaves no room for the
-        completion.
+        place, not on how the batch is cut. alpha: the tail share that a conditioned policy acts for, one for all
+        prompts or (B,) one for each; one below those of its training is warned of. Raises `UserError` where the longest
+        prompt leaves no room for the completion, for an alpha outside (0, 1], where a conditioned policy gets none, and
+        where another policy gets one.
         """
+        alpha = self.told(alpha, len(prompts))
         prompt_ids, prompt_mask = self.tokenize(prompts)
         check_context(self, len(self.prefix_ids) + prompt_ids.shape[1], sampling.completion_length)
-        reader = Reader(self, prompt_ids, prompt_mask, sampling.completion_length)
+        reader = Reader(self, prompt_ids, prompt_mask, sampling.completion_length, alpha)
         forbidden = self.forbidden_ids, self.processing_class.eos_token_id
 
         def read(token_ids: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,7 +198,38 @@ class ActorCritic(nn.Module):
             return sampler_logits(logits.unsqueeze(1), sampling, *forbidden, first=step).squeeze(1), values
 
         numbers = uniforms(seed, first, len(prompts), sampling.completion_length)
-        return self.drawn_episodes(prompts, prompt_ids, prompt_mask, read, numbers)
+        return replace(self.drawn_episodes(prompts, prompt_ids, prompt_mask, read, numbers), alpha=alpha)
+
+    def told(self, alpha: float | torch.Tensor | None, episodes: int) -> torch.Tensor | None:
+        """The alpha of each episode (B,), None for a policy that reads none; raises the errors of `sample`."""
+        if self.risk is None:
+            if alpha is not None:
+                raise UserError(f"alpha = {alpha}: this policy has no risk embedding and reads no alpha; leave it out.")
+            return None
+        if alpha is None:
+            raise UserError(
+                f"alpha is missing: this policy acts for any tail share from {self.risk.alpha_min:g} to 1; name one, "
+                "as in sample(..., alpha=0.2), or fix it with policy.at(0.2)."
+            )
+        alphas = torch.as_tensor(alpha, dtype=torch.float32, device=self.device).expand(episodes)
+        for end in {alphas.min().item(), alphas.max().item()} if isinstance(alpha, torch.Tensor) else [alpha]:
+            self.risk.check(end)
+        return alphas
+
+    def at(self, alpha: float) -> "ActorCritic":
+        """This policy with alpha fixed: one that reads none, and whose model loads with transformers alone.
+
+        The embedding of alpha is added to the rows of the embedding matrix, from which the output matrix is separated
+        where the two are one. Raises `UserError` for an alpha outside (0, 1] and for a policy without a risk embedding.
+        """
+        embedding = self.risk(self.told(alpha, 1))
+        fixed = copy.deepcopy(self)
+        fixed.model, fixed.risk = merged(fixed.model), None
+        rows, head = (get().weight for get in (fixed.model.get_input_embeddings, fixed.model.get_output_embeddings))
+        fixed.model.get_output_embeddings().weight = nn.Parameter(head.detach().clone())
+        fixed.model.config.get_text_config().tie_word_embeddings = False
+        rows.data += embedding.detach().to(rows.dtype)
+        return fixed
 
     def drawn_episodes(
         self,
@@ -200,11 +263,14 @@ class ActorCritic(nn.Module):
         return self.processing_class.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def save(self, folder: Path) -> None:
-        """Write the policy in the hub's format, with its adapter merged in, and the value head and prefix beside it."""
-        model = self.model
-        if isinstance(model, peft.PeftModel):
-            model = copy.deepcopy(model).merge_and_unload()
-        model.save_pretrained(folder)
+        """Write the policy in the hub's format, with its adapter merged in, and the value head and prefix beside it.
+
+        A conditioned policy's folder loads with `load_policy` alone, since whoever reads it must tell it alpha; that of
+        `at` loads everywhere.
+        """
+        merged(self.model).save_pretrained(folder)
+        if self.risk is not None:
+            self.risk.save(Path(folder))
         tokenizer = copy.deepcopy(self.processing_class)
         if tokenizer.is_fast:  # it would save how it was last called, which differs after a resumption
             tokenizer.backend_tokenizer.no_padding()
@@ -212,6 +278,11 @@ class ActorCritic(nn.Module):
         tokenizer.save_pretrained(folder)
         save_file(self.value_head.state_dict(), Path(folder) / VALUE_HEAD)
         (Path(folder) / PREFIX).write_text(json.dumps({"prefix_ids": self.prefix_ids}) + "\n")
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a peft model with its adapter merged in; any other model itself."""
+    return copy.deepcopy(model).merge_and_unload() if isinstance(model, peft.PeftModel) else model
 
 
 def use_fused_gelu(model: nn.Module) -> None:
@@ -230,16 +301,17 @@ def load_policy(
 ) -> ActorCritic:
     """Load a policy from a folder or a hub id, onto the GPU if there is one.
 
-    A value head and a prefix that were saved with the policy are loaded as well. A tokenizer without a pad token pads
-    with EOS. Loads safetensors only and runs no remote code. With `lora`, the model gets a fresh adapter, initialised
-    with `seed`. Raises `UserError` where the model cannot be found or loaded.
+    A value head, a prefix and a risk embedding that were saved with the policy are loaded as well. A tokenizer without
+    a pad token pads with EOS. Loads safetensors only and runs no remote code. With `lora`, the model gets a fresh
+    adapter, initialised with `seed`. Raises `UserError` where the model cannot be found or loaded.
     """
     folder = resolve_model(str(model))
     try:
         # not trusting remote code is no default: without this argument, transformers asks the user
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        config = causal_lm_config(Path(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
         causal_lm = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -266,6 +338,7 @@ def load_policy(
     prefix = Path(folder) / PREFIX
     if prefix.exists():
         policy.prefix_ids = json.loads(prefix.read_text())["prefix_ids"]
+    policy.risk = load_risk_embedding(Path(folder), policy.device)
     return policy
 
 
@@ -280,7 +353,10 @@ def check_context(policy: ActorCritic, prompt_length: int, completion_length: in
 
 
 class Reference:
-    """pi_ref: a frozen copy of the policy or, for a peft model, the same network with its adapter switched off."""
+    """pi_ref: a frozen copy of the policy or, for a peft model, the same network with its adapter switched off.
+
+    It reads no alpha, also where the policy does.
+    """
 
     def __init__(self, policy: ActorCritic) -> None:
         self._policy = policy if isinstance(policy.model, peft.PeftModel) else _frozen(policy)
@@ -291,7 +367,7 @@ class Reference:
         model = self._policy.model
         adapter_off = model.disable_adapter() if isinstance(model, peft.PeftModel) else nullcontext()
         with adapter_off:
-            return self._policy.token_log_probs(episodes, sampling)
+            return self._policy.token_log_probs(replace(episodes, alpha=None), sampling)
 
 
 def _frozen(policy: ActorCritic) -> ActorCritic:
@@ -312,6 +388,7 @@ def evaluate_tokens(
         torch.cat([episodes.prompt_ids[:, padding:], ids], 1),
         torch.cat([episodes.prompt_mask[:, padding:], mask], 1),
         length,
+        *([] if episodes.alpha is None else [episodes.alpha]),
     )
     forbidden = policy.forbidden_ids, policy.processing_class.eos_token_id
     log_probs = sampled_log_probs(logits, ids, sampling, *forbidden)

@@ -61,17 +61,27 @@ def invert_distribution(probabilities: torch.Tensor, uniforms: torch.Tensor) -> 
 
 
 class Reader:
-    """A policy that reads B prompts and then, token by token, up to `length` more; it keeps them in its cache."""
+    """A policy that reads B prompts and then, token by token, up to `length` more; it keeps them in its cache.
 
-    def __init__(self, policy: "ActorCritic", prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, length: int) -> None:
-        self.policy, self.length, self.cache = policy, length, None
+    alpha: (B,) what a conditioned policy is told.
+    """
+
+    def __init__(
+        self,
+        policy: "ActorCritic",
+        prompt_ids: torch.Tensor,
+        prompt_mask: torch.Tensor,
+        length: int,
+        alpha: torch.Tensor | None = None,
+    ) -> None:
+        self.policy, self.length, self.alpha, self.cache = policy, length, alpha, None
         self.unread, self.mask = policy.prefixed(prompt_ids, prompt_mask)
 
     def read(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Next-token logits (B, V) and values (B,) after token_ids (B, 0 or 1); the first call reads the prompt too."""
         ids = torch.cat([self.unread, token_ids], 1)
         self.mask = torch.cat([self.mask, torch.ones_like(token_ids, dtype=torch.bool)], 1)
-        output = self.policy.run(ids, self.mask, keep=1, past_key_values=self.cache, use_cache=True)
+        output = self.policy.run(ids, self.mask, 1, self.alpha, past_key_values=self.cache, use_cache=True)
         if self.cache is None:
             self.cache = with_room(output.past_key_values, self.length)
         self.unread = ids[:, :0]

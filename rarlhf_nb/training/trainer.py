@@ -22,9 +22,9 @@ from datasets import Dataset
 
 from rarlhf_nb.core.checkpoint import Checkpoint, Checkpoints
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import PPOSettings, RiskSettings, SamplingSettings, WatchSettings
+from rarlhf_nb.core.profiles import PPOSettings, RiskSettings, SamplingSettings, Section, WatchSettings
 from rarlhf_nb.core.seeding import hash_seed, shuffled_stream
-from rarlhf_nb.training.episodes import Episodes, TokenEvaluation
+from rarlhf_nb.training.episodes import Episodes, Rows, TokenEvaluation
 from rarlhf_nb.training.loop import TrainingLoop
 from rarlhf_nb.training.micro_batches import MicroBatches, Pieces
 from rarlhf_nb.training.policy import ActorCritic, Reference, evaluate_tokens
@@ -44,7 +44,7 @@ from rarlhf_nb.worlds.rewards import Reward, check_rewards
 
 
 @dataclass(frozen=True)
-class Rollout:
+class Rollout(Rows):
     """B sampled episodes with their rewards and the numbers of policy, critic and reference, all before the update."""
 
     episodes: Episodes
@@ -62,7 +62,7 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class Estimates:
+class Estimates(Rows):
     """Returns, advantages and the critic's targets, computed from the rewards of a rollout."""
 
     returns: torch.Tensor  # (B,) environment reward - beta KL
@@ -79,7 +79,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class UpdateBatch:
+class UpdateBatch(Rows):
     """The N episodes of an update, with every number that their loss depends on."""
 
     episodes: Episodes
@@ -88,11 +88,6 @@ class UpdateBatch:
     advantages: torch.Tensor  # whitened
     targets: torch.Tensor
     counted: torch.Tensor  # (N,) bool; False for an episode that only fills up a rank's share
-
-    def take(self, rows: torch.Tensor) -> "UpdateBatch":
-        """The episodes at `rows`."""
-        tensors = (self.log_probs, self.values, self.advantages, self.targets, self.counted)
-        return UpdateBatch(self.episodes.take(rows), *(tensor[rows] for tensor in tensors))
 
 
 class CVaRPPOTrainer(TrainingLoop):
@@ -139,15 +134,14 @@ class CVaRPPOTrainer(TrainingLoop):
         project_dir: Path | None = None,
         watch: WatchSettings | None = None,
     ) -> None:
-        settings = {"ppo": args, "risk": risk, "sampling": sampling}
+        self.args, self.risk, self.sampling = args, risk, sampling
         options = (mixed_precision, log_file, checkpoints, report_to, project_dir)
-        super().__init__(model, reward_funcs, train_dataset, args.iterations, settings, watch, seed, *options)
+        super().__init__(model, reward_funcs, train_dataset, args.iterations, self.sections(), watch, seed, *options)
         if args.batch_size < self.ranks.count:
             raise UserError(
                 f"ppo.batch_size = {args.batch_size}: each of the {self.ranks.count} processes must sample an episode; "
                 "raise it, or start fewer processes."
             )
-        self.args, self.risk, self.sampling = args, risk, sampling
         self.micro_batches = MicroBatches(args.micro_batch_size, args.batch_size, self.ranks)
         self.schedule = SoftRiskSchedule(args.batch_size, risk.alpha, args.iterations, risk.warm_start, risk.rho)
         self.reference = reference or Reference(model)
@@ -160,6 +154,10 @@ class CVaRPPOTrainer(TrainingLoop):
         self.selection: Selection | None = None
         if report_to:
             self.accelerator.init_trackers("rarlhf_nb", config=args.model_dump() | risk.model_dump())
+
+    def sections(self) -> dict[str, Section]:
+        """By name, the sections of the profile that determine the training."""
+        return {"ppo": self.args, "risk": self.risk, "sampling": self.sampling}
 
     def own_state(self) -> Checkpoint:
         """Beta and the micro-batches: prompts and completions follow from the seed and the iteration's number."""
@@ -216,7 +214,7 @@ class CVaRPPOTrainer(TrainingLoop):
         """The part of the rollout that this process samples and scores; `first` is its place in the batch."""
         seed = hash_seed(self.seed, self.iteration)
         with self.accelerator.autocast():
-            episodes = self.policy.sample(prompts, self.sampling, seed, first)
+            episodes = self.draw(prompts, seed, first)
         env_rewards = self.env_rewards(episodes, columns)
         with torch.no_grad(), self.accelerator.autocast():
             ref_log_probs, log_probs, values = self.micro_batches.run(
@@ -224,6 +222,10 @@ class CVaRPPOTrainer(TrainingLoop):
             )
         kl = episode_kl(log_probs, ref_log_probs, episodes.completion_mask)
         return Rollout(episodes, env_rewards, log_probs, ref_log_probs, values, episodes.drawn.entropy, kl)
+
+    def draw(self, prompts: list[str], seed: int, first: int) -> Episodes:
+        """Line 1: a completion of each prompt."""
+        return self.policy.sample(prompts, self.sampling, seed, first)
 
     def read(self, episodes: Episodes, pieces: Pieces) -> tuple[torch.Tensor, ...]:
         """The reference's log-probabilities, and those and the values of the policy that drew them: (B, T) each."""
