@@ -12,7 +12,14 @@ from transformers.activations import NewGELUActivation
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import LoraSettings
-from rarlhf_nb.training.policy import VALUE_HEAD, Reference, check_context, evaluate_tokens, load_policy
+from rarlhf_nb.training.policy import (
+    VALUE_HEAD,
+    Reference,
+    check_context,
+    evaluate_tokens,
+    load_policy,
+    use_gradient_checkpointing,
+)
 from rarlhf_nb.training.ppo import episode_kl
 from rarlhf_nb.training.sampler import sampler_logits, token_entropy, token_log_probs
 
@@ -249,3 +256,59 @@ def test_the_fused_gelu_is_the_function_that_the_checkpoint_names():
         block.mlp.act = NewGELUActivation()
     torch.testing.assert_close(policy.model(ids).logits, fused, atol=1e-12, rtol=0)
     assert policy.model.config.activation_function == "gelu_new"
+
+
+def gradients_and_saved_bytes(policy, batch):
+    """The gradient of a loss on all log-probabilities and values, and the bytes that autograd kept for it."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        now = evaluate_tokens(policy, batch, sampling_settings())
+        loss = now.log_probs.sin().sum() + now.values.square().sum()
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in policy.named_parameters() if parameter.grad is not None}
+    return gradients, sum(size for place, size in kept.items() if place not in weights)
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(r=2, alpha=4)])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_gradient_checkpointing_keeps_less_for_the_same_gradients(architecture, lora, tmp_path):
+    tiny_policy(architecture=architecture).save(tmp_path)
+    plain, thrifty = (load_policy(tmp_path, lora, seed=1, gradient_checkpointing=on) for on in (False, True))
+    batch = plain.sample(PROMPTS, sampling_settings(), seed=1)
+    assert thrifty.sample(PROMPTS, sampling_settings(), seed=1).completions == batch.completions
+    (expected, all_bytes), (found, fewer_bytes) = (gradients_and_saved_bytes(p, batch) for p in (plain, thrifty))
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert max(gradient.abs().max() for gradient in expected.values()) > 0.01
+    assert fewer_bytes < 0.5 * all_bytes
+
+
+def test_gradient_checkpointing_leaves_the_sampler_its_cache(monkeypatch):
+    policy = tiny_policy()
+    use_gradient_checkpointing(policy.model)
+    run, read = policy.run, []
+    monkeypatch.setattr(
+        policy, "run", lambda ids, *args, **options: read.append(ids.shape[1]) or run(ids, *args, **options)
+    )
+    policy.sample(PROMPTS, sampling_settings(), seed=1)
+    assert read[1:] == [1] * 4  # every token after the prompt is read alone
+
+
+def test_a_copy_of_a_checkpointed_policy_reads_with_its_own_blocks():
+    policy = tiny_policy()
+    use_gradient_checkpointing(policy.model)
+    batch = policy.sample(PROMPTS, sampling_settings(), seed=1)
+    reference, before = Reference(policy), evaluate_tokens(policy, batch, sampling_settings()).log_probs
+    for parameter in policy.parameters():
+        parameter.data.zero_()
+    torch.testing.assert_close(reference.token_log_probs(batch, sampling_settings()), before, atol=0, rtol=0)
+
+
+def test_a_model_without_blocks_to_checkpoint_is_named():
+    with pytest.raises(UserError, match="policy.gradient_checkpointing: Linear does not support it"):
+        use_gradient_checkpointing(torch.nn.Linear(2, 2))

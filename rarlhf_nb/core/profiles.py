@@ -95,6 +95,7 @@ class PolicySettings(Section):
     model: str
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; adapter and value head are always float32
     lora: LoraSettings | None = None
+    gradient_checkpointing: bool = False  # activations are computed again in the backward pass: less memory, more time
     mixed_precision: Literal["no", "bf16"] = "no"
 
 

@@ -76,12 +76,11 @@ class Workspace:
 
     def base(self, with_adapter: bool = False) -> ActorCritic:
         """The profile's model before any training; with_adapter: with a fresh adapter on it if the profile has one."""
-        lora = self.profile.policy.lora if with_adapter else None
-        return load_policy(self._base_folder(), lora, self._dtype, self.seed)
+        return self._load(self._base_folder(), with_adapter)
 
     def start(self) -> ActorCritic:
         """The SFT policy, from which every RL method starts, with a fresh adapter on it if the profile has one."""
-        return load_policy(self._policy_folder("sft", SFT_NOTEBOOK), self.profile.policy.lora, self._dtype, self.seed)
+        return self._load(self._policy_folder("sft", SFT_NOTEBOOK), with_adapter=True)
 
     def reference(self) -> Reference:
         """pi_ref of every method: the SFT policy, frozen."""
@@ -118,6 +117,12 @@ class Workspace:
         if model == "pocket":
             return pocket_world(self.profile.task.source).policy
         return smollm2_folder() if model == "smollm2" else model
+
+    def _load(self, folder: Path | str, with_adapter: bool) -> ActorCritic:
+        """The policy in a folder, as the profile trains it."""
+        policy = self.profile.policy
+        lora = policy.lora if with_adapter else None
+        return load_policy(folder, lora, self._dtype, self.seed, policy.gradient_checkpointing)
 
     def _policy_folder(self, name: str, made_by: str) -> Path:
         return self.run.require(f"policies/{name}", made_by=made_by)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import MethodType
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,8 +23,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from rarlhf_nb.core.errors import UserError
@@ -296,14 +299,40 @@ def use_fused_gelu(model: nn.Module) -> None:
                 setattr(module, name, nn.GELU(approximate="tanh"))
 
 
+def use_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Let a pass with gradients keep what goes into each block alone; the backward pass computes the rest again.
+
+    transformers' own switch does nothing here, since it waits for training mode, in which the policy never is. A pass
+    without gradients, such as the sampler's with its cache, is as before. Raises `UserError` for a model without blocks
+    that transformers can checkpoint.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not blocks:
+        raise UserError(f"policy.gradient_checkpointing: {type(model).__name__} does not support it; switch it off.")
+    for block in blocks:
+        block.forward = MethodType(_checkpointed_forward, block)
+
+
+def _checkpointed_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    forward = MethodType(type(block).forward, block)
+    if torch.is_grad_enabled():
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return forward(*args, **kwargs)
+
+
 def load_policy(
-    model: str | Path, lora: LoraSettings | None = None, dtype: torch.dtype = torch.float32, seed: int = 0
+    model: str | Path,
+    lora: LoraSettings | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    gradient_checkpointing: bool = False,
 ) -> ActorCritic:
     """Load a policy from a folder or a hub id, onto the GPU if there is one.
 
     A value head, a prefix and a risk embedding that were saved with the policy are loaded as well. A tokenizer without
     a pad token pads with EOS. Loads safetensors only and runs no remote code. With `lora`, the model gets a fresh
-    adapter, initialised with `seed`. Raises `UserError` where the model cannot be found or loaded.
+    adapter, initialised with `seed`. gradient_checkpointing: see `use_gradient_checkpointing`. Raises `UserError` where
+    the model cannot be found or loaded.
     """
     folder = resolve_model(str(model))
     try:
@@ -319,6 +348,8 @@ def load_policy(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     causal_lm.to("cuda" if torch.cuda.is_available() else "cpu")
+    if gradient_checkpointing:
+        use_gradient_checkpointing(causal_lm)
     if lora is not None:
         config = peft.LoraConfig(
             r=lora.r,
