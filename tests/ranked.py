@@ -118,3 +118,4 @@ def train_all(folder: Path, trainings: dict[str, dict]) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     train_all(Path(sys.argv[1]), json.loads(Path(sys.argv[1], "trainings.json").read_text()))
+    ranks.connect().destroy_process_group()  # whose threads may abort a process that ends without this

@@ -74,7 +74,7 @@ class MicroBatches:
 
     def _doubled(self, episodes: int, rehearse: Callable[[torch.Tensor], Any], spare: int) -> int:
         """The last of 1, 2, 4, ... episodes, and at most all, that fit."""
-        device, fitting, size = self.ranks.accelerator.device, 0, 1
+        device, fitting, size = self.ranks.device, 0, 1
         while fitting < episodes:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
