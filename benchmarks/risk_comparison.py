@@ -17,7 +17,9 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,19 +27,19 @@ import torch
 from datasets import Dataset
 
 from rarlhf_nb.core.methods import method_name
-from rarlhf_nb.core.profiles import Profile, load_profile
+from rarlhf_nb.core.profiles import Profile, TaskSettings, load_profile
 from rarlhf_nb.measuring.cells import markdown_table
 from rarlhf_nb.measuring.evaluation import evaluate
 from rarlhf_nb.measuring.metrics import Interval, seed_interval
 from rarlhf_nb.measuring.report import summary
 from rarlhf_nb.showing.sweep_figures import frontier
-from rarlhf_nb.training.policy import Reference, load_policy
+from rarlhf_nb.training.policy import ActorCritic, Reference, load_policy
 from rarlhf_nb.training.risk import SoftRiskSchedule, cvar
 from rarlhf_nb.training.sft import train_sft
 from rarlhf_nb.training.trainer import CVaRPPOTrainer
 from rarlhf_nb.worlds.pocket import pocket_world
-from rarlhf_nb.worlds.rewards import load_reward
-from rarlhf_nb.worlds.tasks import load_task
+from rarlhf_nb.worlds.rewards import ClassifierReward, load_reward
+from rarlhf_nb.worlds.tasks import Task, load_task
 
 METHODS = ["rlhf", "ra_rlhf@0.4", "ra_rlhf@0.2", "ra_rlhf_ru@0.4", "ra_rlhf_ru@0.2"]
 SEEDS = [1, 2, 3, 4, 5]
@@ -107,12 +109,34 @@ def sft_folder(output: Path, profile: Profile) -> Path:
     return folder
 
 
-def run_one(setting: Setting, profile: Profile, output: Path) -> dict:
-    """Trains and evaluates one setting; writes <name>.jsonl, <name>.parquet and <name>.json."""
+class Trained(NamedTuple):
+    """What a training leaves, with what it is measured by."""
+
+    policy: ActorCritic
+    reference: Reference
+    reward: ClassifierReward
+    task: Task
+    log: pd.DataFrame
+    seconds: float
+
+
+def prepared(profile: Profile, output: Path) -> tuple[ActorCritic, ClassifierReward, Task]:
+    """The SFT policy, the reward and the task with which every training begins."""
     world = pocket_world(profile.task.source)
     reward = load_reward(world.reward, profile.reward.label, profile.reward.accepted_label_names, batch_size=128)
-    policy = load_policy(sft_folder(output, profile))
-    task = load_task(profile.task, policy.processing_class)
+    folder = sft_folder(output, profile)
+    return load_policy(folder), reward, prepared_task(profile.task, folder)
+
+
+@cache
+def prepared_task(settings: TaskSettings, policy: Path) -> Task:
+    """The task with the tokens of the policy in a folder; cutting its prompts takes as long as four iterations."""
+    return load_task(settings, load_policy(policy).processing_class)
+
+
+def train(setting: Setting, profile: Profile, output: Path) -> Trained:
+    """Trains one setting with PPO; writes <name>.jsonl."""
+    policy, reward, task = prepared(profile, output)
     reference = Reference(policy)
     changes = {"kl_coef": setting.kl_coef}
     if setting.budget == "compute":
@@ -130,11 +154,20 @@ def run_one(setting: Setting, profile: Profile, output: Path) -> dict:
     )
     started = time.perf_counter()
     log = trainer.train()
-    seconds = time.perf_counter() - started
+    return Trained(policy, reference, reward, task, log, time.perf_counter() - started)
+
+
+def measure(setting: Any, trained: Trained, profile: Profile, output: Path) -> dict:
+    """Measures a training on the test prompts; writes <name>.parquet and <name>.json.
+
+    setting: a dataclass with a name and a method.
+    """
+    policy, reference, reward, task, log, seconds = trained
     test = task.test.assign(prompt_score=reward.score(task.test["prompt"].tolist()))
     episodes = evaluate(policy, reference, reward, test, profile.sampling, profile.evaluation, TEST_SEED)
     episodes.to_parquet(output / f"{setting.name}.parquet")
     result = asdict(setting) | {
+        "method": setting.method,
         "iterations": len(log),
         "seconds": seconds,
         "gradient_tokens": int(log["gradient_tokens"].sum()),
@@ -151,7 +184,7 @@ def run(output: Path, shard: int = 0, shards: int = 1) -> None:
     sft_folder(output, profile)
     for setting in all_settings(profile)[shard::shards]:
         if not (output / f"{setting.name}.json").exists():
-            result = run_one(setting, profile, output)
+            result = measure(setting, train(setting, profile, output), profile, output)
             print(f"{setting.name}: {result['iterations']} iterations, {result['seconds']:.0f} s", flush=True)
 
 
@@ -183,7 +216,7 @@ def seed_table(runs: pd.DataFrame) -> pd.DataFrame:
         rows[label] = {key: f"{values[key].mean():.2f}" for key in MEASURES}
         if method != "rlhf":
             differences = {key: seed_interval((values - rlhf)[key].dropna()) for key in MEASURES}
-            rows[f"{label}: minus RLHF"] = {key: _signed(interval) for key, interval in differences.items()}
+            rows[f"{label}: minus RLHF"] = {key: signed(interval) for key, interval in differences.items()}
     return pd.DataFrame(rows).T
 
 
@@ -200,8 +233,8 @@ def equal_kl_table(runs: pd.DataFrame, levels: list[float]) -> pd.DataFrame:
             if np.isnan(at_level).any():
                 continue  # a curve says nothing about a KL that it does not reach
             rows[f"{method_name(method)}, KL {level:g}"] = {
-                "reward: minus RLHF": _signed(seed_interval(mean - rlhf_mean)),
-                "CVaR 10 %: minus RLHF": _signed(seed_interval(tail - rlhf_tail)),
+                "reward: minus RLHF": signed(seed_interval(mean - rlhf_mean)),
+                "CVaR 10 %: minus RLHF": signed(seed_interval(tail - rlhf_tail)),
             }
     return pd.DataFrame(rows).T
 
@@ -212,7 +245,8 @@ def curve(runs: pd.DataFrame, method: str, seed: int, key: str, kl: float) -> fl
     return float(np.interp(kl, points["KL"], points[key], left=np.nan, right=np.nan))
 
 
-def _signed(interval: Interval) -> str:
+def signed(interval: Interval) -> str:
+    """A difference with its interval, as a cell of a table."""
     return f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
 
 

@@ -16,6 +16,8 @@ SMALL = {
     "ppo.iterations": 4,
     "ppo.batch_size": 16,
     "risk.warm_start": 1,
+    "critic_free.iterations": 4,
+    "critic_free.batch_size": 16,
     "evaluation.held_out_texts": 16,
     "evaluation.resamples": 50,
 }

@@ -27,7 +27,7 @@ from rarlhf_nb.training.policy import load_policy
 from rarlhf_nb.training.sampler import invert_distribution
 
 HOSTILE = "<img src=x>|![x](http:y.png) [click](http:z) `<b>` **&lt;**\n# head"
-PPO = ["rlhf", "ra_rlhf", "ra_rlhf@0.2", "ra_rlhf_ru"]
+RL = ["rlhf", "ra_rlhf", "ra_rlhf@0.2", "ra_rlhf_ru", "grpo", "cvar_grpo@0.2"]
 
 
 def saved_policy(method):
@@ -54,7 +54,7 @@ def root(tmp_path, monkeypatch):
 @pytest.fixture
 def run(root):
     run = open_run(root)
-    for method in ("sft", "quark", "prompted", *PPO):
+    for method in ("sft", "quark", "prompted", *RL):
         saved_policy(method).save(run.path("policies", method))
     run.write_text("training/ra_rlhf.jsonl", '{"iteration": 1}\n')
     return run
@@ -139,6 +139,12 @@ def test_the_card_says_how_the_policy_was_trained(run, root):
         "ra_rlhf": ["α = 0.4, estimator: tail selection", "n = 6", "until iteration 20 (ρ = 0.5)", "holds 52 episodes"],
         "ra_rlhf@0.2": ["α = 0.2, estimator: tail selection", "it holds 26 episodes"],
         "ra_rlhf_ru": ["α = 0.4, estimator: Rockafellar–Uryasev", "β = 0.2, fixed"],
+        "grpo": ["trained with GRPO on TRL's trainer to raise the average", "8 of each prompt", "β = 0."],
+        "cvar_grpo@0.2": [
+            "CVaR at α = 0.2",
+            "estimator: rockafellar uryasev",
+            "lowest rewards of an iteration's whole",
+        ],
         "quark": ["160 steps of 128 texts", "no tail share α"],
         "sft": ["It sees no reward", "no tail share α"],
         "prompted": ["the best of 3 by mean reward on 256 training prompts"],
@@ -147,7 +153,7 @@ def test_the_card_says_how_the_policy_was_trained(run, root):
         card = card_of(root / method)
         for part in (*words, "seed 3", "A reward model's score is not safety", "The pocket world is a toy"):
             assert part in card.text, (method, part)
-        assert ("cvar" in (card.data.tags or [])) == method.startswith("ra_rlhf")
+        assert ("cvar" in (card.data.tags or [])) == method.startswith(("ra_rlhf", "cvar"))
         assert card.data.license is None and card.data.base_model is None
         assert card.data.library_name == "transformers" and card.data.pipeline_tag == "text-generation"
         assert "{{" not in card.text and "{%" not in card.text and "\n\n\n" not in card.text
@@ -216,7 +222,7 @@ def test_a_hub_id_is_named_as_base_model_and_data(root):
         (["mine", "dexperts", "out"], "steered by two policies"),
         (["mine", "base", "out"], "was not trained"),
         (["mine", "best_of_n", "out"], "it trains nothing"),
-        (["mine", "../rlhf", "out"], "there are: prompted, quark, ra_rlhf, ra_rlhf@0.2, ra_rlhf_ru, rlhf, sft."),
+        (["mine", "../rlhf", "out"], "there are: cvar_grpo@0.2, grpo, prompted, quark, ra_rlhf, ra_rlhf@0.2, "),
         (["mine", "ra_rlhf@0.3", "out"], "no policy in this run"),
         (["mine", "rlhf", "full"], "is not empty, and nothing is overwritten"),
         (["mine", "rlhf", "full/file"], "is not empty"),

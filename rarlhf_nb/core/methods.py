@@ -20,7 +20,7 @@ class Method(NamedTuple):
     trained: bool = True  # whether it leaves a policy in the run folder
 
 
-# In the order of every table and figure. The colours, those of Okabe and Ito and a violet, can be told apart with any
+# In the order of every table and figure. The colours, those of Okabe and Ito and five more, can be told apart with any
 # colour vision; a brown would look like a sweep of RA-RLHF.
 METHODS = {
     "base": Method("Base", "#8A8A8A", SFT_NOTEBOOK, trained=False),
@@ -32,8 +32,15 @@ METHODS = {
     "rlhf": Method("RLHF", "#0072B2", SFT_NOTEBOOK),
     "ra_rlhf": Method("RA-RLHF", "#D55E00", RISK_NOTEBOOK),
     "ra_rlhf_ru": Method("RA-RLHF (RU)", "#009E73", RISK_NOTEBOOK),
+    "grpo": Method("GRPO", "#89C476", BASELINES_NOTEBOOK),
+    "cvar_grpo": Method("CVaR-GRPO", "#9D00EB", BASELINES_NOTEBOOK),
+    "rloo": Method("RLOO", "#D8B1B1", BASELINES_NOTEBOOK),
+    "cvar_rloo": Method("CVaR-RLOO", "#3B004E", BASELINES_NOTEBOOK),
 }
 OTHER_COLOR = "#444444"
+CRITIC_FREE = ("grpo", "cvar_grpo", "rloo", "cvar_rloo")
+RISK_AVERSE = ("ra_rlhf", "ra_rlhf_ru", "cvar_grpo", "cvar_rloo")  # their training depends on alpha
+RISK_NEUTRAL = ("rlhf", "grpo", "rloo")  # the same at alpha = 1
 
 
 def find_method(key: str) -> Method:

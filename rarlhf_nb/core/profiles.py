@@ -237,6 +237,32 @@ class RiskSettings(Section):
 Answer = Literal["warn", "skip", "stop"]  # skip: no further optimizer step in the iteration
 
 
+class CriticFreeSettings(Section):
+    """GRPO and RLOO of TRL, alone and on the tail (see `training.critic_free_methods`).
+
+    Epochs, clipping and the limit of the gradient are those of `ppo`; alpha and the schedule are those of `risk`, whose
+    warm-up is the same share of these iterations.
+    """
+
+    methods: list[Literal["grpo", "cvar_grpo", "rloo", "cvar_rloo"]] = []  # that notebook 04 trains
+    iterations: int = Field(gt=0)
+    batch_size: int = Field(gt=1, default=128)  # episodes per iteration
+    samples_per_prompt: int = Field(gt=1, default=8)  # TRL's of GRPO; must divide batch_size
+    learning_rate: float = Field(gt=0)  # constant
+    kl_coef: float = Field(ge=0)  # beta: of GRPO's loss per token, of RLOO's reward per episode; 0: no reference
+    estimator: Literal["tail_selection", "rockafellar_uryasev", "cvar_gradient"] = "rockafellar_uryasev"
+    tail: Literal["batch", "prompt"] = "batch"
+
+    @model_validator(mode="after")
+    def prompts_are_whole(self) -> "CriticFreeSettings":
+        if self.batch_size % self.samples_per_prompt:
+            raise ValueError(
+                f"critic_free.samples_per_prompt = {self.samples_per_prompt} does not divide critic_free.batch_size = "
+                f"{self.batch_size}; change one of them"
+            )
+        return self
+
+
 class WatchSettings(Section):
     """What is done when a training goes wrong, symptom by symptom (see `training.watch`).
 
@@ -323,6 +349,7 @@ class Profile(Section):
     dexperts: DExpertsSettings
     quark: QuarkSettings
     best_of_n: BestOfNSettings = BestOfNSettings()
+    critic_free: CriticFreeSettings
     watch: WatchSettings = WatchSettings()
     evaluation: EvaluationSettings
     compute: ComputeSettings = ComputeSettings()

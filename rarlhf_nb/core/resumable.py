@@ -32,6 +32,7 @@ class ResumableTrainer(Trainer, ABC):
     """A `Trainer` with exact resume, for one process; a subclass adds what else its steps depend on."""
 
     title: ClassVar[str]  # of the training, printed where it is resumed
+    steps_per_checkpoint: int = 1  # checkpoints lie between so many steps, where these share what they train on
 
     @abstractmethod
     def own_state(self) -> dict[str, Any]:
@@ -42,7 +43,7 @@ class ResumableTrainer(Trainer, ABC):
         """Restore what `own_state` gave."""
 
     def train_resumably(self, checkpoints: Checkpoints | None, settings: dict[str, Any]) -> None:
-        """Train, from the last checkpoint on where there is one. Ctrl-C saves a checkpoint after the step under way.
+        """Train, from the last checkpoint on where there is one. Ctrl-C saves a checkpoint after the steps under way.
 
         Nothing is printed but the step at which it is resumed.
 
@@ -59,7 +60,7 @@ class ResumableTrainer(Trainer, ABC):
         self.checkpoints, self.settings = checkpoints, settings
         found = checkpoints.latest_with(settings)
         with InterruptLater() as interrupt:
-            self.add_callback(_SaveWhenDue(checkpoints, interrupt))
+            self.add_callback(_SaveWhenDue(checkpoints, interrupt, self.steps_per_checkpoint))
             if found is None:
                 self.train()
             else:
@@ -106,12 +107,14 @@ class ResumableTrainer(Trainer, ABC):
 
 
 class _SaveWhenDue(TrainerCallback):
-    """Has a checkpoint saved after a step, once the step is logged, when it is due or Ctrl-C asks for it."""
+    """Has a checkpoint saved after every so many steps, once they are logged, when it is due or Ctrl-C asks for it."""
 
-    def __init__(self, checkpoints: Checkpoints, interrupt: InterruptLater) -> None:
-        self.checkpoints, self.interrupt = checkpoints, interrupt
+    def __init__(self, checkpoints: Checkpoints, interrupt: InterruptLater, every: int) -> None:
+        self.checkpoints, self.interrupt, self.every = checkpoints, interrupt, every
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % self.every:
+            return
         asked = self.interrupt.asked  # read once: what it stops after, it also saves
         control.should_save = asked or self.checkpoints.due()
         control.should_training_stop = control.should_training_stop or asked

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.methods import method_name, method_order, split_alpha
+from rarlhf_nb.core.methods import RISK_AVERSE, RISK_NEUTRAL, method_name, method_order, split_alpha
 from rarlhf_nb.measuring.cells import (
     ENDS,
     interval_cell,
@@ -27,7 +27,7 @@ from rarlhf_nb.measuring.metrics import seed_interval, seeds_needed
 from rarlhf_nb.measuring.sweeps import distinct_scores, grid_settings, paired_differences
 
 BASELINE = "rlhf"
-RL_METHODS = (BASELINE, "ra_rlhf", "ra_rlhf_ru")  # with any trained alpha; each pair of them is compared
+RL_METHODS = (*RISK_NEUTRAL, *RISK_AVERSE)  # with any trained alpha; each pair of them is compared
 SHOWN = 12  # the notes name so many cells that lack methods, and count the others
 
 
@@ -178,7 +178,7 @@ def build_sweep_report(scores: pd.DataFrame) -> SweepReport:
 
 
 def is_rl(method: str) -> bool:
-    """Whether PPO trains the method, for any tail share."""
+    """Whether reinforcement learning trains the method, for any tail share."""
     return split_alpha(method)[0] in RL_METHODS
 
 

@@ -31,10 +31,10 @@ from rarlhf_nb.running.stages import (
     Evaluate,
     FineTune,
     PrepareData,
-    Train,
     TrainExperts,
     TrainReward,
     WriteReport,
+    training_stage,
 )
 from rarlhf_nb.running.workspace import Workspace
 from rarlhf_nb.training.loop import TrainingLoop
@@ -145,11 +145,14 @@ class Experiment(Workspace):
 
         All start from the SFT policy with the same data order and seed. `changes` replace arguments of the trainer.
         """
-        return Train(self, method).trainer(**changes)
+        return training_stage(self, method).trainer(**changes)
 
     def train(self, method: str) -> pd.DataFrame:
-        """Train a method of `trainer` and save its policy; returns the training log, one row per iteration."""
-        return Train(self, method).run()
+        """Train a method and save its policy; returns the training log, one row per iteration.
+
+        Those of `trainer`, and `grpo`, `cvar_grpo`, `rloo` and `cvar_rloo`, which TRL trains.
+        """
+        return training_stage(self, method).run()
 
     def risk_methods(self) -> list[str]:
         """The methods that train on the tail: both estimators at `risk.alpha` and at each alpha of the sweep."""

@@ -11,10 +11,19 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoTokenizer
 
-from rarlhf_nb.core.methods import find_method, method_name, method_order, split_alpha
+from rarlhf_nb.core.methods import (
+    CRITIC_FREE,
+    RISK_AVERSE,
+    RISK_NEUTRAL,
+    find_method,
+    method_name,
+    method_order,
+    split_alpha,
+)
 from rarlhf_nb.core.profiles import Profile, RiskSettings
 from rarlhf_nb.measuring.cells import interval_cell, markdown_table
 from rarlhf_nb.measuring.metrics import Interval
+from rarlhf_nb.running.stages import TrainCriticFree
 from rarlhf_nb.running.workspace import Workspace
 from rarlhf_nb.training.policy import PREFIX
 from rarlhf_nb.training.risk import SoftRiskSchedule
@@ -24,7 +33,7 @@ METRICS = ("reward", "tail_reward", "cvar_10", "perplexity", "kl")
 PPO_METHODS = ("rlhf", "ra_rlhf", "ra_rlhf_ru")
 RL_TAGS = ["reinforcement-learning", "rlhf"]
 RISK_TAGS = [*RL_TAGS, "cvar", "risk-averse"]
-TAGS = {"sft": ["sft"], "quark": RL_TAGS, "rlhf": RL_TAGS, "ra_rlhf": RISK_TAGS, "ra_rlhf_ru": RISK_TAGS}
+TAGS = {"sft": ["sft"], "quark": RL_TAGS} | dict.fromkeys(RISK_NEUTRAL, RL_TAGS) | dict.fromkeys(RISK_AVERSE, RISK_TAGS)
 TASKS = {  # by the profile's task: its name, its texts, what a high reward asks of them, a prompt
     "imdb-gen": ("IMDB-Gen", "film reviews", "positive", "this drama film is an old one ."),
     "jigsaw-gen": ("Jigsaw-Gen", "talk-page comments", "civil", "about the music page you changed today ."),
@@ -38,6 +47,7 @@ def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
     run, profile = workspace.run, workspace.profile
     base, _ = split_alpha(method)
     risk = profile.risk.for_method(method) if base in PPO_METHODS else None
+    alpha = TrainCriticFree(workspace, method).risk.alpha if base in CRITIC_FREE else None
     prefix_ids = json.loads(run.path("policies", method, PREFIX).read_text())["prefix_ids"]
     report = _report(workspace, method)
     return ModelCard.from_template(
@@ -50,6 +60,7 @@ def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
         profile=profile,
         risk=risk,
         schedule=risk and _schedule(profile, risk),
+        critic_free_alpha=alpha,
         prefix_ids=prefix_ids,
         prefix=_decoded(run.path("policies", method), prefix_ids) if prefix_ids else "",
         policy_model=_model(profile.policy.model),

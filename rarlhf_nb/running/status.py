@@ -9,6 +9,7 @@ import pandas as pd
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.lock import holder
+from rarlhf_nb.core.methods import CRITIC_FREE, split_alpha
 from rarlhf_nb.core.records import read_records
 from rarlhf_nb.core.runs import MANIFEST, Run
 from rarlhf_nb.running.sweep import CELL_NOTEBOOKS, Sweep
@@ -129,7 +130,8 @@ def _training(run: Run) -> str:
     for folder in sorted(run.path("training").glob("*.checkpoints")):
         method = folder.name.removesuffix(".checkpoints")
         settings, log = run.manifest["settings"], run.path("training", f"{method}.jsonl")
-        total = settings["quark"]["steps"] if method == "quark" else settings["ppo"]["iterations"]
+        section = "critic_free" if split_alpha(method)[0] in CRITIC_FREE else "ppo"
+        total = settings["quark"]["steps"] if method == "quark" else settings[section]["iterations"]
         try:
             last = json.loads(log.read_text().splitlines()[-1])
             return f": {method} {last.get('iteration', last.get('step'))}/{total}"

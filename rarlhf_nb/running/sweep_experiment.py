@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.methods import method_order, sweep_key
+from rarlhf_nb.core.methods import RISK_AVERSE, RISK_NEUTRAL, method_order, sweep_key
 from rarlhf_nb.core.profiles import profile_files
 from rarlhf_nb.core.runs import Run
 from rarlhf_nb.measuring.report import Report
@@ -18,8 +18,6 @@ from rarlhf_nb.running.experiment import Experiment
 from rarlhf_nb.running.grid import Cell
 from rarlhf_nb.running.stages.report import WriteReport, compare, write_report
 from rarlhf_nb.running.sweep import Sweep
-
-TRAINED_ON_THE_TAIL = ("ra_rlhf", "ra_rlhf_ru")
 
 
 @dataclass(frozen=True)
@@ -102,19 +100,19 @@ def finished_cells(sweep: Sweep) -> list[Cell]:
 def sweep_scores(sweep: Sweep) -> pd.DataFrame:
     """One row per finished cell and method; see `measuring.sweeps` for the columns, to which `alpha` is added.
 
-    alpha is what the method was trained with: 1 for RLHF, NaN for a method that is not trained by PPO.
+    alpha is what the method was trained with: 1 for RLHF, GRPO and RLOO, NaN for a method without a tail share.
     """
     rows = []
     for cell in finished_cells(sweep):
         for row in run_scores(sweep.cell_run(cell)):
-            averse = row["method"] in TRAINED_ON_THE_TAIL
-            alpha = cell.alpha if averse else 1.0 if row["method"] == "rlhf" else np.nan
+            averse = row["method"] in RISK_AVERSE
+            alpha = cell.alpha if averse else 1.0 if row["method"] in RISK_NEUTRAL else np.nan
             rows.append(cell.free | row | {"method": _key(row["method"], cell.alpha), "alpha": alpha})
     return pd.DataFrame(rows)
 
 
 def _key(method: str, alpha: float) -> str:
-    return sweep_key(method, alpha) if method in TRAINED_ON_THE_TAIL else method
+    return sweep_key(method, alpha) if method in RISK_AVERSE else method
 
 
 def _merged(parts: list[tuple[float, Tables]]) -> Tables:

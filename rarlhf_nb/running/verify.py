@@ -15,7 +15,7 @@ from rarlhf_nb.core.lock import held
 from rarlhf_nb.core.records import damaged_files, read_records
 from rarlhf_nb.core.runs import MANIFEST, Run, git_commit, installed_versions
 from rarlhf_nb.running.experiment import Experiment
-from rarlhf_nb.running.stages.training import Train
+from rarlhf_nb.running.stages import training_stage
 
 SCRATCH = ".verify"  # in the run folder, removed at the end
 TIMES = {"seconds"}  # the one thing that a repetition need not share
@@ -71,7 +71,7 @@ def _repeat(again: Experiment, run: Run, iterations: int | None, say: Callable[[
         if iterations is None:
             again.train(method)
         else:
-            Train(again, method).do(iterations=iterations)
+            training_stage(again, method).do(iterations=iterations)
     if iterations is not None:
         return
     if run.path("policies/prompted").exists():

@@ -187,7 +187,8 @@ def cvar_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int
 def training_curves(training: dict[str, pd.DataFrame]) -> go.Figure:
     """The course of training, one panel per quantity and one smoothed line per method over its faint raw values.
 
-    training: the logs training/<method>.jsonl (keys in `glossary`). Quark's log has no iterations and is left out.
+    training: the logs training/<method>.jsonl (keys in `glossary`). Those of Quark, GRPO and RLOO have no returns
+    and are left out.
     """
     training = {method: log for method, log in training.items() if set(TRAINING_PANELS) <= set(log)}
     figure = make_subplots(

@@ -76,6 +76,10 @@ COURSE_GLOSSARY = {
     "kept": Word("The number of lowest-return episodes that an iteration trains on (a count).", "8-10"),
     "RA-RLHF": Word("Risk-averse RLHF, the paper's method: PPO on the kept episodes only (tail selection).", "11-13"),
     "RU": Word("Rockafellar-Uryasev: the second estimator of CVaR; it keeps every episode and changes its reward."),
+    "GRPO, RLOO": Word(
+        "RL without a critic: several completions of each prompt, whose advantage is the reward less that of its "
+        "siblings, in GRPO divided by their spread."
+    ),
     "perplexity": Word(
         "How much a text surprises a model: 1 over the geometric mean of its tokens' probabilities; lower is better."
     ),
@@ -186,6 +190,34 @@ QUARK_GLOSSARY = {
     ),
 }
 
+EPISODES = "all episodes of the iteration"
+UPDATED = "completion tokens of the updated episodes: with tail selection and cvar_gradient, GRPO's are the tail"
+CRITIC_FREE_GLOSSARY = {
+    "iteration": Term("counted from 1", "count", "-", ONCE),
+    "kept": Term("the number of episodes in the tail, of the batch or of all prompts", "episodes", "-", BEFORE),
+    "env_reward_mean": Term("mean of r", "logit", EPISODES, BEFORE),
+    "env_reward_std": Term("standard deviation of r (divided by B)", "logit", EPISODES, BEFORE),
+    "tail_env_reward_mean": Term("mean of r", "logit", "the episodes of the tail, by reward", BEFORE),
+    "kl": Term("as in the training log, without forbidden tokens", "nats per completion", EPISODES, BEFORE),
+    "entropy": Term("mean of -sum_a pi(a|s_t) log pi(a|s_t) over the whole vocabulary", "nats", UPDATED, EPOCHS),
+    "completion_length": Term("mean number of completion tokens, EOS included", "tokens", EPISODES, BEFORE),
+    "kl_coef": Term(
+        "beta: of GRPO's loss per token, in units of the normalised reward; of RLOO's reward per episode",
+        "none; logit per nat",
+        "-",
+        ONCE,
+    ),
+    "loss": Term("TRL's loss, GRPO's with its KL", "none", UPDATED, EPOCHS),
+    "clip_fraction": Term("share beyond the clip: in GRPO of tokens, in RLOO of episodes", "share", UPDATED, EPOCHS),
+    "gradient_tokens": Term(
+        "prompt and completion tokens that went through a backward pass, inside and outside the tail",
+        "tokens",
+        EPISODES,
+        "summed over the epochs of the iteration",
+    ),
+    "seconds": Term("wall time of the iteration", "seconds", "sampling, scoring and update", ONCE),
+}
+
 REPORT_GLOSSARY = {
     "reward": Term("mean of r", "logit", "all test episodes", TEST),
     "tail_reward": Term("mean of r", "logit", "episodes of prompts with prompt_score <= tail_threshold", TEST),
@@ -281,6 +313,7 @@ def glossary_table() -> pd.DataFrame:
                 "training log": TRAINING_GLOSSARY,
                 "conditioned log": CONDITIONED_GLOSSARY,
                 "Quark's log": QUARK_GLOSSARY,
+                "log of GRPO and RLOO": CRITIC_FREE_GLOSSARY,
                 "report": REPORT_GLOSSARY,
                 "sweep report": SWEEP_GLOSSARY,
             }.items()

@@ -8,6 +8,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "critic_free": ["TrainCriticFree", "training_stage"],
         "data": ["PrepareData", "TrainReward"],
         "evaluation": ["Evaluate"],
         "report": ["WriteReport"],

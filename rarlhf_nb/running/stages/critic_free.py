@@ -1,0 +1,79 @@
+"""Notebook 04: GRPO and RLOO of TRL, alone and on the tail, from the same SFT policy as every other method."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.methods import CRITIC_FREE, RISK_AVERSE, split_alpha
+from rarlhf_nb.core.profiles import RiskSettings
+from rarlhf_nb.running.stages.training import Train
+from rarlhf_nb.running.workspace import Workspace
+from rarlhf_nb.training.critic_free_methods import train_critic_free
+from rarlhf_nb.training.loop import TrainingLoop
+
+
+@dataclass(frozen=True)
+class TrainCriticFree(Train):
+    """`grpo`, `cvar_grpo`, `rloo` and `cvar_rloo`, the risk-averse ones also with "@alpha"; on one process."""
+
+    modules = ("training.critic_free_methods",)
+    processes = 1
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        profile = self.workspace.profile
+        sections = {
+            "policy": profile.policy,
+            "reward": profile.reward,
+            "sampling": profile.sampling,
+            "ppo": profile.ppo,
+            "risk": self.risk,
+        }
+        own = profile.critic_free.model_dump(mode="json", exclude={"methods"})
+        settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
+        return settings | {"critic_free": own, "models": self.workspace.models()}
+
+    @property
+    def risk(self) -> RiskSettings:
+        """The tail share of the method, and the schedule."""
+        name, alpha = split_alpha(self.method)
+        risk = self.workspace.profile.risk
+        own = risk.alpha if name in RISK_AVERSE else 1.0
+        return risk.model_copy(update={"alpha": own if alpha is None else alpha})
+
+    def work(self, iterations: int | None = None) -> None:
+        """Train and save the policy; a training that was interrupted goes on where it stopped.
+
+        iterations: train only so many, and save no policy.
+        """
+        workspace, profile = self.workspace, self.workspace.profile
+        policy = workspace.start()
+        train_critic_free(
+            policy,
+            workspace.reward(),
+            Dataset.from_pandas(workspace.data("train"), preserve_index=False),
+            profile.critic_free,
+            profile.ppo,
+            self.risk,
+            profile.sampling,
+            split_alpha(self.method)[0].removeprefix("cvar_"),
+            workspace.seed,
+            profile.policy.mixed_precision,
+            workspace.run.path("training", f"{self.method}.jsonl"),
+            self.checkpoints(self.method),
+            iterations,
+        )
+        if iterations is None:
+            workspace.run.write_folder(f"policies/{self.method}", policy.save)
+
+    def trainer(self, **changes: Any) -> TrainingLoop:
+        """Raises `UserError`: TRL's trainers do not run one iteration at a time."""
+        raise UserError(f"method = {self.method!r}: TRL trains it as a whole; call experiment.train({self.method!r}).")
+
+
+def training_stage(workspace: Workspace, method: str) -> Train:
+    """The stage that trains a method."""
+    kind = TrainCriticFree if split_alpha(method)[0] in CRITIC_FREE else Train
+    return kind(workspace, method)

@@ -1,0 +1,142 @@
+"""GRPO and RLOO as methods of a run: their log, their rewards, their schedule, and their resumption."""
+
+import os
+import signal
+
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from small_run import SMALL
+from test_resumable import every_step, same_weights
+from tiny import PROMPTS, good_minus_bad, ppo_settings, tiny_policy
+
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.profiles import CriticFreeSettings, RiskSettings, SamplingSettings, load_profile
+from rarlhf_nb.running.experiment import Experiment
+from rarlhf_nb.showing.glossary import CRITIC_FREE_GLOSSARY
+from rarlhf_nb.training.critic_free_methods import train_critic_free
+from rarlhf_nb.training.policy import Reference, load_policy
+from rarlhf_nb.training.risk import SoftRiskSchedule
+
+SAMPLING = SamplingSettings(completion_length=5, minimum_completion_length=2)
+RISK = RiskSettings(alpha=0.5, warm_start=2, rho=0.5)
+
+
+def start(folder):
+    if not (folder / "start").exists():
+        tiny_policy().save(folder / "start")
+    return load_policy(folder / "start")  # TRL loads its reference from there
+
+
+def train(folder, algorithm="grpo", reward=good_minus_bad, policy=None, risk=RISK, micro=None, **options):
+    """The policy and the log of six iterations of eight episodes, with two epochs."""
+    policy = policy or start(folder)
+    settings = {"iterations": 6, "batch_size": 8, "samples_per_prompt": 4, "learning_rate": 1e-2, "kl_coef": 0.1}
+    log = train_critic_free(
+        policy,
+        reward,
+        Dataset.from_dict({"prompt": PROMPTS, "label": range(len(PROMPTS))}),
+        CriticFreeSettings(**settings),
+        ppo_settings(iterations=12, epochs=2, micro_batch_size=micro),  # whose schedule is twice as long
+        risk,
+        SAMPLING,
+        algorithm,
+        seed=1,
+        **options,
+    )
+    return policy, log
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_the_log_says_what_was_sampled(algorithm, tmp_path):
+    calls, sampled = [], []
+
+    def reward(prompts, completions, label, **columns):
+        with torch.no_grad():  # the policy at the moment when its completions are rated
+            sampled.append({name: p.clone() for name, p in policy.model.named_parameters()})
+        assert all(PROMPTS[i] == prompt for i, prompt in zip(label, prompts, strict=True))
+        assert all(text.startswith(" ") for text in completions)  # whole texts, as the policy wrote them
+        calls.append(good_minus_bad(prompts=prompts, completions=completions))
+        return calls[-1]
+
+    policy = start(tmp_path)
+    _, log = train(tmp_path, algorithm, reward, policy, log_file=tmp_path / "log.jsonl")
+    assert set(log.columns) == CRITIC_FREE_GLOSSARY.keys() and len(calls) == len(log) == 6
+    rewards = torch.tensor(calls)
+    assert log["env_reward_mean"].tolist() == pytest.approx(rewards.mean(1).tolist())
+    assert log["env_reward_std"].tolist() == pytest.approx(rewards.std(1, correction=0).tolist())
+    kept = SoftRiskSchedule(8, 0.5, 12, warm_start=2, rho=0.5).kept_counts()[::2]  # at the first step of each iteration
+    assert log["kept"].tolist() == kept and kept[0] == 8 and kept[-1] == 4
+    tails = [row.sort().values[:k].mean().item() for row, k in zip(rewards, kept, strict=True)]
+    assert log["tail_env_reward_mean"].tolist() == pytest.approx(tails, abs=1e-6)
+    assert log["kl"][0] == pytest.approx(0, abs=1e-6) and (log["kl"][1:] != 0).all()
+    assert log["gradient_tokens"].between(2 * 8 * 4, 2 * 8 * 12).all()
+    pd.testing.assert_frame_equal(log, pd.read_json(tmp_path / "log.jsonl", lines=True), check_dtype=False)
+
+
+def test_the_kl_is_that_of_the_policy_that_sampled(tmp_path):
+    logs = {algorithm: train(tmp_path, algorithm)[1]["kl"] for algorithm in ("grpo", "rloo")}
+    assert logs["grpo"][0] == pytest.approx(logs["rloo"][0], abs=1e-6)
+    policy, log = train(tmp_path, stop_after=5)
+    many = SAMPLING.model_copy(update={"minimum_completion_length": 5})
+    episodes = policy.sample(PROMPTS * 200, many, seed=0)
+    reference = Reference(start(tmp_path))
+    kl = (episodes.drawn.log_probs - reference.token_log_probs(episodes, many)).sum(1).mean()
+    _, whole = train(tmp_path)
+    assert len(log) == 5 and whole["kl"][:5].tolist() == log["kl"].tolist()
+    assert whole["kl"][5] == pytest.approx(kl.item(), rel=1)  # eight episodes against many
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_micro_batches_change_nothing(algorithm, tmp_path):
+    risk = RiskSettings(alpha=1.0, warm_start=0, rho=1.0)
+    whole, _ = train(tmp_path, algorithm, risk=risk, stop_after=1)
+    parts, _ = train(tmp_path, algorithm, risk=risk, stop_after=1, micro=3)  # 2, the next smaller divisor of 8
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_an_interrupted_training_ends_like_one_that_never_was(algorithm, tmp_path, capsys):
+    whole, expected = train(tmp_path, algorithm)
+    calls = []
+
+    def interrupting(**columns):
+        calls.append(1)
+        if len(calls) == 3:  # before the first step of the third iteration
+            os.kill(os.getpid(), signal.SIGINT)
+        return good_minus_bad(**columns)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, algorithm, interrupting, checkpoints=every_step(tmp_path))
+    torch.manual_seed(5)
+    resumed, log = train(tmp_path, algorithm, checkpoints=every_step(tmp_path))
+    assert f"{algorithm.upper()}: resumed at step 6\n" in capsys.readouterr().out
+    assert same_weights(whole, resumed)
+    pd.testing.assert_frame_equal(log.drop(columns="seconds"), expected.drop(columns="seconds"))
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    experiment = Experiment.open("pocket", overrides=SMALL)
+    experiment.prepare_data()
+    experiment.train_sft()
+    return experiment
+
+
+def test_only_the_methods_on_the_tail_depend_on_alpha(experiment):
+    logs = {method: experiment.train(method) for method in ("grpo", "cvar_grpo", "cvar_grpo@0.75")}
+    last = {method: int(log["kept"].iloc[-1]) for method, log in logs.items()}
+    assert last == {"grpo": 16, "cvar_grpo": 7, "cvar_grpo@0.75": 12}
+    assert experiment.saved("cvar_grpo").model is not None
+    with pytest.raises(UserError, match=r"'grpo': TRL trains it as a whole; call experiment.train\('grpo'\)"):
+        experiment.trainer("grpo")
+
+
+def test_samples_that_do_not_fill_the_batch_are_refused():
+    with pytest.raises(UserError, match="critic_free.samples_per_prompt = 3 does not divide .* = 128; change one"):
+        load_profile("pocket", {"critic_free.samples_per_prompt": 3})
