@@ -42,8 +42,7 @@ def run(
         list[str] | None, typer.Option("-p", metavar="KEY VALUE", help="A setting of the profile: -p risk.alpha 0.2")
     ] = None,
     processes: Annotated[
-        int | None,
-        typer.Option(min=1, help="Processes that share the work; short for -p compute.processes N."),
+        int | None, typer.Option(min=1, help="Processes that share the work; short for -p compute.processes N.")
     ] = None,
     force: Annotated[bool, typer.Option(help="Run every notebook again, even if nothing has changed.")] = False,
 ) -> None:
