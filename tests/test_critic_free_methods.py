@@ -29,10 +29,11 @@ def start(folder):
     return load_policy(folder / "start")  # TRL loads its reference from there
 
 
-def train(folder, algorithm="grpo", reward=good_minus_bad, policy=None, risk=RISK, micro=None, **options):
+def train(folder, algorithm="grpo", reward=good_minus_bad, policy=None, risk=RISK, micro=None, own=None, **options):
     """The policy and the log of six iterations of eight episodes, with two epochs."""
     policy = policy or start(folder)
     settings = {"iterations": 6, "batch_size": 8, "samples_per_prompt": 4, "learning_rate": 1e-2, "kl_coef": 0.1}
+    settings |= own or {}
     log = train_critic_free(
         policy,
         reward,
@@ -86,6 +87,16 @@ def test_the_kl_is_that_of_the_policy_that_sampled(tmp_path):
     _, whole = train(tmp_path)
     assert len(log) == 5 and whole["kl"][:5].tolist() == log["kl"].tolist()
     assert whole["kl"][5] == pytest.approx(kl.item(), rel=1)  # eight episodes against many
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_without_a_tail_the_estimator_makes_no_difference(algorithm, tmp_path):
+    risk = RISK.model_copy(update={"alpha": 1.0})
+    one, other = (
+        train(tmp_path, algorithm, risk=risk, own={"estimator": estimator}, stop_after=2)[0]
+        for estimator in ("rockafellar_uryasev", "cvar_gradient")
+    )
+    assert same_weights(one, other)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])

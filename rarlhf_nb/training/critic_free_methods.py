@@ -62,6 +62,7 @@ def train_critic_free(
     is the same, number for number, as without an interruption. Ctrl-C saves one after the iteration under way. Raises
     `UserError` for settings that do not fit, and for rewards that are not one finite number each.
     """
+    estimator = settings.estimator if risk.alpha < 1 else "tail_selection"  # TRL's own trainer at alpha = 1
     warm_start = risk.warm_start * settings.iterations // ppo.iterations
     config, kind = {"grpo": (GRPOConfig, _GRPO), "rloo": (RLOOConfig, _RLOO)}[algorithm]
     with tempfile.TemporaryDirectory() as folder, seeded(seed, policy.device), warnings.catch_warnings():
@@ -100,7 +101,7 @@ def train_critic_free(
             ),
             train_dataset=_in_order(train_dataset, settings, seed),
             processing_class=policy.processing_class,
-            risk=CVaRConfig(risk.alpha, warm_start * ppo.epochs, risk.rho, settings.estimator, settings.tail),
+            risk=CVaRConfig(risk.alpha, warm_start * ppo.epochs, risk.rho, estimator, settings.tail),
         )
         trainer.log_file, trainer.steps_per_checkpoint = log_file, ppo.epochs
         if stop_after is not None:

@@ -29,11 +29,14 @@ class TrainCriticFree(Train):
             "reward": profile.reward,
             "sampling": profile.sampling,
             "ppo": profile.ppo,
-            "risk": self.risk,
         }
-        own = profile.critic_free.model_dump(mode="json", exclude={"methods"})
         settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
-        return settings | {"critic_free": own, "models": self.workspace.models()}
+        plain = self.risk.alpha == 1  # then estimator, tail and schedule make no difference
+        own = profile.critic_free.model_dump(
+            mode="json", exclude={"methods", *(("estimator", "tail") if plain else ())}
+        )
+        risk = None if plain else self.risk.model_dump(mode="json")
+        return settings | {"critic_free": own, "risk": risk, "models": self.workspace.models()}
 
     @property
     def risk(self) -> RiskSettings:
