@@ -95,8 +95,18 @@ class PolicySettings(Section):
     model: str
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; adapter and value head are always float32
     lora: LoraSettings | None = None
+    quantization: Literal["8bit", "4bit"] | None = None  # of the weights beneath the adapter; needs bitsandbytes
     gradient_checkpointing: bool = False  # activations are computed again in the backward pass: less memory, more time
     mixed_precision: Literal["no", "bf16"] = "no"
+
+    @model_validator(mode="after")
+    def only_frozen_weights_are_quantized(self) -> "PolicySettings":
+        if self.quantization and self.lora is None:
+            raise ValueError(
+                f"policy.quantization = {self.quantization!r} needs policy.lora, since such weights cannot be trained; "
+                'give for example -p policy.lora "{r: 16, alpha: 32}", or set policy.quantization to null'
+            )
+        return self
 
 
 class RewardSettings(Section):

@@ -121,8 +121,9 @@ class Workspace:
     def _load(self, folder: Path | str, with_adapter: bool) -> ActorCritic:
         """The policy in a folder, as the profile trains it."""
         policy = self.profile.policy
-        lora = policy.lora if with_adapter else None
-        return load_policy(folder, lora, self._dtype, self.seed, policy.gradient_checkpointing)
+        adapter = {"lora": policy.lora, "quantization": policy.quantization} if with_adapter else {}
+        checkpointing = policy.gradient_checkpointing
+        return load_policy(folder, dtype=self._dtype, seed=self.seed, gradient_checkpointing=checkpointing, **adapter)
 
     def _policy_folder(self, name: str, made_by: str) -> Path:
         return self.run.require(f"policies/{name}", made_by=made_by)

@@ -33,6 +33,13 @@ from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import LoraSettings, SamplingSettings
 from rarlhf_nb.core.seeding import seeded, uniforms
 from rarlhf_nb.training.episodes import Episodes, TokenEvaluation
+from rarlhf_nb.training.quantization import (
+    Quantization,
+    bitsandbytes_config,
+    is_quantized,
+    merged_plainly,
+    prepare_quantized,
+)
 from rarlhf_nb.training.risk_embedding import RiskEmbedding, causal_lm_config, load_risk_embedding
 from rarlhf_nb.training.sampler import Reader, ReadToken, draw_completions, sampled_log_probs, sampler_logits
 from rarlhf_nb.worlds.hub import resolve_model
@@ -285,7 +292,9 @@ class ActorCritic(nn.Module):
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a peft model with its adapter merged in; any other model itself."""
-    return copy.deepcopy(model).merge_and_unload() if isinstance(model, peft.PeftModel) else model
+    if not isinstance(model, peft.PeftModel):
+        return model
+    return merged_plainly(model) if is_quantized(model) else copy.deepcopy(model).merge_and_unload()
 
 
 def use_fused_gelu(model: nn.Module) -> None:
@@ -326,28 +335,38 @@ def load_policy(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     gradient_checkpointing: bool = False,
+    quantization: Quantization | None = None,
 ) -> ActorCritic:
     """Load a policy from a folder or a hub id, onto the GPU if there is one.
 
     A value head, a prefix and a risk embedding that were saved with the policy are loaded as well. A tokenizer without
     a pad token pads with EOS. Loads safetensors only and runs no remote code. With `lora`, the model gets a fresh
-    adapter, initialised with `seed`. gradient_checkpointing: see `use_gradient_checkpointing`. Raises `UserError` where
-    the model cannot be found or loaded.
+    adapter, initialised with `seed`. gradient_checkpointing: see `use_gradient_checkpointing`. quantization: of the
+    weights beneath the adapter (see `quantization`). Raises `UserError` where the model cannot be found or loaded, or
+    not so.
     """
-    folder = resolve_model(str(model))
+    if quantization and lora is None:
+        raise UserError(f"quantization = {quantization!r} needs an adapter: such weights cannot be trained; give lora.")
+    folder, device = resolve_model(str(model)), "cuda" if torch.cuda.is_available() else "cpu"
+    reduced = (
+        {"quantization_config": bitsandbytes_config(quantization, dtype), "device_map": device} if quantization else {}
+    )
     try:
         # not trusting remote code is no default: without this argument, transformers asks the user
         config = causal_lm_config(Path(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
         causal_lm = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, **reduced
         )
     except (OSError, ValueError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"policy.model = {str(model)!r} does not load as a causal language model: {reason}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    causal_lm.to("cuda" if torch.cuda.is_available() else "cpu")
+    if quantization:
+        prepare_quantized(causal_lm)
+    else:
+        causal_lm.to(device)
     if gradient_checkpointing:
         use_gradient_checkpointing(causal_lm)
     if lora is not None:
