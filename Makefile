@@ -5,7 +5,7 @@ STAMP := .venv/.complete
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 
-.PHONY: run run-real texts-given test soak lab lint clean setup
+.PHONY: run run-real texts-given test newest-trl soak lab lint clean setup
 
 run: $(STAMP)  ## the main job on the embedded default
 	$(BIN)/rarlhf run $(ARGS)
@@ -19,6 +19,15 @@ texts-given:
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+# TRL alone, in a folder before the environment's own: all else is the lock's.
+newest-trl: $(STAMP)  ## the contract of critic_free with the newest TRL, which may have moved
+	@rm -rf .venv/newest-trl
+	@timeout 30 $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 10 \
+	  --no-deps --target .venv/newest-trl trl || { \
+	  echo "error: pip could not install the newest TRL; is PyPI reachable?" >&2; exit 1; }
+	@ls -d .venv/newest-trl/trl-*
+	PYTHONPATH=.venv/newest-trl $(BIN)/python -m pytest tests/test_critic_free.py -k contract
 
 soak: $(STAMP)  ## a run killed thirty times against one that was not, and 20,000 examples of every property
 	$(BIN)/python -m benchmarks.soak $(ARGS)

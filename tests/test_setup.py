@@ -43,6 +43,7 @@ def test_make_conda_and_ci_share_the_lock():
     assert conda == ["python=3.11", "pip"] and pip == {"pip": ["-r requirements.lock", "-e ."]}
     assert "-r requirements.lock" in read("Makefile")
     assert "make test" in read(".ci/run") and "make lint" in read(".ci/run")
+    assert "make newest-trl ||" in read(".ci/run")  # which may fail
 
 
 def test_run_real_names_what_is_missing_before_it_sets_anything_up(tmp_path):
