@@ -7,11 +7,8 @@ on the disk, with the checksums of its files; the last two are kept, so that one
 import json
 import os
 import shutil
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,30 +151,3 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Te
             number, key = rest.split(".")
             state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-class InterruptLater:
-    """Inside the block Ctrl-C, or a notebook's stop button, only sets `asked`; a second one interrupts at once.
-
-    then: called at the first one. Outside the main thread, where no interrupt arrives, it does nothing.
-    """
-
-    def __init__(self, then: Callable[[], None] | None = None) -> None:
-        self.asked, self.then = False, then
-
-    def __enter__(self) -> "InterruptLater":
-        self.in_main_thread = threading.current_thread() is threading.main_thread()
-        if self.in_main_thread:
-            self.before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.in_main_thread:
-            signal.signal(signal.SIGINT, self.before)
-
-    def _ask(self, *arguments: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        if self.then is not None:
-            self.then()

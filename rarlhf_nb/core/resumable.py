@@ -20,12 +20,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 from rarlhf_nb.core.checkpoint import (
     Checkpoint,
     Checkpoints,
-    InterruptLater,
     load_optimizer,
     load_parameters,
     optimizer_tensors,
     parameter_tensors,
 )
+from rarlhf_nb.core.interrupts import InterruptLater
 
 
 class ResumableTrainer(Trainer, ABC):

@@ -12,9 +12,9 @@ import nbformat
 import papermill
 from papermill.exceptions import strip_color
 
-from rarlhf_nb.core.checkpoint import InterruptLater
 from rarlhf_nb.core.checksums import checksum
 from rarlhf_nb.core.errors import UserError, storage_trouble
+from rarlhf_nb.core.interrupts import InterruptLater
 from rarlhf_nb.core.lock import held
 from rarlhf_nb.core.records import damaged_files, read_records
 from rarlhf_nb.core.runs import Run

@@ -16,13 +16,13 @@ from tqdm.auto import tqdm
 from rarlhf_nb.core.checkpoint import (
     Checkpoint,
     Checkpoints,
-    InterruptLater,
     load_optimizer,
     load_parameters,
     optimizer_tensors,
     parameter_tensors,
 )
 from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.interrupts import InterruptLater
 from rarlhf_nb.core.profiles import Section, WatchSettings
 from rarlhf_nb.core.runs import flat
 from rarlhf_nb.training.policy import ActorCritic
