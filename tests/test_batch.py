@@ -10,6 +10,7 @@ import pytest
 from rarlhf_nb.core import sources
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.runs import Run
+from rarlhf_nb.running import kernels
 from rarlhf_nb.running.batch import NotebookFailed, run_notebooks
 from rarlhf_nb.running.fingerprints import fingerprint, imported_modules
 
@@ -138,7 +139,9 @@ def test_only_a_module_that_the_notebook_imports_changes_its_fingerprint(tmp_pat
     assert {name for name in files if changes(name, "changed = True")} == set(files) - {"unused.py"}
 
 
-def test_the_kernel_has_no_bars_and_no_widgets_and_the_runner_keeps_its_environment(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("forks", [kernels.FORKS, False])
+def test_the_kernel_has_no_bars_and_no_widgets_and_the_runner_keeps_its_environment(forks, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "FORKS", forks)
     monkeypatch.delenv("RARLHF_STATIC", raising=False)
     monkeypatch.setenv("TQDM_DISABLE", "0")  # what the user sets stays
     code = "import os; assert (os.environ['RARLHF_STATIC'], os.environ['TQDM_DISABLE']) == ('1', '0')"
@@ -158,6 +161,33 @@ run_notebooks(Run.open(sys.argv[1], {}, 5, root=Path("runs")), [Path("01_first.i
 def start(folder, name):
     command = [sys.executable, "-c", ONE_RUN, name]
     return subprocess.Popen(command, cwd=folder, env=os.environ | {"WHO": name}, stderr=subprocess.PIPE, text=True)
+
+
+FORKED = """
+import multiprocessing, os, sys
+imported = "rarlhf_nb.training.risk" in sys.modules
+from rarlhf_nb.training.risk import cvar
+child = multiprocessing.Process(target=int)
+child.start()
+child.join()
+print(imported, os.getppid(), os.getsid(0) == os.getpid(), child.exitcode)
+"""
+
+
+@pytest.mark.skipif(not kernels.FORKS, reason="kernels are forked on Linux only")
+def test_kernels_are_forked_from_one_process_that_has_imported_what_they_import(tmp_path):
+    for name in ("01_first", "02_second"):
+        notebook(tmp_path, name, FORKED)
+    both = ONE_RUN.replace('[Path("01_first.ipynb")]', 'sorted(Path().glob("*.ipynb"))')
+    command = [sys.executable, "-c", f"{both}\nimport os; print(os.getpid())", "mine"]
+    runner = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert runner.returncode == 0, runner.stderr
+    first, second = (
+        nbformat.read(tmp_path / "runs" / "mine" / f"{name}.ipynb", 4).cells[-1].outputs[0].text.split()
+        for name in ("01_first", "02_second")
+    )
+    assert first == second and [first[0], *first[2:]] == ["True", "True", "0"]
+    assert first[1] != runner.stdout.split()[-1]  # the parent of both is not the runner
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -18,8 +18,8 @@ from rarlhf_nb.core.interrupts import InterruptLater
 from rarlhf_nb.core.lock import held
 from rarlhf_nb.core.records import damaged_files, read_records
 from rarlhf_nb.core.runs import Run
-from rarlhf_nb.running.fingerprints import cells, fingerprint
-from rarlhf_nb.running.kernels import interrupt_kernel, kernel_folder, kernel_manager
+from rarlhf_nb.running.fingerprints import cells, fingerprint, imported_modules
+from rarlhf_nb.running.kernels import interrupt_kernel, kernel_folder, kernel_manager, share_imports
 
 USER_ERRORS = ("UserError", "TrainingStopped")  # what a notebook raises and the user can mend
 
@@ -59,6 +59,7 @@ def run_notebooks(
     `NotebookFailed`.
     """
     check_parameters(notebooks, parameters)
+    share_imports(sorted({module for notebook in notebooks for module in imported_modules(notebook)}))
     past = ""
     digests = [checksum(path) for path in inputs]
     with held(run, wait):

@@ -8,9 +8,11 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,6 +21,7 @@ from jupyter_client.manager import AsyncKernelManager
 from rarlhf_nb.core.runs import Run
 
 PROCESS = "process.json"
+FORKS = sys.platform == "linux"  # Windows has no fork, and the system libraries of macOS do not survive one
 LONGEST_PATH = 90  # bytes; the system allows about a hundred for a socket
 KERNEL_ENVIRONMENT = {
     "TQDM_DISABLE": "1",  # in an executed notebook a progress bar stays at "0%"
@@ -59,6 +62,10 @@ def kernel_manager(folder: str) -> type[AsyncKernelManager]:
 
         async def _async_pre_start_kernel(self, **launch: Any) -> Any:
             self.connection_file, self.ip = os.path.join(folder, "kernel.json"), os.path.join(folder, "socket")
+            if FORKS:
+                from rarlhf_nb.running.forks import ForkProvisioner
+
+                self.provisioner = ForkProvisioner(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
             environment = KERNEL_ENVIRONMENT | dict(launch.pop("env", os.environ))
             return await super()._async_pre_start_kernel(env=environment, **launch)
 
@@ -70,6 +77,14 @@ def kernel_manager(folder: str) -> type[AsyncKernelManager]:
                 json.dump(note, file)
 
     return IPCKernelManager
+
+
+def share_imports(modules: list[Path]) -> None:
+    """Have these files of the package imported once for all kernels, where they can be forked."""
+    if FORKS:
+        from rarlhf_nb.running import forks
+
+        forks.share_imports(modules)
 
 
 def interrupt_kernel(folder: str) -> None:
