@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
-from benchmarks.risk_comparison import TEST_SEED, compute_units, sft_folder
+from benchmarks.risk_comparison import TEST_SEED, Work, sft_folder
 from rarlhf_nb.core.methods import split_alpha, sweep_key
 from rarlhf_nb.core.profiles import ConditionedSettings, Profile, load_profile
 from rarlhf_nb.measuring.cells import interval_cell, markdown_table
@@ -58,7 +58,7 @@ def run_one(method: str, seed: int, profile: Profile, output: Path) -> list[dict
         "iterations": len(log),
         "seconds": time.perf_counter() - started,
         "gradient tokens": int(log["gradient_tokens"].sum()),
-        "compute": compute_units(SoftRiskSchedule(profile.ppo.batch_size, 1, len(log), 0, 1), profile.ppo.epochs),
+        "compute": Work().units(SoftRiskSchedule(profile.ppo.batch_size, 1, len(log), 0, 1), profile.ppo.epochs),
     }
     test = task.test.assign(prompt_score=reward.score(task.test["prompt"].tolist()))
     rows = []

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
-from benchmarks.risk_comparison import Setting, Trained, collect, curve, measure, prepared, sft_folder, signed
+from benchmarks.risk_comparison import Setting, Trained, collect, curve, load, measure, sft_folder, signed
 from benchmarks.risk_comparison import train as train_ppo
 from rarlhf_nb.core.methods import method_name
 from rarlhf_nb.core.profiles import CriticFreeSettings, Profile, load_profile
@@ -74,7 +74,7 @@ def profile_with(learning_rate: float) -> Profile:
 
 def train(variant: Variant, profile: Profile, output: Path) -> Trained:
     """Trains one variant; writes <name>.jsonl."""
-    policy, reward, task = prepared(profile, output)
+    policy, reward, task = load(profile, sft_folder(output, profile))
     reference = Reference(policy)
     started = time.perf_counter()
     log = train_critic_free(

@@ -73,6 +73,9 @@ SHAPES = {
 }
 
 
+RU = "rockafellar_uryasev"
+
+
 @dataclass(frozen=True)
 class Method:
     """What is measured: a module of an engine, and what each iteration is asked for."""
@@ -82,13 +85,15 @@ class Method:
     request: dict[str, Any]
 
 
-def ours(alpha: float, estimator: str = "tail_selection") -> Method:
+def ours(alpha: float, estimator: str = "tail_selection", above_share: float = 1.0) -> Method:
     """Our engine with these risk settings."""
-    name = f"ours, α = {alpha:g}" + (", RU" if estimator == "rockafellar_uryasev" else "")
-    return Method(name, "benchmarks.our_iteration", {"estimator": estimator, "alpha": alpha})
+    name = f"ours, α = {alpha:g}" + (", RU" if estimator == RU else "")
+    name += "" if above_share == 1 else f", share {above_share:g}"
+    request = {"estimator": estimator, "alpha": alpha, "above_share": above_share}
+    return Method(name, "benchmarks.our_iteration", request)
 
 
-OURS = [ours(1), ours(0.4), ours(0.2), ours(0.4, "rockafellar_uryasev"), ours(0.2, "rockafellar_uryasev")]
+OURS = [ours(1), ours(0.4), ours(0.2), ours(0.4, RU), ours(0.2, RU), ours(0.2, RU, above_share=0.25)]
 QUICK = ours(0.2)
 THEIRS = Method(f"peer ({PEER})", "benchmarks.peer_iteration", {})
 

@@ -34,17 +34,19 @@ class Engine:
         self.optimizer = None
 
     @cache  # noqa: B019 - the engine lives as long as its process
-    def trainer(self, estimator: str, alpha: float) -> CVaRPPOTrainer:
+    def trainer(self, estimator: str, alpha: float, above_share: float) -> CVaRPPOTrainer:
         """A trainer that keeps its tail from the first iteration on."""
-        risk = RiskSettings(estimator=estimator, alpha=alpha, warm_start=0, rho=1 / self.ppo.iterations)
+        risk = RiskSettings(
+            estimator=estimator, alpha=alpha, above_share=above_share, warm_start=0, rho=1 / self.ppo.iterations
+        )
         trainer = CVaRPPOTrainer(self.policy, lengths, self.ppo, risk, self.sampling, reference=self.reference)
         # one optimizer, so that a GPT-2 has Adam's moments in memory once
         self.optimizer = trainer.optimizer = self.optimizer or trainer.optimizer
         return trainer
 
-    def iterate(self, estimator: str, alpha: float, count_flops: bool = False) -> Spent:
+    def iterate(self, estimator: str, alpha: float, above_share: float, count_flops: bool = False) -> Spent:
         """What one iteration spends, in its phases `generate` and `update` and as a `whole`."""
-        trainer, meter = self.trainer(estimator, alpha), Meter(count_flops)
+        trainer, meter = self.trainer(estimator, alpha, above_share), Meter(count_flops)
         with (
             patch.object(self.policy, "sample", partial(meter, "generate", self.policy.sample)),
             patch.object(trainer, "update", partial(meter, "update", trainer.update)),

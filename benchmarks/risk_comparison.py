@@ -14,10 +14,13 @@ Settings come from the profile `pocket-imdb`; they were fixed before the five se
 """
 
 import json
+import math
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +36,7 @@ from rarlhf_nb.measuring.evaluation import evaluate
 from rarlhf_nb.measuring.metrics import Interval, seed_interval
 from rarlhf_nb.measuring.report import summary
 from rarlhf_nb.showing.sweep_figures import frontier
-from rarlhf_nb.training.policy import ActorCritic, Reference, load_policy
+from rarlhf_nb.training.policy import ActorCritic, Policy, Reference, load_policy
 from rarlhf_nb.training.risk import SoftRiskSchedule, cvar
 from rarlhf_nb.training.sft import train_sft
 from rarlhf_nb.training.trainer import CVaRPPOTrainer
@@ -75,25 +78,51 @@ def all_settings(profile: Profile) -> list[Setting]:
     return list(dict.fromkeys(main + compute + frontier))
 
 
-def compute_units(schedule: SoftRiskSchedule, epochs: int) -> float:
-    """The compute of a run, in forward passes of one episode.
-
-    Sampling, the policy and the reference cost one each. An episode costs three per epoch of the update, two of them
-    for the backward pass.
-    """
-    return sum(3 * schedule.batch_size + 3 * epochs * kept for kept in schedule.kept_counts())
+def the_kept(kept: int, batch_size: int) -> int:
+    """The episodes in an update that selects the tail."""
+    return kept
 
 
-def iterations_for(method: str, profile: Profile) -> int:
+def everyone(kept: int, batch_size: int) -> int:
+    """The episodes in an update that takes all."""
+    return batch_size
+
+
+@dataclass(frozen=True)
+class Work:
+    """How many episodes an iteration samples and updates on, from the number of the kept and B."""
+
+    updated: Callable[[int, int], int] = the_kept
+    sampled: Callable[[int, int], int] = everyone
+
+    def units(self, schedule: SoftRiskSchedule, epochs: int) -> float:
+        """The compute of a run, in forward passes of one episode.
+
+        Sampling, the policy and the reference cost one each. An episode costs three per epoch of the update, two of
+        them for the backward pass.
+        """
+        size = schedule.batch_size
+        return sum(
+            3 * self.sampled(kept, size) + 3 * epochs * self.updated(kept, size) for kept in schedule.kept_counts()
+        )
+
+
+def rlhf_units(profile: Profile) -> float:
+    """The compute of RLHF with the profile's iterations."""
+    ppo = profile.ppo
+    return Work().units(SoftRiskSchedule(ppo.batch_size, 1.0, ppo.iterations, 0, 1.0), ppo.epochs)
+
+
+def iterations_for(method: str, profile: Profile, work: Work | None = None) -> int:
     """The largest number of iterations whose compute does not exceed that of RLHF with the profile's iterations."""
-    risk, ppo = profile.risk.for_method(method), profile.ppo
-    budget = compute_units(SoftRiskSchedule(ppo.batch_size, 1.0, ppo.iterations, 0, 1.0), ppo.epochs)
-    iterations = ppo.iterations
-    while True:
-        schedule = SoftRiskSchedule(ppo.batch_size, risk.alpha, iterations + 1, risk.warm_start, risk.rho)
-        if compute_units(schedule, ppo.epochs) > budget:
-            return iterations
-        iterations += 1
+    risk, ppo, work = profile.risk.for_method(method), profile.ppo, work or Work()
+
+    def units(iterations: int) -> float:
+        schedule = SoftRiskSchedule(ppo.batch_size, risk.alpha, iterations, risk.warm_start, risk.rho)
+        return work.units(schedule, ppo.epochs)
+
+    first = math.ceil((risk.warm_start + 1) / risk.rho)  # with which the schedule is one
+    return next(iterations for iterations in count(first) if units(iterations + 1) > rlhf_units(profile))
 
 
 def sft_folder(output: Path, profile: Profile) -> Path:
@@ -120,41 +149,55 @@ class Trained(NamedTuple):
     seconds: float
 
 
-def prepared(profile: Profile, output: Path) -> tuple[ActorCritic, ClassifierReward, Task]:
-    """The SFT policy, the reward and the task with which every training begins."""
-    world = pocket_world(profile.task.source)
-    reward = load_reward(world.reward, profile.reward.label, profile.reward.accepted_label_names, batch_size=128)
-    folder = sft_folder(output, profile)
-    return load_policy(folder), reward, prepared_task(profile.task, folder)
-
-
 @cache
-def prepared_task(settings: TaskSettings, policy: Path) -> Task:
+def loaded_task(settings: TaskSettings, policy: Path) -> Task:
     """The task with the tokens of the policy in a folder; cutting its prompts takes as long as four iterations."""
     return load_task(settings, load_policy(policy).processing_class)
 
 
+def load(profile: Profile, start: Path) -> tuple[ActorCritic, ClassifierReward, Task]:
+    """The policy in the folder `start`, with which a training begins, the reward and the task."""
+    world = pocket_world(profile.task.source)
+    reward = load_reward(world.reward, profile.reward.label, profile.reward.accepted_label_names, batch_size=128)
+    return load_policy(start), reward, loaded_task(profile.task, start)
+
+
+def prepare(
+    profile: Profile,
+    method: str,
+    start: Path,
+    seed: int,
+    log_file: Path | None = None,
+    trainer: type[CVaRPPOTrainer] = CVaRPPOTrainer,
+) -> tuple[CVaRPPOTrainer, Task, ClassifierReward]:
+    """A trainer of the method, which begins with the policy in the folder `start`, its task and its reward model."""
+    policy, reward, task = load(profile, start)
+    prompts = Dataset.from_pandas(task.train, preserve_index=False)
+    risk = profile.risk.for_method(method)
+    options = {"reference": Reference(policy), "seed": seed, "log_file": log_file}
+    return trainer(policy, reward, profile.ppo, risk, profile.sampling, prompts, **options), task, reward
+
+
+def test_episodes(
+    policy: Policy, reference: Reference, reward: ClassifierReward, task: Task, profile: Profile
+) -> pd.DataFrame:
+    """The episodes of a policy on the test prompts."""
+    test = task.test.assign(prompt_score=reward.score(task.test["prompt"].tolist()))
+    return evaluate(policy, reference, reward, test, profile.sampling, profile.evaluation, TEST_SEED)
+
+
 def train(setting: Setting, profile: Profile, output: Path) -> Trained:
     """Trains one setting with PPO; writes <name>.jsonl."""
-    policy, reward, task = prepared(profile, output)
-    reference = Reference(policy)
     changes = {"kl_coef": setting.kl_coef}
     if setting.budget == "compute":
         changes["iterations"] = iterations_for(setting.method, profile)
-    trainer = CVaRPPOTrainer(
-        policy,
-        reward,
-        profile.ppo.model_copy(update=changes),
-        profile.risk.for_method(setting.method),
-        profile.sampling,
-        Dataset.from_pandas(task.train, preserve_index=False),
-        reference=reference,
-        seed=setting.seed,
-        log_file=output / f"{setting.name}.jsonl",
-    )
+    profile = profile.model_copy(update={"ppo": profile.ppo.model_copy(update=changes)})
+    start = sft_folder(output, profile)
+    trainer, task, reward = prepare(profile, setting.method, start, setting.seed, output / f"{setting.name}.jsonl")
     started = time.perf_counter()
     log = trainer.train()
-    return Trained(policy, reference, reward, task, log, time.perf_counter() - started)
+    found = trainer.policy, trainer.reference, reward, task, log
+    return Trained(*found, time.perf_counter() - started)
 
 
 def measure(setting: Any, trained: Trained, profile: Profile, output: Path) -> dict:
@@ -163,8 +206,7 @@ def measure(setting: Any, trained: Trained, profile: Profile, output: Path) -> d
     setting: a dataclass with a name and a method.
     """
     policy, reference, reward, task, log, seconds = trained
-    test = task.test.assign(prompt_score=reward.score(task.test["prompt"].tolist()))
-    episodes = evaluate(policy, reference, reward, test, profile.sampling, profile.evaluation, TEST_SEED)
+    episodes = test_episodes(policy, reference, reward, task, profile)
     episodes.to_parquet(output / f"{setting.name}.parquet")
     result = asdict(setting) | {
         "method": setting.method,
@@ -206,17 +248,26 @@ def collect(output: Path, profile: Profile) -> pd.DataFrame:
 MEASURES = ["reward", "tail reward", "CVaR 10 %", "CVaR 1 %", "rare group", "KL", "seconds"]
 
 
-def seed_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds, one row per method and budget, and differences to RLHF with the same seed, with t-intervals."""
-    rlhf = runs[runs["method"] == "rlhf"].set_index("seed")[MEASURES]
+def seed_table(
+    runs: pd.DataFrame,
+    measures: Sequence[str] = MEASURES,
+    title: Callable[[str], str] = method_name,
+    than: str = "rlhf",
+) -> pd.DataFrame:
+    """Means over seeds, one row per method and budget, and differences to one method at equal iterations.
+
+    The differences are paired by seed, with t-intervals.
+    """
+    measures = list(measures)
+    first = runs[(runs["method"] == than) & (runs["budget"] == "iterations")].set_index("seed")[measures]
     rows = {}
     for (budget, method), group in runs.groupby(["budget", "method"], sort=False):
-        values = group.set_index("seed")[MEASURES]
-        label = f"{method_name(method)}, equal {budget}"
-        rows[label] = {key: f"{values[key].mean():.2f}" for key in MEASURES}
-        if method != "rlhf":
-            differences = {key: seed_interval((values - rlhf)[key].dropna()) for key in MEASURES}
-            rows[f"{label}: minus RLHF"] = {key: signed(interval) for key, interval in differences.items()}
+        values = group.set_index("seed")[measures]
+        label = f"{title(method)}, equal {budget}"
+        rows[label] = {key: f"{values[key].mean():.2f}" for key in measures}
+        if method != than:
+            differences = {key: seed_interval((values - first)[key].dropna()) for key in measures}
+            rows[f"{label}: minus {title(than)}"] = {key: signed(interval) for key, interval in differences.items()}
     return pd.DataFrame(rows).T
 
 
@@ -247,6 +298,8 @@ def curve(runs: pd.DataFrame, method: str, seed: int, key: str, kl: float) -> fl
 
 def signed(interval: Interval) -> str:
     """A difference with its interval, as a cell of a table."""
+    if np.isnan(interval.low):
+        return f"{interval.value:+.2f}"  # of one seed
     return f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
 
 

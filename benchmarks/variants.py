@@ -18,19 +18,18 @@ from typing import Any
 
 import pandas as pd
 import torch
-from datasets import Dataset
 
-from benchmarks.risk_comparison import SEEDS, TEST_SEED, sft_folder
+from benchmarks.risk_comparison import SEEDS, prepare, sft_folder, test_episodes
 from rarlhf_nb.core.profiles import Profile, load_profile
 from rarlhf_nb.measuring.cells import interval_cell, markdown_table
-from rarlhf_nb.measuring.evaluation import evaluate, held_out_log_likelihoods
+from rarlhf_nb.measuring.evaluation import held_out_log_likelihoods
 from rarlhf_nb.measuring.metrics import perplexity, seed_interval
 from rarlhf_nb.measuring.report import summary
 from rarlhf_nb.training.policy import Reference, load_policy
 from rarlhf_nb.training.trainer import CVaRPPOTrainer
 from rarlhf_nb.worlds.pocket import pocket_world
-from rarlhf_nb.worlds.rewards import ClassifierReward, load_reward
-from rarlhf_nb.worlds.tasks import Task, load_task
+from rarlhf_nb.worlds.rewards import ClassifierReward
+from rarlhf_nb.worlds.tasks import Task
 
 CONTROLLER = {"ppo.kl_target": 6.0, "ppo.kl_horizon": 2_000}
 MEASURES = ["reward", "tail reward", "CVaR 10 %", "KL", "kl_coef at the end", "perplexity"]
@@ -69,35 +68,21 @@ VARIANTS = CODE | SCHEDULES
 
 def run_one(variant: Variant, seed: int, output: Path) -> dict[str, float]:
     """Trains a variant with one seed and measures it on the test prompts."""
-    trainer, task, reward, profile = prepare(variant, seed, output)
+    trainer, task, reward, profile = prepared(variant, seed, output)
     log, policy = trainer.train(), trainer.policy
-    test = task.test.assign(prompt_score=reward.score(task.test["prompt"].tolist()))
     sft_reference = Reference(load_policy(sft_folder(output, profile)))
-    episodes = evaluate(policy, sft_reference, reward, test, profile.sampling, profile.evaluation, TEST_SEED)
+    episodes = test_episodes(policy, sft_reference, reward, task, profile)
     return summary(episodes, profile.task.tail_threshold) | {
         "kl_coef at the end": float(log["kl_coef"].iloc[-1]),
         "perplexity": held_out_perplexity(policy, task.positive_texts("test", profile.task.positive_label), profile),
     }
 
 
-def prepare(variant: Variant, seed: int, output: Path) -> tuple[CVaRPPOTrainer, Task, ClassifierReward, Profile]:
+def prepared(variant: Variant, seed: int, output: Path) -> tuple[CVaRPPOTrainer, Task, ClassifierReward, Profile]:
     """The trainer of a variant, its task, its reward model, and the profile with the variant's settings."""
     profile = load_profile("pocket-imdb", CONTROLLER | variant.overrides)
-    world = pocket_world(profile.task.source)
-    reward = load_reward(world.reward, profile.reward.label, profile.reward.accepted_label_names, batch_size=128)
-    policy = load_policy(sft_folder(output, profile) if variant.start == "sft" else world.policy)
-    task = load_task(profile.task, policy.processing_class)
-    trainer = CVaRPPOTrainer(
-        policy,
-        reward,
-        profile.ppo,
-        profile.risk.for_method(variant.method),
-        profile.sampling,
-        Dataset.from_pandas(task.train, preserve_index=False),
-        reference=Reference(policy),
-        seed=seed,
-    )
-    return trainer, task, reward, profile
+    start = sft_folder(output, profile) if variant.start == "sft" else pocket_world(profile.task.source).policy
+    return *prepare(profile, variant.method, start, seed), profile
 
 
 def held_out_perplexity(policy: Any, texts: list[str], profile: Profile) -> float:
@@ -144,7 +129,7 @@ def ties(output: Path) -> None:
     """Prints in how many iterations of RA-RLHF the last kept episode ties with the first dropped one."""
     torch.set_num_threads(1)
     for seed in SEEDS:
-        trainer, *_ = prepare(VARIANTS["paper"], seed, output)
+        trainer, *_ = prepared(VARIANTS["paper"], seed, output)
         found = 0
         for _ in trainer:
             returns, kept = trainer.estimates.returns.sort().values, len(trainer.selection.tail)

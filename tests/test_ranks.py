@@ -28,7 +28,7 @@ TESTS = Path(__file__).parent
 SAME = {
     "tail selection": {"risk": {"alpha": 0.3}},  # keeps 8, 6, 3, 3, 3
     "Rockafellar-Uryasev": {
-        "risk": {"alpha": 0.3, "estimator": "rockafellar_uryasev"},
+        "risk": {"alpha": 0.3, "estimator": "rockafellar_uryasev", "above_share": 0.4},
         "ppo": {"kl_target": 2.0, "kl_horizon": 100, "max_grad_norm": 0.5},
     },
     "one kept": {"risk": {"alpha": 0.125}, "spread": 1.0},

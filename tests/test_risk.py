@@ -1,3 +1,5 @@
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.training.risk import (
     SoftRiskSchedule,
     cvar,
+    drawn_above,
     kept_episodes,
     rockafellar_uryasev_rewards,
     tail_count,
@@ -96,3 +99,15 @@ def test_rockafellar_uryasev_rewards_average_to_cvar():
     assert torch.equal(rockafellar_uryasev_rewards(rewards, 40), rewards)
     by_hand = rockafellar_uryasev_rewards(torch.tensor([3.0, -1.0, 0.0, 2.0]), 2)  # eta = 0, alpha' = 1/2
     assert by_hand.tolist() == [0.0, -2.0, 0.0, 0.0]
+
+
+def test_what_is_drawn_above_var_stands_for_all_of_it():
+    rewards = torch.tensor([3.0, 1.0, 3.0, 0.0, 5.0], dtype=torch.float64)  # kept: 1, 3 and, of the tied ones, 0
+    by_hand = drawn_above(rewards, 2, 0.5, torch.tensor([0.3, 0.0, 0.9, 0.1, 0.2]))
+    assert by_hand.tolist() == [1.5, 1.0, 0.0, 1.0, 1.5]  # two of three
+    assert drawn_above(rewards, 3, 0.01, torch.tensor([0.0, 0.0, 0.9, 0.0, 0.2])).tolist() == [1.0, 1.0, 0.0, 1.0, 2.0]
+    for kept, share in [(1, 0.5), (2, 0.3), (3, 0.5)]:
+        draws = [drawn_above(rewards, kept, share, torch.tensor(numbers)) for numbers in permutations(range(5))]
+        torch.testing.assert_close(torch.stack(draws).mean(0), torch.ones(5, dtype=torch.float64))
+    for kept, share in [(2, 1.0), (5, 0.1)]:
+        assert drawn_above(rewards, kept, share, torch.rand(5)).tolist() == [1.0] * 5

@@ -192,6 +192,40 @@ def test_rockafellar_uryasev_updates_on_everyone_with_the_clipped_reward():
     torch.testing.assert_close(estimates.targets[:, 0], scaled.to(estimates.targets.dtype))
 
 
+def test_the_gradient_of_a_share_drawn_above_var_is_that_of_all_on_average():
+    """All three draws of one of the three episodes above VaR."""
+    policy = tiny_policy(dtype=torch.float64)
+    risk = risk_settings(estimator="rockafellar_uryasev", above_share=1 / 3)
+    trainer = make_trainer(policy, args=ppo_settings(epochs=1, micro_batch_size=2), risk=risk)
+    rollout, estimates, drawn = sampled(trainer, kept=5)
+    assert sorted(drawn.weights.tolist()) == [0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 3.0]
+    above = rollout.env_rewards.sort(stable=True).indices[5:]
+    policy.model.transformer.h[0].mlp.c_fc.bias.data += 0.05  # so that no ratio is 1 and some are clipped
+    trainer.optimizer.step = lambda: recorded.append(gradients(policy))
+    recorded, losses = [], []
+    for weights in [torch.ones(8), *(torch.ones(8).index_fill(0, above, 0).index_fill(0, one, 3) for one in above)]:
+        losses.append(trainer.update(rollout, estimates, replace(drawn, weights=weights)))
+    whole, *parts = recorded
+    for name, gradient in whole.items():
+        torch.testing.assert_close(sum(part[name] for part in parts) / 3, gradient, atol=1e-12, rtol=1e-9)
+        assert gradient.abs().max() > 0
+    for key in ("policy_loss", "value_loss", "ratio_mean", "clip_fraction"):
+        assert sum(part[key] for part in losses[1:]) / 3 == pytest.approx(losses[0][key], rel=1e-12), key
+    left = rollout.episodes.take((weights > 0).nonzero().flatten())
+    assert losses[-1]["gradient_tokens"] == left.tokens < losses[0]["gradient_tokens"] == rollout.episodes.tokens
+
+
+def test_the_draw_above_var_depends_on_seed_and_iteration_alone():
+    def draws(seed):
+        risk = risk_settings(estimator="rockafellar_uryasev", alpha=0.25, above_share=0.5)
+        trainer = make_trainer(seed=seed, risk=risk)
+        return [trainer.selection.weights.tolist() for _ in trainer]
+
+    found = draws(seed=1)
+    assert found == draws(seed=1) != draws(seed=2)
+    assert sorted(found[-1]) == [0.0] * 3 + [1.0] * 2 + [2.0] * 3 and found[-1] != found[-2]
+
+
 @pytest.mark.parametrize("kl_average, expected", [("kept", 3.0), ("batch", 3.0 * 2 / 8)])
 def test_the_controller_sees_the_kl_of_the_kept_episodes(kl_average, expected):
     args = ppo_settings(kl_target=2.0, kl_horizon=100, kl_coef=0.2)

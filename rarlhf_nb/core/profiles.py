@@ -228,6 +228,7 @@ class RiskSettings(Section):
     warm_start: int = Field(ge=0)  # n, the first iterations, which keep every episode
     rho: float = Share  # share of the iterations at which alpha is reached
     estimator: Literal["tail_selection", "rockafellar_uryasev"] = "tail_selection"
+    above_share: float = Field(gt=0, le=1, default=1.0)  # of the episodes above VaR that an update of the latter uses
     rank_by: Literal["return", "env_reward"] = "return"  # return: the paper
     kl_average: Literal["kept", "batch"] = "kept"  # kept: the paper; batch: sum over kept / B, the authors' code
 
@@ -235,8 +236,8 @@ class RiskSettings(Section):
         """The settings of a method, by its key; `ra_rlhf@0.2` is `ra_rlhf` at alpha = 0.2."""
         name, alpha = split_alpha(method)
         changes: dict[str, dict[str, Any]] = {
-            "rlhf": {"alpha": 1.0, "estimator": "tail_selection"},
-            "ra_rlhf": {"estimator": "tail_selection"},
+            "rlhf": {"alpha": 1.0, "estimator": "tail_selection", "above_share": 1.0},
+            "ra_rlhf": {"estimator": "tail_selection", "above_share": 1.0},
             "ra_rlhf_ru": {"estimator": "rockafellar_uryasev"},
         }
         if name not in changes:

@@ -103,7 +103,7 @@ KEPT = "the kept(m) episodes with the lowest return (or environment reward, with
 UPDATED_TOKENS = "completion tokens (with EOS, without padding) of the updated episodes: the kept ones or, with the "
 UPDATED_TOKENS += "Rockafellar-Uryasev estimator, all B"
 BEFORE = "at iteration m, under the policy that sampled, before its update"
-EPOCHS = "during the update, averaged over its PPO epochs"
+EPOCHS = "during the update, averaged over its PPO epochs; with above_share below 1, weighted over the drawn episodes"
 ONCE = "once per iteration"
 TEST = "after training, on the test prompts"
 
@@ -142,7 +142,7 @@ TRAINING_GLOSSARY = {
     "gradient_tokens": Term(
         "prompt and completion tokens that went through a backward pass: the compute of the update",
         "tokens",
-        "the updated episodes",
+        "the updated episodes, of those above VaR the drawn ones",
         "summed over the PPO epochs of the iteration",
     ),
     "seconds": Term("wall time of the iteration", "seconds", "sampling, scoring and update", ONCE),

@@ -117,12 +117,12 @@ class AlphaConditionedTrainer(CVaRPPOTrainer):
         return super().statistics(rollout, estimates, selection, losses) | means
 
     def select(self, rollout: Rollout, estimates: Estimates, kept: int) -> Selection:
-        """Line 4: the lowest episodes of each group; the update uses all."""
-        tails = [
-            rows[
-                super(AlphaConditionedTrainer, self).select(rollout.take(rows), estimates.take(rows), count).tail.cpu()
-            ]
-            for rows, count in zip(self.groups, self.group_kept(kept), strict=True)
-        ]
-        device = estimates.returns.device
-        return Selection(torch.cat(tails).to(device), torch.arange(len(estimates.returns), device=device))
+        """Line 4: the lowest episodes of each group; the update stands for all."""
+        select, parts = super().select, []
+        for rows, count in zip(self.groups, self.group_kept(kept), strict=True):
+            part = select(rollout.take(rows), estimates.take(rows), count)
+            parts.append(replace(part, tail=rows.to(part.tail.device)[part.tail]))
+        everyone = torch.arange(len(estimates.returns), device=estimates.returns.device)
+        return Selection(
+            torch.cat([part.tail for part in parts]), everyone, torch.cat([part.weights for part in parts])
+        )

@@ -134,7 +134,7 @@ def rockafellar_uryasev_rewards(rewards: torch.Tensor, kept: int) -> torch.Tenso
     """Rewards whose plain mean is the batch's CVaR at alpha' = kept / B (Rockafellar and Uryasev 2000).
 
     r~ = eta + min(r - eta, 0) / alpha', where eta is the VaR of the batch at alpha'. rewards: (B,) -> (B,).
-    Every episode stays in the update: a reward above eta counts as eta, and a shortfall below it is multiplied by
+    Every episode counts in the update: a reward above eta counts as eta, and a shortfall below it is multiplied by
     1 / alpha'. The added constant eta changes no gradient of the policy; with it the mean is CVaR itself, and at
     alpha' = 1 r~ is r, so that the same code runs plain PPO.
     """
@@ -142,3 +142,19 @@ def rockafellar_uryasev_rewards(rewards: torch.Tensor, kept: int) -> torch.Tenso
         return rewards
     eta = rewards.sort().values[kept - 1]
     return eta + (rewards - eta).clamp(max=0) * (rewards.shape[0] / kept)
+
+
+def drawn_above(rewards: torch.Tensor, kept: int, share: float, numbers: torch.Tensor) -> torch.Tensor:
+    """The weights of a batch in an update for which only a `share` of the episodes above VaR is drawn: (B,).
+
+    The `kept` lowest rewards have weight 1. Of the n others, the k = ⌈share n⌉ with the lowest `numbers` have weight
+    n / k and the rest 0, so that a weighted sum over the batch is unbiased where the numbers are independent and
+    uniform. rewards, numbers: (B,).
+    """
+    weights = torch.ones_like(rewards)
+    above = rewards.sort(stable=True).indices[kept:]
+    if len(above) > 0:
+        drawn = above[numbers[above].argsort()[: tail_count(share, len(above))]]
+        weights[above] = 0
+        weights[drawn] = len(above) / len(drawn)
+    return weights

@@ -5,7 +5,7 @@ Departures from the paper and its authors' code:
    them all the same; the gradient is equal.
 2. Exactly kept(m) episodes are updated on. The authors' code also keeps every episode tied with the last of them.
 3. `estimator = "rockafellar_uryasev"` is ours: it maximises the CVaR of the environment reward on all episodes (see
-   `risk`).
+   `risk`), or on the tail and a weighted share of those above VaR (`above_share`).
 4. Log-probabilities are taken under the masked distribution that the sampler draws from (see `policy`).
 """
 
@@ -23,7 +23,7 @@ from datasets import Dataset
 from rarlhf_nb.core.checkpoint import Checkpoint, Checkpoints
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import PPOSettings, RiskSettings, SamplingSettings, Section, WatchSettings
-from rarlhf_nb.core.seeding import hash_seed, shuffled_stream
+from rarlhf_nb.core.seeding import hash_seed, shuffled_stream, uniforms
 from rarlhf_nb.training.episodes import Episodes, Rows, TokenEvaluation
 from rarlhf_nb.training.loop import TrainingLoop
 from rarlhf_nb.training.micro_batches import MicroBatches, Pieces
@@ -38,7 +38,7 @@ from rarlhf_nb.training.ppo import (
     value_losses,
     whiten,
 )
-from rarlhf_nb.training.risk import SoftRiskSchedule, kept_episodes, rockafellar_uryasev_rewards
+from rarlhf_nb.training.risk import SoftRiskSchedule, drawn_above, kept_episodes, rockafellar_uryasev_rewards
 from rarlhf_nb.training.watch import Scored
 from rarlhf_nb.worlds.rewards import Reward, check_rewards
 
@@ -75,7 +75,8 @@ class Selection:
     """The episodes that an iteration selects, as indices into the batch, in batch order."""
 
     tail: torch.Tensor  # (kept,) the lowest episodes
-    updated: torch.Tensor  # the episodes that the update uses: the tail, or all of them
+    updated: torch.Tensor  # (N,) the episodes that the update stands for: the tail, or all of them
+    weights: torch.Tensor  # (N,) of their losses; an episode of weight 0 costs nothing
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class UpdateBatch(Rows):
     values: torch.Tensor
     advantages: torch.Tensor  # whitened
     targets: torch.Tensor
-    counted: torch.Tensor  # (N,) bool; False for an episode that only fills up a rank's share
+    weights: torch.Tensor  # (N,) of the losses; 0 for an episode that only fills up a rank's share
 
 
 class CVaRPPOTrainer(TrainingLoop):
@@ -277,21 +278,32 @@ class CVaRPPOTrainer(TrainingLoop):
         """Line 4: the kept(m) lowest episodes, and the episodes that the update uses."""
         ranked = estimates.returns if self.risk.rank_by == "return" else rollout.env_rewards
         tail = kept_episodes(ranked, kept)
+        if self.risk.estimator == "tail_selection":
+            return Selection(tail, updated=tail, weights=ranked.new_ones(kept))
         everyone = torch.arange(len(ranked), device=ranked.device)
-        return Selection(tail, updated=tail if self.risk.estimator == "tail_selection" else everyone)
+        return Selection(tail, updated=everyone, weights=self.drawn_weights(rollout, kept))
+
+    def drawn_weights(self, rollout: Rollout, kept: int) -> torch.Tensor:
+        """The weights of all B episodes where only a share of those above VaR is drawn for the update: (B,)."""
+        size = len(rollout.env_rewards)
+        (numbers,) = uniforms(hash_seed(self.seed, self.iteration), first=size, rows=1, length=size)  # no episode's
+        numbers = torch.from_numpy(numbers).to(rollout.env_rewards.device)
+        return drawn_above(rollout.env_rewards, kept, self.risk.above_share, numbers)
 
     def update(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> dict[str, float]:
         """Line 5: PPO on the selected episodes, one optimizer step per epoch; returns the mean losses of the epochs.
 
         The gradients of the micro-batches and of the ranks add up to that of the whole batch, since every loss is
-        divided by the number of all updated tokens.
+        divided by the number of all selected tokens, drawn or not.
         """
         batch = self.update_batch(rollout, estimates, selection)
         scored = rollout.scored.take(selection.updated.tolist())
         self.watch.advantages(estimates.advantages[selection.updated], batch.episodes.completion_mask, scored)
-        rows, counted = self.ranks.deal(len(batch.episodes))
-        own = replace(batch.take(rows), counted=counted.to(batch.counted.device))
         tokens, epochs = batch.episodes.completion_mask.sum(), []
+        batch = batch.take(batch.weights.nonzero().flatten())
+        rows, counted = self.ranks.deal(len(batch.episodes))
+        own = batch.take(rows)
+        own = replace(own, weights=own.weights * counted.to(own.weights.device))
         self.micro_batches.settle(len(rows), lambda few: self.rehearse(own.take(few), tokens), self.moment_bytes)
         for _ in range(self.args.epochs):
             losses = self.micro_batches.run(len(rows), lambda pieces: self.gradient(own, pieces, tokens), joint=True)
@@ -311,7 +323,7 @@ class CVaRPPOTrainer(TrainingLoop):
         episodes = rollout.episodes.take(rows)
         advantages = whiten(estimates.advantages[rows], episodes.completion_mask)
         numbers = (rollout.log_probs[rows], rollout.values[rows], advantages, estimates.targets[rows])
-        return UpdateBatch(episodes, *numbers, counted=torch.ones_like(rows, dtype=torch.bool))
+        return UpdateBatch(episodes, *numbers, weights=selection.weights)
 
     def gradient(self, batch: UpdateBatch, pieces: Pieces, tokens: torch.Tensor) -> dict[str, float]:
         """The gradient of one epoch, begun anew; returns this rank's part of the losses."""
@@ -336,7 +348,8 @@ class CVaRPPOTrainer(TrainingLoop):
 
     def backward(self, batch: UpdateBatch, tokens: torch.Tensor) -> dict[str, float]:
         """Eq. 11 on a micro-batch, its sum over tokens divided by `tokens`: adds the gradient, returns the terms."""
-        args, mask = self.args, batch.episodes.completion_mask & batch.counted.unsqueeze(1)
+        args, weights = self.args, batch.weights.unsqueeze(1)
+        mask = batch.episodes.completion_mask & (weights > 0)
         with self.accelerator.autocast():
             now = evaluate_tokens(self.policy, batch.episodes, self.sampling, forward=self.wrapped)
         ratio = (now.log_probs - batch.log_probs).detach().exp()
@@ -346,7 +359,7 @@ class CVaRPPOTrainer(TrainingLoop):
             "ratio_mean": ratio,
             "clip_fraction": ((ratio - 1).abs() > args.cliprange).to(ratio.dtype),
         }
-        terms = {key: term.masked_fill(~mask, 0.0).sum() / tokens for key, term in terms.items()}
+        terms = {key: (weights * term).masked_fill(~mask, 0.0).sum() / tokens for key, term in terms.items()}
         # accelerate averages the gradients of the ranks, which belong added up
         self.accelerator.backward(self.ranks.count * (terms["policy_loss"] + args.vf_coef * terms["value_loss"]))
         return {key: term.item() for key, term in terms.items()}

@@ -1,0 +1,109 @@
+"""What Rockafellar-Uryasev still gains where its update leaves out a part of the episodes above VaR: docs/ru_cost.md.
+
+    python -m benchmarks.ru_cost run OUTPUT     (some 40 minutes on an idle core; skips finished runs)
+    python -m benchmarks.ru_cost report OUTPUT  (the tables as Markdown; writes runs.csv beside the runs)
+
+Five seeds of the profile `pocket-imdb` at alpha = 0.2, at equal iterations and at equal compute. Nothing was tuned.
+"""
+
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.risk_comparison import Work, everyone
+from benchmarks.ways import MEASURES, RLHF, Way, all_runs, collect, run_all, table
+from rarlhf_nb.core.seeding import hash_seed, uniforms
+from rarlhf_nb.measuring.cells import markdown_table
+from rarlhf_nb.training.ppo import masked_sum, whiten
+from rarlhf_nb.training.risk import tail_count
+from rarlhf_nb.training.trainer import CVaRPPOTrainer, Estimates, Rollout, Selection
+
+PROFILES, SEEDS = ["pocket-imdb"], [11, 12, 13, 14, 15]
+METHOD = "ra_rlhf_ru@0.2"
+BOTH = ("iterations", "compute")
+
+
+def with_share(share: float, kept: int, batch_size: int) -> int:
+    """The episodes in an update that draws a share of those above VaR."""
+    above = batch_size - kept
+    return kept + (tail_count(share, above) if share and above else 0)
+
+
+def above(rollout: Rollout, kept: int) -> torch.Tensor:
+    """The episodes above VaR."""
+    return rollout.env_rewards.sort(stable=True).indices[kept:]
+
+
+class TailAlone(CVaRPPOTrainer):
+    """Every episode above VaR is left out, after its advantage was whitened with the others: the share 0."""
+
+    def select(self, rollout: Rollout, estimates: Estimates, kept: int) -> Selection:
+        selection = super().select(rollout, estimates, kept)
+        return replace(selection, weights=selection.weights.index_fill(0, above(rollout, kept), 0))
+
+
+class DrawnByAdvantage(CVaRPPOTrainer):
+    """An episode above VaR is drawn with a probability in proportion to the sum of its whitened |advantages|."""
+
+    def select(self, rollout: Rollout, estimates: Estimates, kept: int) -> Selection:
+        """Line 4, with a systematic draw: one random number, moved on in steps of 1 along the summed probabilities."""
+        selection, others = super().select(rollout, estimates, kept), above(rollout, kept)
+        if len(others) == 0:
+            return selection
+        mask = rollout.episodes.completion_mask
+        sizes = masked_sum(whiten(estimates.advantages, mask).abs(), mask)[others].double()
+        chances = in_proportion(sizes, tail_count(self.risk.above_share, len(others)))
+        ((number,),) = uniforms(hash_seed(self.seed, self.iteration), first=len(mask), rows=1, length=1)
+        passed = (chances.cumsum(0) + number).floor().diff(prepend=chances.new_zeros(1))
+        drawn = torch.where(passed > 0, 1 / chances, 0).to(selection.weights.dtype)
+        return replace(selection, weights=selection.weights.index_put((others,), drawn))
+
+
+def in_proportion(sizes: torch.Tensor, count: int) -> torch.Tensor:
+    """Probabilities in proportion to the sizes, at most 1, that add up to `count`: (N,) -> (N,)."""
+    certain = torch.zeros_like(sizes, dtype=torch.bool)
+    while True:
+        chances = (count - certain.sum()) * sizes / sizes[~certain].sum()
+        if not (chances > 1 + 1e-9)[~certain].any():
+            return chances.masked_fill(certain, 1).clamp(max=1)
+        certain |= chances > 1
+
+
+def share(value: float, trainer: type[CVaRPPOTrainer] = CVaRPPOTrainer, title: str = "") -> Way:
+    """RU with a share of the episodes above VaR in its update."""
+    overrides = {"risk.above_share": value} if value else {}
+    return Way(title or f"RU, share {value:g}", METHOD, overrides, trainer, Work(partial(with_share, value)), BOTH)
+
+
+WAYS = {
+    "rlhf": RLHF,
+    "all": Way("RU, every episode", METHOD, work=Work(everyone)),
+    "half": share(0.5),
+    "quarter": share(0.25),
+    "tenth": share(0.1),
+    "tail": share(0, TailAlone, "RU, the tail alone"),
+    "by_advantage": share(0.25, DrawnByAdvantage, "RU, share 0.25 drawn by advantage"),
+}
+RUNS = all_runs(WAYS, PROFILES, SEEDS)
+
+
+def run(output: Path) -> None:
+    """Runs what has no result yet."""
+    run_all(WAYS, RUNS, output)
+
+
+def report(output: Path) -> None:
+    """Prints the differences to RLHF, and those to RU with every episode."""
+    runs = collect(WAYS, RUNS, output)
+    runs.to_csv(output / "runs.csv", index=False)
+    print(markdown_table(table(WAYS, runs)), end="\n\n")
+    differences = table(WAYS, runs, than="all")[MEASURES]
+    print(markdown_table(differences[differences.index.str.contains(": minus")]))
+
+
+if __name__ == "__main__":
+    command, folder = sys.argv[1:]
+    {"run": run, "report": report}[command](Path(folder))
