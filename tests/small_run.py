@@ -20,4 +20,5 @@ SMALL = {
     "critic_free.batch_size": 16,
     "evaluation.held_out_texts": 16,
     "evaluation.resamples": 50,
+    "evaluation.alphas": 2,
 }

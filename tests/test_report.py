@@ -215,8 +215,9 @@ def test_load_tables_reads_a_run_folder(tmp_path):
     (tmp_path / "training" / "rlhf.jsonl").write_text('{"iteration": 1, "kl": 0.5}\n{"iteration": 2, "kl": 1.0}\n')
     (tmp_path / "training" / "rlhf.incidents.jsonl").write_text('{"iteration": 2, "symptom": "kl"}\n')
     RLHF.to_parquet(tmp_path / "evaluation" / "rlhf.samples.parquet")
-    found, held_out, training, samples = load_tables(Run(tmp_path))
-    assert list(samples) == ["rlhf"]
+    RLHF.assign(alpha=1.0).to_parquet(tmp_path / "evaluation" / "conditioned.alphas.parquet")
+    found, held_out, training, samples, alphas = load_tables(Run(tmp_path))
+    assert list(samples) == ["rlhf"] and list(alphas) == ["conditioned"]
     assert list(found) == ["rlhf", "ra_rlhf@0.2"]
     pd.testing.assert_frame_equal(found["ra_rlhf@0.2"], RISK_AVERSE)
     assert list(held_out) == ["ra_rlhf@0.2"]

@@ -10,6 +10,7 @@ from rarlhf_nb.running.experiment import Experiment
 from rarlhf_nb.running.stages import (
     ChoosePrefix,
     Evaluate,
+    EvaluateAlphas,
     FineTune,
     PrepareData,
     Train,
@@ -24,12 +25,24 @@ STAGES = [
     ChoosePrefix,
     TrainExperts,
     lambda experiment: Train(experiment, "ra_rlhf_ru@0.2"),
+    lambda experiment: Train(experiment, "conditioned"),
     lambda experiment: Train(experiment, "quark"),
     lambda experiment: TrainCriticFree(experiment, "cvar_grpo@0.5"),
     *(
         lambda experiment, method=method: Evaluate(experiment, method)
-        for method in ("base", "prompted", "sft", "dexperts", "best_of_n", "quark", "ra_rlhf_ru@0.2", "cvar_grpo@0.5")
+        for method in (
+            "base",
+            "prompted",
+            "sft",
+            "dexperts",
+            "best_of_n",
+            "quark",
+            "ra_rlhf_ru@0.2",
+            "conditioned@0.4",
+            "cvar_grpo@0.5",
+        )
     ),
+    EvaluateAlphas,
     WriteReport,
 ]
 
@@ -77,13 +90,23 @@ def test_stages_read_and_write_what_they_say(open_experiment):
         assert all(any(belongs(file, [place]) for file in written) for place in stage.writes), (stage, written)
         assert before.keys() <= after.keys()
         hand_over(alone.run, whole.run, stage.writes)
-    methods = ["base", "prompted", "sft", "dexperts", "best_of_n", "quark", "ra_rlhf_ru@0.2", "cvar_grpo@0.5"]
+    methods = [
+        "base",
+        "prompted",
+        "sft",
+        "dexperts",
+        "best_of_n",
+        "quark",
+        "ra_rlhf_ru@0.2",
+        "conditioned@0.4",
+        "cvar_grpo@0.5",
+    ]
     assert list(whole.report().table.index) == methods
 
 
 def test_a_stage_without_its_files_names_the_notebook_to_run(open_experiment):
     experiment = open_experiment("empty")
-    for make, notebook in zip(STAGES[1:], [*["01_data_prep"] * 14, "02_baseline_rlhf"], strict=True):
+    for make, notebook in zip(STAGES[1:], [*["01_data_prep"] * 17, "02_baseline_rlhf"], strict=True):
         with pytest.raises(ValueError, match=f"run notebook {notebook} first"):
             make(experiment).run()
     assert [path.name for path in experiment.run.folder.iterdir()] == ["manifest.json"]

@@ -1,7 +1,8 @@
 """The methods that are compared: the name of each, its colour in every figure, and the notebook that produces it.
 
 A method's files in a run folder are named after its key. In a sweep, the key includes the tail share of the training:
-`ra_rlhf@0.2` is `ra_rlhf` trained at alpha = 0.2.
+`ra_rlhf@0.2` is `ra_rlhf` trained at alpha = 0.2. The policy of `conditioned` is trained for every alpha at once, and
+`conditioned@0.2` is this policy when it acts for alpha = 0.2.
 """
 
 from collections.abc import Iterable
@@ -9,6 +10,9 @@ from typing import NamedTuple
 
 DATA_NOTEBOOK, SFT_NOTEBOOK, RISK_NOTEBOOK = "01_data_prep", "02_baseline_rlhf", "03_ra_rlhf"
 BASELINES_NOTEBOOK, ANALYSIS_NOTEBOOK, EXPLORER_NOTEBOOK = "04_other_baselines", "05_analysis", "06_alpha_explorer"
+
+
+CONDITIONED = "conditioned"
 
 
 class Method(NamedTuple):
@@ -20,7 +24,7 @@ class Method(NamedTuple):
     trained: bool = True  # whether it leaves a policy in the run folder
 
 
-# In the order of every table and figure. The colours, those of Okabe and Ito and five more, can be told apart with any
+# In the order of every table and figure. The colours, those of Okabe and Ito and six more, can be told apart with any
 # colour vision; a brown would look like a sweep of RA-RLHF.
 METHODS = {
     "base": Method("Base", "#8A8A8A", SFT_NOTEBOOK, trained=False),
@@ -32,6 +36,7 @@ METHODS = {
     "rlhf": Method("RLHF", "#0072B2", SFT_NOTEBOOK),
     "ra_rlhf": Method("RA-RLHF", "#D55E00", RISK_NOTEBOOK),
     "ra_rlhf_ru": Method("RA-RLHF (RU)", "#009E73", RISK_NOTEBOOK),
+    CONDITIONED: Method("Conditioned", "#A89000", RISK_NOTEBOOK),
     "grpo": Method("GRPO", "#89C476", BASELINES_NOTEBOOK),
     "cvar_grpo": Method("CVaR-GRPO", "#9D00EB", BASELINES_NOTEBOOK),
     "rloo": Method("RLOO", "#D8B1B1", BASELINES_NOTEBOOK),

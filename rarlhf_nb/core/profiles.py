@@ -297,13 +297,11 @@ class WatchSettings(Section):
 class ConditionedSettings(Section):
     """One policy for every tail share from alpha_min to 1, which reads alpha (see `training.conditioned`)."""
 
-    enabled: bool = False  # whether notebook 03 trains it
     alpha_min: float = Field(gt=0, lt=1, default=0.1)
     groups: int = Field(gt=1, default=4)  # of a batch, each with its own alpha
     iterations: int | None = Field(
         gt=0, default=None
     )  # None: twice those of ppo, since it stands for several trainings
-    evaluated: int = Field(gt=1, default=12)  # alphas between alpha_min and 1 at which it is measured
 
 
 class SweepSettings(Section):
@@ -330,6 +328,7 @@ class EvaluationSettings(Section):
     repeated_samples: int = Field(gt=1, default=25)  # per such prompt, as in RealToxicityPrompts
     held_out_texts: int = Field(gt=0)
     held_out_length: int = Field(gt=1)  # tokens per text
+    alphas: int = Field(gt=1, default=12)  # from alpha_min to 1, at which the conditioned policy is measured
     cvar_levels: list[Annotated[float, Share]] = [0.01, 0.05, 0.1, 0.2, 0.4]
     resamples: int = Field(gt=0, default=2000)
     batch_size: int = Field(gt=0, default=128)

@@ -11,20 +11,26 @@ from rarlhf_nb.core.runs import Run
 from rarlhf_nb.training.watch import INCIDENTS
 
 EPISODE_COLUMNS = ["prompt", "completion", "prompt_score", "reward", "label", "group", "seed"]
-HELD_OUT, SAMPLES = ".held_out.parquet", ".samples.parquet"  # endings of the files in evaluation/
+HELD_OUT, SAMPLES, ALPHAS = (
+    ".held_out.parquet",
+    ".samples.parquet",
+    ".alphas.parquet",
+)  # endings of the files in evaluation/
 
 
 class Tables(NamedTuple):
     """A run folder's tables by method.
 
     episodes: of the test prompts. held_out: log-likelihoods of held-out texts. training: logs (keys in `glossary`).
-    samples: episodes of a few prompts with many samples each.
+    samples: episodes of a few prompts with many samples each. alphas: episodes of the conditioned policy at many
+    values of alpha, in the column alpha.
     """
 
     episodes: dict[str, pd.DataFrame]
     held_out: dict[str, pd.DataFrame]
     training: dict[str, pd.DataFrame]
     samples: dict[str, pd.DataFrame]
+    alphas: dict[str, pd.DataFrame] = {}
 
 
 def load_tables(run: Run) -> Tables:
@@ -32,19 +38,19 @@ def load_tables(run: Run) -> Tables:
 
     Raises `UserError` where nothing has been evaluated, and for a damaged file.
     """
-    found: dict[str, dict[str, pd.DataFrame]] = {"": {}, HELD_OUT: {}, SAMPLES: {}}
+    found: dict[str, dict[str, pd.DataFrame]] = {"": {}, HELD_OUT: {}, SAMPLES: {}, ALPHAS: {}}
     for path in sorted(run.path("evaluation").glob("[!.]*.parquet")):
-        kind = next((ending for ending in (HELD_OUT, SAMPLES) if path.name.endswith(ending)), "")
+        kind = next((ending for ending in (HELD_OUT, SAMPLES, ALPHAS) if path.name.endswith(ending)), "")
         found[kind][path.name.removesuffix(kind or ".parquet")] = run.read_table(f"evaluation/{path.name}")
     if not found[""]:
         raise UserError(f"run {run.folder.name!r} has no evaluation/: run notebook 02_baseline_rlhf first.")
     files = [path for path in run.path("training").glob("*.jsonl") if not path.name.endswith(INCIDENTS)]
     logs = {path.stem: run.read_rows(f"training/{path.name}") for path in files}
-    episodes, held_out, training, samples = (
+    kinds = (
         {method: tables[method] for method in method_order(tables)}
-        for tables in (found[""], found[HELD_OUT], logs, found[SAMPLES])
+        for tables in (found[""], found[HELD_OUT], logs, found[SAMPLES], found[ALPHAS])
     )
-    return Tables(episodes, held_out, training, samples)
+    return Tables(*kinds)
 
 
 def check_episodes(episodes: dict[str, pd.DataFrame]) -> None:

@@ -18,7 +18,7 @@ import transformers
 from pydantic import ValidationError
 
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.methods import sweep_key
+from rarlhf_nb.core.methods import CONDITIONED, sweep_key
 from rarlhf_nb.core.profiles import Profile, load_profile
 from rarlhf_nb.core.runs import MANIFEST, SWEEP, Run, check_name, default_root
 from rarlhf_nb.measuring.clusters import cluster_prompts, embed_prompts
@@ -29,6 +29,7 @@ from rarlhf_nb.measuring.tables import Tables, load_tables
 from rarlhf_nb.running.stages import (
     ChoosePrefix,
     Evaluate,
+    EvaluateAlphas,
     FineTune,
     PrepareData,
     TrainExperts,
@@ -141,7 +142,7 @@ class Experiment(Workspace):
         return FineTune(self).run()
 
     def trainer(self, method: str, **changes: Any) -> TrainingLoop:
-        """The trainer of `rlhf`, `ra_rlhf`, `ra_rlhf_ru` (each also with "@alpha") or `quark`, ready to run.
+        """The trainer of `rlhf`, `ra_rlhf`, `ra_rlhf_ru` (each also with "@alpha"), `conditioned` or `quark`.
 
         All start from the SFT policy with the same data order and seed. `changes` replace arguments of the trainer.
         """
@@ -169,8 +170,11 @@ class Experiment(Workspace):
         return TrainExperts(self).run()
 
     def evaluate(self, method: str) -> pd.DataFrame:
-        """Measure a method on the test prompts and the held-out texts; returns its episodes table."""
-        return Evaluate(self, method).run()
+        """Measure a method on the test prompts and the held-out texts; returns its episodes table.
+
+        `conditioned` is measured at many alphas, which the table holds in the column alpha; `conditioned@0.2` at one.
+        """
+        return EvaluateAlphas(self).run() if method == CONDITIONED else Evaluate(self, method).run()
 
     def tables(self) -> Tables:
         """What the run holds so far: episodes, held-out texts and training logs by method."""

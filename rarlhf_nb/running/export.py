@@ -16,6 +16,7 @@ from rarlhf_nb.worlds.hub import hub_answers
 
 REFUSED = {
     "base": "it is the profile's own model, which was not trained",
+    "conditioned": "whoever loads it must tell it alpha; `load_policy(...).at(0.2).save(FOLDER)` fixes one",
     "best_of_n": "it trains nothing; export 'sft', from which it samples",
     "dexperts": "it is the base model steered by two policies, and one folder holds one policy",
 }

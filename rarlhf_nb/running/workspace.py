@@ -10,7 +10,14 @@ import torch
 from rarlhf_nb.baselines.best_of_n import BestOfN
 from rarlhf_nb.baselines.dexperts import DExperts
 from rarlhf_nb.core.checksums import checksum
-from rarlhf_nb.core.methods import BASELINES_NOTEBOOK, DATA_NOTEBOOK, SFT_NOTEBOOK, find_method
+from rarlhf_nb.core.methods import (
+    BASELINES_NOTEBOOK,
+    CONDITIONED,
+    DATA_NOTEBOOK,
+    SFT_NOTEBOOK,
+    find_method,
+    split_alpha,
+)
 from rarlhf_nb.core.profiles import Profile
 from rarlhf_nb.core.records import recorded_checksums
 from rarlhf_nb.core.runs import Run
@@ -106,7 +113,8 @@ class Workspace:
             return DExperts(base or self.base(), *experts, settings.alpha, settings.top_p)
         if method == "best_of_n":
             return BestOfN(self.saved("sft"), self.reward(), self.profile.best_of_n.samples)
-        return self.saved(method)
+        name, alpha = split_alpha(method)
+        return self.saved(CONDITIONED).at(alpha) if name == CONDITIONED else self.saved(method)
 
     @property
     def _dtype(self) -> torch.dtype:

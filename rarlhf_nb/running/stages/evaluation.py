@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from rarlhf_nb.core.methods import find_method
+from rarlhf_nb.core.methods import CONDITIONED, RISK_NOTEBOOK, find_method, split_alpha
 from rarlhf_nb.measuring.evaluation import evaluate, held_out_log_likelihoods
-from rarlhf_nb.measuring.tables import HELD_OUT, SAMPLES
+from rarlhf_nb.measuring.tables import ALPHAS, HELD_OUT, SAMPLES
 from rarlhf_nb.running.stages.stage import Stage
 from rarlhf_nb.running.workspace import EXPERTS
 from rarlhf_nb.training.ranks import Ranks, connect
@@ -44,7 +45,8 @@ class Evaluate(Stage):
     @property
     def reads(self) -> tuple[str, ...]:
         several = {"base": (), "best_of_n": (), "dexperts": tuple(f"dexperts/{name}" for name in EXPERTS)}
-        own = several.get(self.method, (self.method,))
+        name, _ = split_alpha(self.method)
+        own = several.get(self.method, (CONDITIONED if name == CONDITIONED else self.method,))
         data = ("data/test.parquet", "data/held_out.parquet")
         policies = dict.fromkeys(f"policies/{name}" for name in ("sft", *own))
         return (*data, *policies, *self.trained_reward)
@@ -58,9 +60,10 @@ class Evaluate(Stage):
     def settings(self) -> dict[str, Any]:
         profile = self.workspace.profile
         own, _ = MADE_OF.get(self.method, ((), ()))
+        name, _ = split_alpha(self.method)
         settings = {name: getattr(profile, name).model_dump(mode="json") for name in ("sampling", "reward", *own)}
         return settings | {
-            "kind": self.method if self.method in MADE_OF else "a saved policy",
+            "kind": self.method if self.method in MADE_OF or name == CONDITIONED else "a saved policy",
             "evaluation": profile.evaluation.model_dump(mode="json", exclude=OF_THE_REPORT),
             "precision": [profile.policy.dtype, profile.policy.mixed_precision],
             "models": self.workspace.models(),
@@ -99,3 +102,47 @@ class Evaluate(Stage):
     def result(self) -> pd.DataFrame:
         """The episodes table."""
         return self.workspace.run.read_table(f"evaluation/{self.method}.parquet")
+
+
+class EvaluateAlphas(Stage):
+    """Measure the conditioned policy at many alphas, from 1 to alpha_min and evenly in log alpha."""
+
+    name, notebook, modules = f"evaluate {CONDITIONED}", RISK_NOTEBOOK, ("measuring.evaluation",)
+    writes = (f"evaluation/{CONDITIONED}{ALPHAS}",)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("data/test.parquet", "policies/sft", f"policies/{CONDITIONED}", *self.trained_reward)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        profile = self.workspace.profile
+        settings = {name: getattr(profile, name).model_dump(mode="json") for name in ("sampling", "reward")}
+        return settings | {
+            "evaluation": profile.evaluation.model_dump(mode="json", exclude=OF_THE_REPORT),
+            "precision": [profile.policy.dtype, profile.policy.mixed_precision],
+            "models": self.workspace.models(),
+        }
+
+    def work(self) -> None:
+        workspace, profile = self.workspace, self.workspace.profile
+        policy, reference, reward = workspace.saved(CONDITIONED), workspace.reference(), workspace.reward()
+        places = np.linspace(0, 1, profile.evaluation.alphas)
+        tables = [
+            evaluate(
+                policy.at(alpha),
+                reference,
+                reward,
+                workspace.data("test"),
+                profile.sampling,
+                profile.evaluation,
+                workspace.seed,
+                profile.policy.mixed_precision,
+            ).assign(alpha=alpha)
+            for alpha in (policy.risk.alpha_min**places).tolist()
+        ]
+        workspace.run.write_table(self.writes[0], pd.concat(tables, ignore_index=True))
+
+    def result(self) -> pd.DataFrame:
+        """The episodes table, with the column alpha."""
+        return self.workspace.run.read_table(self.writes[0])

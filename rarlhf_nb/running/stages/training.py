@@ -16,11 +16,12 @@ from datasets import Dataset
 from rarlhf_nb.baselines.prompted import choose_prefix, prompted_policy
 from rarlhf_nb.baselines.quark import QuarkTrainer
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.methods import BASELINES_NOTEBOOK, SFT_NOTEBOOK, find_method
+from rarlhf_nb.core.methods import BASELINES_NOTEBOOK, CONDITIONED, SFT_NOTEBOOK, find_method
 from rarlhf_nb.core.profiles import SFTSettings
 from rarlhf_nb.core.runs import json_lines
 from rarlhf_nb.running.stages.stage import Stage
 from rarlhf_nb.running.workspace import EXPERTS
+from rarlhf_nb.training.conditioned import AlphaConditionedTrainer
 from rarlhf_nb.training.loop import TrainingLoop
 from rarlhf_nb.training.policy import ActorCritic
 from rarlhf_nb.training.sft import train_sft
@@ -74,7 +75,7 @@ class FineTune(SupervisedStage):
 
 @dataclass(frozen=True)
 class Train(Stage):
-    """CVaR-PPO for `rlhf`, `ra_rlhf` and `ra_rlhf_ru`, with "@alpha" for another tail share; or Quark."""
+    """CVaR-PPO for `rlhf`, `ra_rlhf` and `ra_rlhf_ru`, with "@alpha" for another tail share; `conditioned`; Quark."""
 
     method: str
 
@@ -88,7 +89,8 @@ class Train(Stage):
 
     @property
     def modules(self) -> tuple[str, ...]:
-        return ("baselines.quark",) if self.method == "quark" else ("training.trainer",)
+        own = {"quark": "baselines.quark", CONDITIONED: "training.conditioned"}
+        return (own.get(self.method, "training.trainer"),)
 
     @property
     def trainings(self) -> tuple[str, ...]:
@@ -121,6 +123,9 @@ class Train(Stage):
         profile = self.workspace.profile
         if self.method == "quark":
             return {"args": profile.quark}
+        if self.method == CONDITIONED:
+            schedule = profile.risk.model_copy(update={"alpha": profile.conditioned.alpha_min})
+            return {"args": profile.ppo, "risk": schedule, "conditioned": profile.conditioned}
         return {"args": profile.ppo, "risk": profile.risk.for_method(self.method)}
 
     @property
@@ -156,7 +161,8 @@ class Train(Stage):
             "log_file": workspace.run.path("training", f"{self.method}.jsonl"),
             **self._own_settings(),
         }
-        kind = QuarkTrainer if self.method == "quark" else CVaRPPOTrainer
+        kinds = {"quark": QuarkTrainer, CONDITIONED: AlphaConditionedTrainer}
+        kind = kinds.get(self.method, CVaRPPOTrainer)
         return kind(**arguments | changes)
 
 
