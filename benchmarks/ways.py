@@ -125,7 +125,8 @@ def collect(ways: dict[str, Way], runs: list[Run], output: Path) -> pd.DataFrame
     """One row per finished run, in the order of the ways."""
     rows = [json.loads(run.file(output).read_text()) for run in runs if run.file(output).exists()]
     order = {key: place for place, key in enumerate(ways)}
-    return pd.DataFrame(rows).sort_values(["method", "seed"], key=lambda column: column.replace(order), kind="stable")
+    runs = pd.DataFrame(rows, columns=["profile", "method", "budget", "seed", "iterations", "compute", *MEASURES])
+    return runs.sort_values(["method", "seed"], key=lambda column: column.replace(order), kind="stable")
 
 
 def table(ways: dict[str, Way], runs: pd.DataFrame, than: str = "rlhf") -> pd.DataFrame:

@@ -1,0 +1,182 @@
+"""Why tail selection lags, taken apart: each of its departures from a plain gradient repaired by itself.
+
+    python -m benchmarks.repairs run OUTPUT     (some three hours on an idle core; skips finished runs)
+    python -m benchmarks.repairs report OUTPUT  (the tables as Markdown; writes runs.csv beside the runs)
+
+Five seeds of the profiles `pocket-imdb` and `pocket-jigsaw`, at alpha = 0.2 in both, beside RLHF, the paper's tail
+selection and Rockafellar-Uryasev. Nothing was tuned. PAPER is the regime of the paper's IMDB-Gen.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from benchmarks.risk_comparison import Work, everyone
+from benchmarks.ways import RLHF, Way, all_runs, collect, run_all, table
+from rarlhf_nb.measuring.cells import markdown_table
+from rarlhf_nb.training.ppo import dense_rewards, generalized_advantages, masked_mean, whiten
+from rarlhf_nb.training.risk import kept_episodes
+from rarlhf_nb.training.trainer import CVaRPPOTrainer, Estimates, Rollout, Selection, UpdateBatch
+
+PROFILES, SEEDS = ["pocket-imdb", "pocket-jigsaw"], [11, 12, 13, 14, 15]
+ALPHA, B = 0.2, 128  # B of both profiles
+TAIL, RU = f"ra_rlhf@{ALPHA}", f"ra_rlhf_ru@{ALPHA}"
+BOTH = ("compute", "iterations")
+REGIME = {
+    "ppo.iterations": 194,
+    "ppo.kl_target": 6.0,
+    "ppo.kl_horizon": 10_000,
+    "risk.warm_start": 30,
+    "risk.rho": 0.95,
+}
+
+
+class WhitenedOnAll(CVaRPPOTrainer):
+    """Advantages are whitened over the whole batch, before the selection."""
+
+    def update_batch(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> UpdateBatch:
+        batch = super().update_batch(rollout, estimates, selection)
+        advantages = whiten(estimates.advantages, rollout.episodes.completion_mask)
+        return replace(batch, advantages=advantages[selection.updated])
+
+
+class UpdatedOnAll(CVaRPPOTrainer):
+    """All episodes go through the update, and `update_batch` decides what the dropped ones do there."""
+
+    def select(self, rollout: Rollout, estimates: Estimates, kept: int) -> Selection:
+        selection = super().select(rollout, estimates, kept)
+        return replace(
+            selection,
+            updated=torch.arange(len(rollout.env_rewards)),
+            weights=torch.ones_like(rollout.env_rewards),
+        )
+
+
+class CriticOnAll(UpdatedOnAll):
+    """Advantages whitened over the whole batch, the critic trained on it, and the policy on the kept episodes."""
+
+    def update_batch(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> UpdateBatch:
+        batch = super().update_batch(rollout, estimates, selection)
+        advantages = torch.zeros_like(batch.advantages)
+        # the policy's loss stays the mean over the kept tokens, since all completions are of one length here
+        advantages[selection.tail] = batch.advantages[selection.tail] * len(advantages) / len(selection.tail)
+        return replace(batch, advantages=advantages)
+
+
+class DroppedHeld(UpdatedOnAll):
+    """A dropped episode is pulled back by its KL to go, on the scale of the kept advantages; the rest is the paper's.
+
+    The critic is held at its own values there.
+    """
+
+    def update_batch(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> UpdateBatch:
+        batch = super().update_batch(rollout, estimates, selection)
+        tail, mask = selection.tail, rollout.episodes.completion_mask
+        advantages, targets = self.kl_advantages(rollout, estimates, selection), batch.values.clone()
+        advantages[tail] = whiten(estimates.advantages[tail], mask[tail])
+        targets[tail] = batch.targets[tail]
+        # as in the paper, the losses of the kept are divided by their own number
+        weights = batch.weights * len(mask) / len(tail)
+        return replace(batch, advantages=advantages, targets=targets, weights=weights)
+
+    def kl_advantages(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> torch.Tensor:
+        """- beta times the log-ratio to go, less its mean over the dropped episodes: (B, T)."""
+        tail, mask = selection.tail, rollout.episodes.completion_mask
+        dropped = torch.ones(len(mask), dtype=torch.bool).index_fill(0, tail, False)
+        if not dropped.any():
+            return torch.zeros_like(estimates.advantages)
+        nothing = torch.zeros_like(rollout.env_rewards)
+        rewards = dense_rewards(nothing, rollout.log_probs, rollout.ref_log_probs, mask, self.kl_coef)
+        to_go, _ = generalized_advantages(rewards, torch.zeros_like(rewards), mask, gamma=1.0, lam=1.0)
+        mean = masked_mean(to_go[dropped], mask[dropped])
+        return (to_go - mean) / estimates.advantages[tail][mask[tail]].std()
+
+
+class CVaRGradient(CVaRPPOTrainer):
+    """Eq. 7: the advantage of each token of a kept episode is its return less VaR, the highest kept return."""
+
+    def update_batch(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> UpdateBatch:
+        batch = super().update_batch(rollout, estimates, selection)
+        returns = estimates.returns[selection.tail]
+        return replace(batch, advantages=(returns - returns.max()).unsqueeze(1).expand_as(batch.advantages))
+
+
+class RankedByPrompt(CVaRPPOTrainer):
+    """Episodes are ranked by the critic's value at the last token of the prompt: hard prompts, not bad luck."""
+
+    def select(self, rollout: Rollout, estimates: Estimates, kept: int) -> Selection:
+        tail = kept_episodes(rollout.values[:, 0], kept)
+        return replace(super().select(rollout, estimates, kept), tail=tail, updated=tail)
+
+
+class LargerBatch(CVaRPPOTrainer):
+    """The work that an update saves buys episodes: B² / kept(m) are sampled, and the B lowest of them are updated."""
+
+    def run_iteration(self) -> dict[str, float]:
+        whole = replace(self.schedule, batch_size=B)
+        size = sampled_for(whole.kept(self.iteration + 1), B)
+        self.schedule = replace(whole, batch_size=size)
+        self.args = self.args.model_copy(update={"batch_size": size})
+        return super().run_iteration()
+
+
+def sampled_for(kept: int, batch_size: int) -> int:
+    """How many episodes are sampled, so that the same share of them as `kept` of B is B."""
+    return batch_size**2 // kept
+
+
+WAYS = {
+    "rlhf": RLHF,
+    "paper": Way("tail selection, the paper's", TAIL, budgets=BOTH),
+    "ru": Way("Rockafellar–Uryasev", RU, work=Work(everyone)),
+    "critic_all": Way("(a) whitened on all, critic on all", TAIL, trainer=CriticOnAll, work=Work(everyone)),
+    "whitened": Way("(b) whitened on all", TAIL, trainer=WhitenedOnAll, budgets=BOTH),
+    "held": Way("(c) dropped episodes held by their KL", TAIL, trainer=DroppedHeld, work=Work(everyone)),
+    "gradient": Way(
+        "(d) the CVaR gradient, eq. 7", TAIL, {"ppo.vf_coef": 0.0}, CVaRGradient, budgets=BOTH, begins_like_rlhf=False
+    ),
+    "prompt": Way("(e) ranked by the prompt's value", TAIL, trainer=RankedByPrompt, budgets=BOTH),
+    "larger": Way(
+        "(f) B/α sampled, B updated",
+        TAIL,
+        trainer=LargerBatch,
+        work=Work(everyone, sampled_for),
+        budgets=("compute",),
+    ),
+}
+PAPER = {
+    "rlhf": Way("RLHF", "rlhf", REGIME, begins_like_rlhf=False),
+    "paper": Way("tail selection, the paper's", TAIL, REGIME, begins_like_rlhf=False),
+    "ru": Way("Rockafellar–Uryasev", RU, REGIME, work=Work(everyone), begins_like_rlhf=False),
+}
+RUNS = all_runs(WAYS, PROFILES, SEEDS)
+REGIME_RUNS = all_runs(PAPER, PROFILES, SEEDS)
+
+
+PARTS = {"": (WAYS, RUNS, ""), ", the paper's regime": (PAPER, REGIME_RUNS, "paper")}
+
+
+def run(output: Path) -> None:
+    """Runs what has no result yet, the paper's regime last."""
+    for ways, runs, folder in PARTS.values():
+        run_all(ways, runs, output / folder)
+
+
+def report(output: Path) -> None:
+    """Prints a table for each profile and regime, of the runs that are finished, and names how many are missing."""
+    rows = []
+    for name, (ways, runs, folder) in PARTS.items():
+        found = collect(ways, runs, output / folder)
+        print(f"{len(runs) - len(found)} of {len(runs)} runs{name} are missing.\n")
+        for profile, own in found.groupby("profile", sort=False):
+            print(f"## {profile}{name}\n\n{markdown_table(table(ways, own))}\n")
+        rows.append(found.assign(regime=folder or "profile"))
+    pd.concat(rows).to_csv(output / "runs.csv", index=False)
+
+
+if __name__ == "__main__":
+    command, folder = sys.argv[1:]
+    {"run": run, "report": report}[command](Path(folder))

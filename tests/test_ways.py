@@ -1,0 +1,123 @@
+"""The ways to train that the benchmarks `ru_cost` and `repairs` compare, on the tiny policy."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
+
+from rarlhf_nb.training.ppo import whiten
+from rarlhf_nb.training.trainer import CVaRPPOTrainer
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent)
+
+
+def make_trainer(kind=CVaRPPOTrainer, args=None, **risk):
+    prompts = Dataset.from_dict({"prompt": PROMPTS})
+    settings = (args or ppo_settings(), risk_settings(**risk), sampling_settings())
+    return kind(tiny_policy(), good_minus_bad, *settings, prompts, seed=1)
+
+
+def updated_weights(trainer, iterations=2):
+    """Policy and critic after the iterations."""
+    for _, _ in zip(range(iterations), trainer, strict=False):
+        pass
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.policy.parameters()])
+
+
+def last_batch(trainer):
+    """What the update of the last iteration was given."""
+    return trainer.update_batch(trainer.rollout, trainer.estimates, trainer.selection)
+
+
+@pytest.mark.parametrize("name", ["WhitenedOnAll", "CriticOnAll", "DroppedHeld", "RankedByPrompt", "LargerBatch"])
+def test_where_nothing_is_dropped_a_repair_changes_nothing(name, monkeypatch):
+    from benchmarks import repairs
+
+    monkeypatch.setattr(repairs, "B", 8)
+    plain = updated_weights(make_trainer(alpha=1.0))
+    torch.testing.assert_close(updated_weights(make_trainer(getattr(repairs, name), alpha=1.0)), plain)
+
+
+def test_what_the_policy_and_the_critic_learn_from():
+    from benchmarks import repairs
+
+    trainers = {
+        name: make_trainer(getattr(repairs, name), warm_start=0, rho=0.1)  # keeps four of eight
+        for name in ("WhitenedOnAll", "CriticOnAll", "DroppedHeld", "CVaRGradient", "RankedByPrompt")
+    }
+    for trainer in trainers.values():
+        next(iter(trainer))
+    first = trainers["WhitenedOnAll"]  # all of them sample the same in their first iteration
+    tail, mask, estimates = first.selection.tail, first.rollout.episodes.completion_mask, first.estimates
+    dropped = torch.tensor([place for place in range(8) if place not in tail.tolist()])
+    on_all, kept_alone = whiten(estimates.advantages, mask), whiten(estimates.advantages[tail], mask[tail])
+    torch.testing.assert_close(last_batch(first).advantages, on_all[tail])
+
+    batch = last_batch(trainers["CriticOnAll"])
+    torch.testing.assert_close(batch.advantages[tail], 2 * on_all[tail])  # of twice as many tokens
+    assert not batch.advantages[dropped].any()
+    assert torch.equal(batch.targets, estimates.targets)
+
+    batch = last_batch(trainers["DroppedHeld"])
+    torch.testing.assert_close(batch.advantages[tail], kept_alone)
+    assert torch.equal(batch.targets[dropped], batch.values[dropped])
+    assert batch.weights.tolist() == [2.0] * 8
+
+    returns = estimates.returns[tail]
+    by_hand = (returns - returns.max()).repeat_interleave(5).view(4, 5)
+    torch.testing.assert_close(last_batch(trainers["CVaRGradient"]).advantages, by_hand)
+
+    ranked = trainers["RankedByPrompt"]
+    assert set(ranked.selection.updated.tolist()) == set(ranked.rollout.values[:, 0].argsort()[:4].tolist())
+
+
+def test_a_dropped_episode_far_from_the_reference_is_pushed_back():
+    from benchmarks.repairs import DroppedHeld
+
+    trainer = make_trainer(DroppedHeld, args=ppo_settings(learning_rate=0.01, kl_coef=0.5), warm_start=0, rho=0.1)
+    updated_weights(trainer, iterations=4)
+    batch, kl = last_batch(trainer), trainer.rollout.kl
+    dropped = [place for place in range(8) if place not in trainer.selection.tail.tolist()]
+    ranked = sorted(dropped, key=lambda place: kl[place].item())
+    first = batch.advantages[:, 0]  # the KL to go of a whole episode
+    assert [place.item() for place in first[dropped].argsort(descending=True)] == [dropped.index(r) for r in ranked]
+    assert kl[ranked[-1]] > kl[ranked[0]] + 0.1
+
+
+def test_a_larger_batch_samples_more_and_updates_on_as_many(monkeypatch):
+    from benchmarks import repairs
+
+    monkeypatch.setattr(repairs, "B", 8)
+    trainer = make_trainer(repairs.LargerBatch)
+    sizes = [(len(trainer.rollout.env_rewards), stats["kept"]) for stats in trainer]
+    assert sizes == [(8, 8), (10, 8), (16, 8), (16, 8), (16, 8), (16, 8)]
+
+
+def test_a_draw_in_proportion_is_unbiased(monkeypatch):
+    from benchmarks import ru_cost
+
+    chances = ru_cost.in_proportion(torch.tensor([8.0, 1.0, 2.0, 1.0], dtype=torch.float64), 2)
+    assert chances.tolist() == [1.0, 0.25, 0.5, 0.25]
+
+    trainer = make_trainer(ru_cost.DrawnByAdvantage, estimator="rockafellar_uryasev", above_share=0.5)
+    updated_weights(trainer, iterations=1)
+    found = []
+    for step in range(1000):
+        monkeypatch.setattr(ru_cost, "uniforms", lambda *_, step=step, **__: [[(step + 0.5) / 1000]])
+        found.append(trainer.select(trainer.rollout, trainer.estimates, kept=3).weights)
+    assert {int((weights > 0).sum()) for weights in found} == {6}  # of five above VaR three, rounded up
+    torch.testing.assert_close(torch.stack(found).mean(0), torch.ones(8), atol=0.02, rtol=0)
+
+
+def test_the_tail_alone_leaves_out_all_above_var():
+    from benchmarks.ru_cost import TailAlone
+
+    trainer = make_trainer(TailAlone, estimator="rockafellar_uryasev")
+    updated_weights(trainer, iterations=6)
+    lowest = trainer.rollout.env_rewards.sort(stable=True).indices[:4]
+    assert trainer.selection.weights.nonzero().flatten().tolist() == sorted(lowest.tolist())
