@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rarlhf_nb.core.methods import method_order
+from rarlhf_nb.core.methods import CRITIC_FREE, method_order, split_alpha
 from rarlhf_nb.core.records import read_records
 from rarlhf_nb.core.runs import Run, default_root
 from rarlhf_nb.measuring.cells import markdown_table
@@ -27,6 +27,7 @@ from rarlhf_nb.training.risk import cvar
 DOCUMENT = Path(__file__).parent.parent / "docs" / "processes.md"
 STARTED = re.compile(r"\d+ processes started in ([\d.]+) s")
 KINDS = {"train": "trainings", "evaluate": "evaluations"}  # by the first word of a stage's name
+ALONE = {"dexperts", *CRITIC_FREE}  # whose training stays on one process
 
 
 def run(processes: int, parameters: list[str]) -> None:
@@ -55,11 +56,12 @@ def start_ups(run: Run) -> dict[str, float]:
 
 
 def stage_seconds(run: Run) -> pd.Series:
-    """The seconds of every training and evaluation, without the start of the processes in the first of a notebook."""
-    records = sorted(read_records(run.folder), key=lambda record: run.path(*record.writes[:1]).stat().st_mtime)
+    """The seconds of every stage that processes share, without their start in the first such stage of a notebook."""
+    records = sorted(read_records(run.folder), key=lambda record: run.path(record.writes[0]).stat().st_mtime)
     waiting, seconds = start_ups(run), {}
     for record in records:
-        if record.stage.split()[0] in KINDS and record.stage != "train dexperts":
+        kind, _, method = record.stage.partition(" ")
+        if kind == "evaluate" or (kind == "train" and split_alpha(method)[0] not in ALONE):
             seconds[record.stage] = record.seconds - waiting.pop(record.notebook, 0.0)
     return pd.Series(seconds)
 
