@@ -132,71 +132,78 @@ def plot(widget: str, place: int) -> str:
 
 
 def slider(page, name: str):
-    """The slider with this description."""
-    return page.locator(".widget-slider", has=page.locator(f".widget-label:text-is('{name}')")).first
+    """The slider with this name."""
+    return page.locator(".rarlhf-explorer").get_by_role("slider", name=name)
 
 
 def check_explorer(page, alpha: float, swept: str) -> None:
-    """Wait until figures, table and texts hold the library's numbers at alpha."""
+    """Wait until figures, numbers and texts hold the library's numbers at alpha."""
     eventually(lambda: explorer_holds(page, alpha, swept))
 
 
 def explorer_holds(page, alpha: float, swept: str) -> None:
-    shown = ("sft", "rlhf", swept)
+    shown = ("rlhf", swept)
     tables = {method: episodes(method) for method in shown}
-    expected = [var(tables[method]["reward"], alpha) for method in shown]
-    script = f"(wanted) => wanted.every((v, i) => Math.abs({plot('explorer', 0)}.data[7 * i + 2].x[0] - v) < 1e-9)"
-    page.wait_for_function(script, arg=expected)
-    panels = page.locator(".rarlhf-explorer .js-plotly-plot").first.locator(".annotation-text").all_text_contents()
-    cells = page.locator(".rarlhf-explorer .rarlhf table").first.locator("tr").all_text_contents()
-    for place, method in enumerate(shown):
-        mean = cvar(tables[method]["reward"], alpha)
-        assert method_name(method) in panels[place] and f"CVaR {mean:.2f}" in panels[place]
-        assert f"{method_name(method)}{mean:.2f} [" in cells[place + 1]
+    found = page.evaluate(f"{plot('explorer', 0)}.data.slice(4, 6).map((trace) => trace.x[0])")
+    assert found == pytest.approx([var(tables[method]["reward"], alpha) for method in shown], abs=1e-4)
+    dots = page.evaluate(f"{plot('explorer', 1)}.data.slice(4, 6).map((trace) => trace.y[0])")
+    means = [cvar(tables[method]["reward"], alpha) for method in shown]
+    assert dots == pytest.approx(means, abs=1e-4)
+    rows = page.locator(".rarlhf-explorer .numbers tbody tr").all_inner_texts()
+    rows = [" ".join(row.split()) for row in rows]
+    for row, method, mean in zip(rows, shown, means, strict=True):
+        assert method_name(method) in row and f"{mean:.2f} [".replace("-", "−") in row
     lowest = tables["rlhf"].sort_values("reward", kind="stable").head(tail_count(alpha, SIZE))
-    texts = page.locator(".rarlhf-explorer .rarlhf table").nth(1).inner_text()
+    texts = page.locator(".rarlhf-explorer .texts").inner_text()
     for row in (0, -1):
         assert f"{lowest.index[row]} by rlhf" in texts
-    assert f"of the {len(lowest)} episodes" in page.locator(".rarlhf-explorer .rarlhf").nth(1).inner_text()
-
-
-def measured_alpha(page) -> float:
-    """The value of the slider once it has come to rest."""
-    readout = slider(page, "measured α").locator(".widget-readout")
-    before, now = None, readout.inner_text()
-    while before != now:
-        page.wait_for_timeout(300)
-        before, now = now, readout.inner_text()
-    return float(now)
+    assert f"of the {len(lowest)} episodes" in page.locator(".rarlhf-explorer").inner_text()
 
 
 def check_measured_alpha(page) -> None:
     """Move from 0.1 to 0.2 by keyboard and further by mouse; the explorer follows."""
     page.locator(".rarlhf-explorer").scroll_into_view_if_needed()
     page.wait_for_function(f"() => document.querySelector('.rarlhf-explorer') && {plot('explorer', 2)}?.data")
-    page.wait_for_selector(".widget-slider .noUi-handle")
     check_explorer(page, 0.1, "ra_rlhf@0.1")
-    handle = slider(page, "measured α").locator(".noUi-handle")
-    handle.scroll_into_view_if_needed()
+    handle = slider(page, "measured α")
     handle.focus()
     for _ in range(10):
         page.keyboard.press("ArrowRight")
-    page.wait_for_function("() => document.querySelector('.widget-slider .widget-readout').textContent == '0.20'")
     check_explorer(page, 0.2, "ra_rlhf@0.1")
-    at, rail = handle.bounding_box(), slider(page, "measured α").locator(".noUi-target").bounding_box()
-    page.mouse.move(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+    rail = handle.bounding_box()
+    page.mouse.move(rail["x"] + 0.2 * rail["width"], rail["y"] + rail["height"] / 2)
     page.mouse.down()
     page.mouse.move(rail["x"] + 0.6 * rail["width"], rail["y"] + rail["height"] / 2, steps=6)
     page.mouse.up()
-    alpha = measured_alpha(page)
+    alpha = int(handle.input_value()) / 100
     assert 0.5 < alpha < 0.7
     check_explorer(page, alpha, "ra_rlhf@0.1")
 
 
 def check_trained_alpha(page) -> None:
     """Move from 0.1 to 0.4 by keyboard; the explorer shows and marks the other member of the sweep."""
-    handle = slider(page, "trained α").locator(".noUi-handle")
-    handle.focus()
+    alpha = int(slider(page, "measured α").input_value()) / 100
+    slider(page, "trained α").focus()
     page.keyboard.press("ArrowRight")
-    check_explorer(page, measured_alpha(page), "ra_rlhf@0.4")
-    until(lambda: page.evaluate(f"Array.from({plot('explorer', 2)}.data[0].marker.size)") == [7, 15], 20)
+    check_explorer(page, alpha, "ra_rlhf@0.4")
+    until(lambda: set(page.evaluate(f"{plot('explorer', 2)}.layout.shapes.map((shape) => shape.x0)")) == {0.4}, 20)
+
+
+def check_methods(page) -> None:
+    """Add a method by its chip and take it away again, and put the distributions below each other and back."""
+    explorer = page.locator(".rarlhf-explorer")
+    rows = explorer.locator(".numbers tbody tr")
+    for count in (3, 2):
+        explorer.get_by_role("button", name="SFT").click()
+        assert rows.count() == count
+    for layers in (2, 1):
+        explorer.get_by_role("button", name="stacked").click()
+        assert explorer.locator(".distributions .js-plotly-plot").count() == layers
+
+
+def check_in_sight(page) -> None:
+    """The sliders stay in sight while the page scrolls to the last figure of the explorer."""
+    page.locator(".rarlhf-explorer .js-plotly-plot").last.scroll_into_view_if_needed()
+    page.wait_for_timeout(300)
+    at = slider(page, "measured α").bounding_box()
+    assert 0 <= at["y"] < 300 and at["y"] + at["height"] < page.viewport_size["height"]

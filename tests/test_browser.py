@@ -17,16 +17,22 @@ from pathlib import Path
 import pytest
 from browser import (
     HOSTILE,
+    METHODS,
     REPOSITORY,
+    check_in_sight,
     check_measured_alpha,
+    check_methods,
     check_trained_alpha,
     chromium,
+    episodes,
     free_port,
     made_up_run,
     plot,
     until,
     watched_page,
 )
+
+from rarlhf_nb.showing.widgets import risk_explorer
 
 TOKEN = "only-for-this-test"
 FAKE_TRAINING = """
@@ -150,6 +156,23 @@ def test_the_trained_alpha_changes(page):
     check_trained_alpha(page)
 
 
+def test_methods_come_and_go(page):
+    check_methods(page)
+
+
+def test_the_sliders_stay_in_sight(page):
+    check_in_sight(page)
+
+
+def test_share_gives_the_arguments_that_restore_the_view(page):
+    explorer = page.locator(".rarlhf-explorer")
+    explorer.get_by_role("button", name="share").click()
+    arguments = explorer.locator(".link").inner_text()
+    view = eval(f"dict({arguments})")
+    assert view["methods"] == ["rlhf", "ra_rlhf"] and view["trained"] == 0.4 and view["ranking"] == "reward"
+    risk_explorer({method: episodes(method) for method in METHODS}, resamples=5, **view)
+
+
 def test_live_training_grows_pauses_resumes_and_stops(page):
     training = page.locator(".rarlhf-training").last
     training.scroll_into_view_if_needed()
@@ -194,7 +217,7 @@ def test_a_live_figure_is_preferred_to_its_text(page):
 
 def test_nothing_left_the_machine_no_error_and_no_payload_ran(page):
     assert page.evaluate("typeof window.hacked") == "undefined"
-    assert "<script>hacked=1</script>" in page.locator(".rarlhf-explorer .rarlhf table").nth(1).inner_text()
+    assert "<script>hacked=1</script>" in page.locator(".rarlhf-explorer .texts").inner_text()
     assert "$x^2$" in page.locator(".jp-OutputArea .rarlhf", has_text="static: ").inner_text()  # TeX is active here
     assert page.locator(".rarlhf mjx-container").count() == 0
     assert page.strangers == []

@@ -7,19 +7,20 @@ import signal
 import subprocess
 import sys
 import urllib.error
-import urllib.parse
 import urllib.request
 
 import pytest
 from browser import (
     REPOSITORY,
+    check_in_sight,
     check_measured_alpha,
+    check_methods,
     check_trained_alpha,
     chromium,
     episodes,
     free_port,
     made_up_run,
-    plot,
+    slider,
     until,
     watched_page,
 )
@@ -96,7 +97,6 @@ def served(tmp_path_factory):
         until(lambda: server.poll() is not None or "Ctrl-C" in output.read_text(), 120)
         address = re.match(rf"http://127\.0\.0\.1:{port}/\?token=\S{{20,}}", output.read_text())
         assert address, output.read_text()
-        until(lambda: answers(f"http://127.0.0.1:{port}/login"), 30)
         with watched_page(path) as page:
             page.server, page.address, page.output, page.run, page.before = server, address[0], output, run, before
             page.goto(address[0], timeout=120_000)
@@ -112,24 +112,10 @@ def contents(folder):
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
-def answers(address):
-    try:
-        return urllib.request.urlopen(address, timeout=5).status == 200
-    except OSError:
-        return False
-
-
-def kernel(page):
-    """The address of the page's kernel, without the scheme."""
-    key = json.loads(page.locator("#jupyter-config-data").text_content())["kernelId"]
-    return f"{urllib.parse.urlsplit(page.address).netloc}/api/kernels/{key}"
-
-
 def test_the_page_is_named_after_the_run_and_says_what_to_do(served):
     assert served.title() == "pocket-imdb: risk explorer"
     assert served.get_by_role("heading", name="pocket-imdb: risk explorer").is_visible()
-    assert "Move measured α" in served.locator("body").inner_text()
-    assert served.locator(".jp-InputArea, .cm-editor, textarea, .rarlhf-training").count() == 0
+    assert "Move a slider" in served.locator("body").inner_text()
 
 
 def test_measured_alpha_moves_by_keyboard_and_by_mouse(served):
@@ -140,56 +126,64 @@ def test_trained_alpha_changes(served):
     check_trained_alpha(served)
 
 
-def test_the_schedule_follows_its_controls(served):
-    schedule = served.locator(".rarlhf-schedule")
-    assert schedule.get_by_text("share of the iterations (%)").is_visible()
-    alpha = schedule.locator(".widget-slider", has=served.locator(".widget-label:text-is('α')"))
-    alpha.locator(".noUi-handle").focus()
-    served.keyboard.press("ArrowRight")
-    schedule.locator("tr", has_text="yours").get_by_text("0.41", exact=True).wait_for()
-    served.wait_for_function(f"() => {plot('schedule', 0)}.data.at(-1).y.at(-1) == 100 * 53 / 128")
+def test_methods_come_and_go(served):
+    check_methods(served)
 
 
-def test_who_has_no_token_is_refused(served):
-    root = served.address.partition("?")[0]
-    for query in ("", "?token=guessed"):
-        with urllib.request.urlopen(root + query, timeout=20) as answer:
-            assert urllib.parse.urlsplit(answer.url).path == "/login" and "explorer" not in answer.read().decode()
-    for path in ("", "/channels"):
-        with pytest.raises(urllib.error.HTTPError, match="403"):
-            urllib.request.urlopen(f"http://{kernel(served)}{path}", timeout=20)
+def test_the_sliders_stay_in_sight(served):
+    check_in_sight(served)
 
 
-def test_the_kernel_takes_no_code_from_the_page(served):
-    """It ignores an execute_request and a debug_request, and answers the harmless request that follows."""
-    file = served.run.folder / "written_by_a_visitor"
-    script = """([address, code]) => new Promise((resolve, reject) => {
-        const socket = new WebSocket(address), replies = [];
-        const send = (channel, msg_type, content) => socket.send(JSON.stringify({channel, content, metadata: {},
-            parent_header: {}, buffers: [], header: {msg_id: msg_type, msg_type, username: "", session: "s",
-            version: "5.3", date: new Date().toISOString()}}));
-        socket.onerror = () => reject("no socket");
-        socket.onopen = () => {
-            send("shell", "execute_request", {code, silent: false, store_history: false, user_expressions: {},
-                                              allow_stdin: false, stop_on_error: false});
-            send("control", "debug_request", {type: "request", seq: 1, command: "evaluate",
-                                              arguments: {expression: code}});
-            send("shell", "kernel_info_request", {});
-        };
-        socket.onmessage = ({data}) => {
-            const type = JSON.parse(data).header.msg_type;
-            replies.push(type);
-            if (type == "kernel_info_reply") { socket.close(); resolve(replies); }
-        };
-    })"""
-    replies = served.evaluate(script, [f"ws://{kernel(served)}/channels", f"open({str(file)!r}, 'w')"])
-    assert "kernel_info_reply" in replies and not {"execute_reply", "debug_reply"} & set(replies)
-    assert not file.exists()
+@pytest.mark.parametrize("width", [1280, 800])
+def test_the_first_screen_has_sliders_figures_numbers_and_texts(served, width):
+    served.set_viewport_size({"width": width, "height": 900})
+    served.evaluate("scrollTo(0, 0)")
+    served.wait_for_timeout(300)
+    for part in (".slider", ".distributions .main-svg", ".numbers table", ".later .main-svg", ".texts article"):
+        box = served.locator(part).first.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width
+        assert box["y"] + min(box["height"], 200) < 900
+    assert served.evaluate("document.documentElement.scrollWidth") <= width
+    assert slider(served, "measured α").bounding_box()["width"] > 0.6 * width
+
+
+def test_the_address_restores_the_view(served):
+    served.get_by_role("button", name="share").click()
+    address = served.locator(".link").inner_text()
+    assert address.startswith(served.address + "#")
+    for view, value in (("alpha=0.3&trained=0.1&methods=sft,nobody", "30"), ("alpha=7&ranking=constructor", "30")):
+        served.goto(f"{served.address}#{view}")
+        until(lambda value=value: slider(served, "measured α").input_value() == value, 20)
+        assert served.locator(".numbers tbody tr").count() == 1 and "SFT" in served.locator(".numbers").inner_text()
+    served.goto(address)
+    until(lambda: served.locator(".numbers tbody tr").count() == 2, 20)
+    assert served.locator(".link").inner_text() == ""
+
+
+def test_play_runs_alpha_down_and_stops(served):
+    served.get_by_role("button", name="play").click()
+    until(lambda: 70 < int(slider(served, "measured α").input_value()) < 99, 20)
+    served.get_by_role("button", name="stop").click()
+    stopped = slider(served, "measured α").input_value()
+    served.wait_for_timeout(400)
+    assert slider(served, "measured α").input_value() == stopped
+
+
+def test_who_has_no_token_is_refused_and_nothing_but_the_page_is_served(served):
+    root, _, token = served.address.partition("?")
+    for path, status in (("", 403), ("?token=guessed", 403), (f"manifest.json?{token}", 404), (f"../?{token}", 404)):
+        with pytest.raises(urllib.error.HTTPError, match=str(status)):
+            urllib.request.urlopen(root + path, timeout=20)
+    for method in ("POST", "PUT", "DELETE"):
+        with pytest.raises(urllib.error.HTTPError, match="501"):
+            urllib.request.urlopen(urllib.request.Request(served.address, method=method), timeout=20)
+    headers = urllib.request.urlopen(served.address, timeout=20).headers
+    assert "default-src 'none'" in headers["Content-Security-Policy"] and headers["Referrer-Policy"] == "no-referrer"
 
 
 def test_nothing_left_the_machine_no_error_and_no_payload_ran(served):
     assert served.evaluate("typeof window.hacked") == "undefined"
-    assert SHOWN in served.locator(".rarlhf-explorer .rarlhf table").nth(1).inner_text()
+    assert SHOWN in served.locator(".texts").inner_text()
     assert served.locator("mjx-container, img[src=x]").count() == 0
     assert served.strangers == []
     assert served.errors == []
@@ -198,9 +192,11 @@ def test_nothing_left_the_machine_no_error_and_no_payload_ran(served):
 def test_a_picture_of_it(served):
     """A screenshot to look at, if RARLHF_SCREENSHOTS names a folder."""
     folder = os.environ.get("RARLHF_SCREENSHOTS") or pytest.skip("RARLHF_SCREENSHOTS names no folder")
-    served.set_viewport_size({"width": 1280, "height": 2600})
-    served.wait_for_timeout(2000)
-    served.screenshot(path=f"{folder}/explore-1280.png")
+    for width, scheme in ((1280, "light"), (1280, "dark"), (800, "light"), (800, "dark")):
+        served.set_viewport_size({"width": width, "height": 900})
+        served.emulate_media(color_scheme=scheme)
+        served.wait_for_timeout(500)
+        served.screenshot(path=f"{folder}/explore-{width}-{scheme}.png")
 
 
 # This test comes last, since it ends the server.

@@ -1,7 +1,8 @@
 """`rarlhf explore`: the errors before anything is served, and the content of the page."""
 
+import json
+import re
 import socket
-import sys
 
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import load_profile
 from rarlhf_nb.core.runs import Run
-from rarlhf_nb.showing.explore import dashboard, serve
+from rarlhf_nb.showing.explore import explorer_page, serve
 
 
 def a_run(root, methods=("sft", "rlhf"), name="pocket-imdb"):
@@ -34,12 +35,6 @@ def test_methods_of_different_prompts_are_refused_before_anything_is_served(tmp_
         serve(run, 8866)
 
 
-def test_without_voila_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "voila.app", None)
-    with pytest.raises(UserError, match=r"pip install 'rarlhf_nb\[dashboard\]'"):
-        serve(a_run(tmp_path), 8866)
-
-
 def test_a_taken_port_is_named(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -49,11 +44,12 @@ def test_a_taken_port_is_named(tmp_path):
             serve(a_run(tmp_path), port)
 
 
-def test_the_page_holds_the_explorer_and_the_schedule_and_escapes_the_name(tmp_path):
+def test_the_page_holds_the_explorer_and_escapes_names_and_texts(tmp_path):
     run = a_run(tmp_path)
-    folder = run.folder.rename(tmp_path / "a<b>$c")
-    heading, explorer, _, schedule = dashboard(folder).children
-    assert "a&lt;b&gt;$c: risk explorer" in heading.value and "mathjax_ignore" in heading.value
-    assert explorer.exploration.episodes.keys() == {"sft", "rlhf"}
-    assert schedule.along.value == "share" and schedule.schedule() == load_profile("pocket", {}).schedule()
-    assert schedule.figure.widget.layout.xaxis.title.text == "share of the iterations (%)"
+    page = explorer_page(Run(run.folder.rename(tmp_path / "a<b>$c")), "once")
+    assert "<h1>a&lt;b&gt;$c: risk explorer</h1>" in page
+    ((kind, content),) = re.findall(r'<script type="(application/json)" id="content">(.*?)</script>', page)
+    assert "<" not in content  # so that no text can end the script
+    found = json.loads(content)
+    assert found["methods"].keys() == {"sft", "rlhf"} and found["prompts"]["0"][0] == "<b>0</b>"
+    assert page.count('<script nonce="once"') == 2 and page.count("</script>") == 3

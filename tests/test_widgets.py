@@ -1,6 +1,5 @@
 """Widgets show the library's numbers at every setting of their controls, and texts from data as text."""
 
-import gc
 import sys
 import threading
 from html.parser import HTMLParser
@@ -23,9 +22,11 @@ from rarlhf_nb.measuring.metrics import (
 )
 from rarlhf_nb.measuring.sweeps import sweep_families
 from rarlhf_nb.showing import widgets
-from rarlhf_nb.showing.explorer_figures import saved_share
+from rarlhf_nb.showing.explorer_figures import price_figure, saved_share
 from rarlhf_nb.showing.figures import TRAINING_PANELS
+from rarlhf_nb.showing.interpolation import between, steps_between
 from rarlhf_nb.showing.pictures import is_static
+from rarlhf_nb.showing.tails import measure_tails
 from rarlhf_nb.showing.widgets import live_training, progress_table, risk_explorer, schedule_designer
 from rarlhf_nb.showing.widgets.progress_table import Shown
 from rarlhf_nb.showing.widgets.text import SHORT, hover_text, text_html, visible
@@ -107,85 +108,96 @@ def test_tail_means_are_those_of_metrics_in_every_resample(share, keys):
 # The risk explorer
 
 
+def explored(widget, name, alpha=None):
+    """A method of the content, at a trained alpha; and the place of each measured alpha."""
+    slots = {group["key"]: group["slots"] for group in widget.content["groups"]}[name]
+    return next(slot for slot in slots if slot["alpha"] == alpha)
+
+
+def place(alpha):
+    return round(100 * alpha) - 1
+
+
 @pytest.mark.parametrize("alpha", [0.05, 0.37, 1.0])
-def test_moving_the_slider_moves_every_number_to_the_librarys(alpha):
+def test_every_measured_alpha_has_the_librarys_numbers(alpha):
     widget = explorer()
-    widget.alpha.value = alpha
-    shown = widget.exploration.shown(0.1)
-    assert [slot.method for slot in shown] == ["sft", "rlhf", "ra_rlhf@0.1", "ra_rlhf_ru@0.4"]
-    bars = widget.distributions.widget.data
-    for place, slot in enumerate(shown):
-        rewards = EPISODES[slot.method]["reward"].to_numpy()
-        inside, outside, value_at_risk, tail_line, tail_part, whole, second = bars[7 * place : 7 * place + 7]
-        assert inside.y.sum() == tail_count(alpha, SIZE) and inside.y.sum() + outside.y.sum() == SIZE
-        assert list(value_at_risk.x) == list(second.x) == [var(rewards, alpha)] * 2
-        assert tail_line.x[0] == pytest.approx(cvar(rewards, alpha))
-        assert whole.y[-1] == 100 and inside.marker.opacity is None and outside.marker.opacity == 0.3
-        drawn = ~np.isnan(tail_part.y)
-        assert (tail_part.y[drawn] == whole.y[drawn]).all() and (tail_part.x[drawn] <= var(rewards, alpha)).all()
-        assert (np.isnan(tail_part.y) == (tail_part.x > var(rewards, alpha))).all()
-        title = widget.distributions.widget.layout.annotations[place].text
-        assert f"VaR {var(rewards, alpha):.2f}, CVaR {cvar(rewards, alpha):.2f}" in title
-        assert widget.curve.widget.data[3 * place + 3].y[0] == pytest.approx(cvar(rewards, alpha))
-    assert list(widget.curve.widget.data[0].x) == [100 * alpha] * 2
-
-
-def test_no_garbage_is_collected_in_a_move():
-    widget, collecting = explorer(), []
-    widget.table.observe(lambda _: collecting.append(gc.isenabled()), "value")
-    widget.alpha.value = 0.5
-    assert collecting == [False] and gc.isenabled()
+    content, edges, at = widget.content, widget.exploration.axes.edges, place(alpha)
+    assert content["measured"][at] == alpha and content["kept"][at] == tail_count(alpha, SIZE)
+    slots = [slot for group in content["groups"] for slot in group["slots"]]
+    assert [slot["method"] for slot in slots] == ["sft", "rlhf", "ra_rlhf@0.1", "ra_rlhf@0.4", "ra_rlhf_ru@0.4"]
+    for slot in slots:
+        table = EPISODES[slot["method"]]
+        rewards = table["reward"].to_numpy()
+        assert slot["var"][at] == pytest.approx(var(rewards, alpha), abs=1e-5)
+        assert slot["reward"]["own"][0][at] == pytest.approx(cvar(rewards, alpha), abs=1e-5)
+        assert slot["mean"]["own"][0] == pytest.approx(rewards.mean(), abs=1e-5)
+        assert slot["kl"]["own"][0] == pytest.approx(table["kl"].mean(), abs=1e-5)
+        np.testing.assert_array_equal(slot["counts"], np.histogram(rewards, edges)[0])
+        hardest = table.sort_values("prompt_score", kind="stable").head(tail_count(alpha, SIZE))
+        inside = content["methods"][slot["source"]]["inside"][at]
+        np.testing.assert_array_equal(inside, np.histogram(hardest["reward"], edges)[0])
 
 
 @pytest.mark.parametrize("ranking", ["reward", "prompt_score"])
-def test_the_table_holds_the_intervals_of_the_library(ranking):
+def test_the_intervals_are_those_of_the_library(ranking):
     widget = explorer()
-    widget.ranking.value = ranking
-    widget.alpha.value = 0.2
     positions = np.tile(np.arange(SIZE // 2), 2)
     weights = bootstrap_weights(SIZE // 2, 40, np.random.default_rng([0, 0]))[:, positions]
     found = {
         method: tail_mean(EPISODES[method]["reward"].to_numpy(), EPISODES[method][ranking].to_numpy(), 0.2, weights)
         for method in ("sft", "rlhf", "ra_rlhf@0.1")
     }
-    page = widget.table.value
+    numbers = explored(widget, "ra_rlhf", 0.1)[ranking]
+    expected = {"own": found["ra_rlhf@0.1"], "difference": found["ra_rlhf@0.1"] - found["rlhf"]}
+    for name, statistics in expected.items():
+        here = [values[place(0.2)] for values in numbers[name]]
+        assert here == pytest.approx(bootstrap_interval(statistics), abs=1e-5)
+    assert explored(widget, "rlhf")[ranking]["difference"] is None
+    page = widget.exploration.table_html(0.2, ranking, 0.1)
     for method in found:
         assert interval_cell(bootstrap_interval(found[method])) in page
     difference = bootstrap_interval(found["ra_rlhf@0.1"] - found["rlhf"])
     star = " *" if difference.low > 0 or difference.high < 0 else ""
     assert f">{interval_cell(difference)}{star}</td>" in page
-    assert ("VaR" in widget.distributions.widget.layout.annotations[0].text) == (ranking == "reward")
-    assert len(widget.distributions.widget.data[2].x) == (2 if ranking == "reward" else 0)
 
 
 @pytest.mark.parametrize("ranking", ["reward", "prompt_score"])
-def test_texts_are_of_the_tail_that_is_now(ranking):
+def test_texts_are_of_the_tail_at_every_alpha(ranking):
     widget = explorer()
-    widget.ranking.value, widget.anchor.value = ranking, "sft"
-    pages = []
+    content = widget.content
     for alpha in (0.03, 0.5):
-        widget.alpha.value = alpha
         table = EPISODES["sft"].sort_values(ranking, kind="stable").head(tail_count(alpha, SIZE))
-        page = widget.texts.value
+        rows = content["methods"]["sft"]["rows"][ranking][place(alpha)]
+        assert rows[0] == table.index[0] and rows[-1] == table.index[-1] and set(rows) <= set(table.index)
+        beside = EPISODES["rlhf"].loc[rows[-1]]
+        text, reward, *ranks = content["methods"]["rlhf"]["completions"][rows[-1]]
+        assert text == beside["completion"] and reward == pytest.approx(beside["reward"], abs=1e-5)
+        order = EPISODES["rlhf"][ranking].argsort(kind="stable").tolist()
+        assert ranks[["reward", "prompt_score"].index(ranking)] == order.index(rows[-1])
+        page = widget.exploration.texts_html("sft", alpha, ranking, 0.1, ["sft", "rlhf"])
         assert f">{table['completion'].iloc[0]}<" in page and f">{table['completion'].iloc[-1]}<" in page
-        beside = EPISODES["rlhf"].loc[table.index[-1]]
         assert f"<b>{beside['reward']:+.2f}</b> <bdi>{beside['completion']}</bdi>" in page
         assert f"of the {len(table)} episodes" in page
-        pages.append(page)
-    assert pages[0] != pages[1]
 
 
-def test_the_trained_alpha_changes_the_panel_and_the_price():
-    widget = explorer(ranking="reward")
-    assert widget.trained.options == (0.1, 0.4)
-    widget.anchor.value = "ra_rlhf@0.1"
-    widget.trained.value = 0.4
-    assert widget.anchor.value == "ra_rlhf@0.4"
-    assert widget.distributions.widget.data[16].x[0] == var(EPISODES["ra_rlhf@0.4"]["reward"], widget.alpha.value)
-    assert "RA-RLHF α 0.4" in widget.distributions.widget.layout.annotations[2].text
-    cost = widget.price.widget.data[4]  # KL of ra_rlhf: the third panel, the first of two families
-    np.testing.assert_allclose(cost.y, [EPISODES[f"ra_rlhf@{alpha}"]["kl"].mean() for alpha in (0.1, 0.4)])
-    assert list(cost.marker.size) == [7, 15]
+def test_the_trained_alpha_has_a_stop_for_every_member_and_a_price():
+    widget = explorer(trained=0.4)
+    content = widget.content
+    assert content["trained"] == [0.1, 0.4] and content["view"]["trained"] == 0.4 and not content["continuous"]
+    assert [slot.method for slot in widget.exploration.shown(0.4)][2:] == ["ra_rlhf@0.4", "ra_rlhf_ru@0.4"]
+    figure = price(widget)
+    kls = [EPISODES[f"ra_rlhf@{alpha}"]["kl"].mean() for alpha in (0.1, 0.4)]
+    np.testing.assert_allclose(figure.data[4].y, kls)  # the third panel, the first of two families
+    tail = content["price"]["tails"]["reward"][place(0.3)][0]
+    expected = [cvar(EPISODES[f"ra_rlhf@{alpha}"]["reward"].to_numpy(), 0.3) for alpha in (0.1, 0.4)]
+    assert tail["x"] == [0.1, 0.4] and tail["y"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_view_starts_as_asked():
+    view = explorer().content["view"]
+    assert view["methods"] == ["rlhf", "ra_rlhf", "ra_rlhf_ru"] and view["anchor"] == "rlhf" and view["trained"] == 0.1
+    asked = {"alpha": 0.3, "ranking": "prompt_score", "trained": 0.4, "methods": ["sft", "ra_rlhf"], "anchor": "sft"}
+    assert explorer(**asked, stacked=True).content["view"] == asked | {"stacked": True}
 
 
 def test_a_sweep_takes_in_its_plain_name_at_the_profiles_alpha():
@@ -193,18 +205,23 @@ def test_a_sweep_takes_in_its_plain_name_at_the_profiles_alpha():
     assert sweep_families(methods) == {"ra_rlhf": {0.1: "ra_rlhf@0.1"}}
     assert sweep_families(methods, 0.4) == {"ra_rlhf": {0.1: "ra_rlhf@0.1", 0.4: "ra_rlhf"}}
     tables = {method: EPISODES["rlhf"] for method in methods}
-    assert risk_explorer(tables, resamples=5, profile_alpha=0.4).trained.options == (0.1, 0.4)
+    assert risk_explorer(tables, resamples=5, profile_alpha=0.4).content["trained"] == [0.1, 0.4]
 
 
 def test_without_a_sweep_there_is_no_second_slider_and_perplexity_is_optional():
     tables = {method: EPISODES[method].drop(columns="kl") for method in ("sft", "rlhf")}
-    widget = risk_explorer(tables, resamples=5)
-    assert widget.price is None and widget.trained not in widget.children[0].children
-    widget.alpha.value = 0.5
+    content = risk_explorer(tables, resamples=5).content
+    assert content["price"] is None and content["trained"] == []
+    assert content["groups"][0]["slots"][0]["kl"]["own"] == [None, None, None]
     likelihoods = pd.DataFrame({"log_likelihood": [-3.0, -8.0], "tokens": [2, 4]})
-    swept = explorer(held_out={"ra_rlhf@0.4": likelihoods})
+    swept = price(explorer(held_out={"ra_rlhf@0.4": likelihoods}))
     expected = perplexity(likelihoods["log_likelihood"].to_numpy(), likelihoods["tokens"].to_numpy(), np.ones(2))
-    assert swept.price.widget.data[6].y[1] == pytest.approx(expected) and np.isnan(swept.price.widget.data[6].y[0])
+    assert swept.data[6].y[1] == pytest.approx(expected) and np.isnan(swept.data[6].y[0])
+
+
+def price(widget) -> go.Figure:
+    """The figure of the trained alpha."""
+    return price_figure(widget.exploration.sweeps, 1.0, "reward", 0.1)
 
 
 def other_seeds(**changes):
@@ -220,47 +237,46 @@ def other_seeds(**changes):
 @pytest.mark.parametrize("ranking", ["reward", "prompt_score"])
 def test_other_seeds_give_the_price_its_bands_at_every_measured_alpha(ranking):
     others = other_seeds()
-    widget = explorer(other_seeds=others, ranking=ranking)
-    keys = widget.ranking.value
+    content = explorer(other_seeds=others).content
     for alpha in (0.2, 0.63):
-        widget.alpha.value = alpha
-        band, line = widget.price.widget.data[:2]  # of ra_rlhf
+        band, line = content["price"]["tails"][ranking][place(alpha)][:2]  # of ra_rlhf
         found = {0.1: [EPISODES, others[2]], 0.4: [EPISODES, others[2], others[3]]}
         intervals = [
             seed_interval(
                 [
-                    tail_mean(*(t[f"ra_rlhf@{at}"][key].to_numpy() for key in ("reward", keys)), alpha, np.ones(SIZE))
+                    tail_mean(
+                        *(t[f"ra_rlhf@{at}"][key].to_numpy() for key in ("reward", ranking)), alpha, np.ones(SIZE)
+                    )
                     for t in tables
                 ]
             )
             for at, tables in found.items()
         ]
-        np.testing.assert_allclose(line.y, [interval.value for interval in intervals])
+        np.testing.assert_allclose(line["y"], [interval.value for interval in intervals], atol=1e-5)
         outline = [intervals[0].low, intervals[1].low, intervals[1].high, intervals[0].high]
-        np.testing.assert_allclose(band.y, outline)
-        assert list(band.x) == [0.1, 0.4, 0.4, 0.1] and list(line.x) == [0.1, 0.4]
+        np.testing.assert_allclose(band["y"], outline, atol=1e-5)
+        assert band["x"] == [0.1, 0.4, 0.4, 0.1] and line["x"] == [0.1, 0.4]
 
 
 def test_other_seeds_change_nothing_but_the_price():
     plain, banded = explorer(), explorer(other_seeds=other_seeds())
-    assert plain.table.value == banded.table.value and plain.texts.value == banded.texts.value
-    assert len(banded.price.widget.data) == 2 * len(plain.price.widget.data)
-    kl_line = banded.price.widget.data[9]  # the third panel: band and line of each of two sweeps
+    assert {**plain.content, "price": None} == {**banded.content, "price": None}
+    assert len(price(banded).data) == 2 * len(price(plain).data)
+    kl_line = price(banded).data[9]  # the third panel: band and line of each of two sweeps
     kls = [t["ra_rlhf@0.1"]["kl"].mean() for t in (EPISODES, other_seeds()[2])]
-    assert kl_line.y[0] == pytest.approx(np.mean(kls)) and list(kl_line.marker.size) == [15, 7]
-    caption = banded.price.widget.layout.xaxis4.title.text
-    assert caption.endswith("line: mean of 2 to 3 seeds; band: its 95 % interval")
-    assert "seeds" not in plain.price.widget.layout.xaxis4.title.text
+    assert kl_line.y[0] == pytest.approx(np.mean(kls))
+    assert banded.content["price"]["title"].endswith("line: mean of 2 to 3 seeds, band: its 95 % interval")
+    assert "seeds" not in plain.content["price"]["title"]
     alone = risk_explorer({"sft": EPISODES["sft"], "rlhf": EPISODES["rlhf"]}, resamples=5, other_seeds=other_seeds())
-    assert alone.price is None
+    assert alone.content["price"] is None
 
 
 def test_the_perplexity_of_a_single_seed_has_no_band():
     likelihoods = pd.DataFrame({"log_likelihood": [-3.0, -8.0], "tokens": [2, 4]})
-    widget = explorer(held_out={"ra_rlhf@0.4": likelihoods}, other_seeds=other_seeds())
-    band, line = widget.price.widget.data[12:14]
+    figure = price(explorer(held_out={"ra_rlhf@0.4": likelihoods}, other_seeds=other_seeds()))
+    band, line = figure.data[12:14]
     assert not len(band.x) and np.isfinite(line.y).tolist() == [False, True]
-    assert "perplexity, shown seed only" in [note.text for note in widget.price.widget.layout.annotations]
+    assert "perplexity, shown seed only" in [note.text for note in figure.layout.annotations]
 
 
 def test_a_batch_run_shows_the_bands_too(monkeypatch):
@@ -274,14 +290,12 @@ def test_a_sweep_of_seven_alphas_and_1_moves_to_each():
     alphas = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
     tables = {f"{name}@{alpha:g}": EPISODES["rlhf"] for name in ("ra_rlhf", "ra_rlhf_ru") for alpha in alphas}
     widget = risk_explorer({"rlhf": EPISODES["rlhf"]} | tables, resamples=5, other_seeds={2: tables})
-    assert widget.trained.options == alphas
-    for place, alpha in enumerate(alphas):
-        widget.trained.value = alpha
+    assert widget.content["trained"] == list(alphas)
+    for alpha in alphas:
         assert [slot.method for slot in widget.exploration.shown(alpha)][1:] == [
             f"ra_rlhf@{alpha:g}",
             f"ra_rlhf_ru@{alpha:g}",
         ]
-        assert list(widget.price.widget.data[1].marker.size).index(15) == place
 
 
 def test_what_does_not_fit_is_named():
@@ -289,6 +303,14 @@ def test_what_does_not_fit_is_named():
         risk_explorer({"sft": EPISODES["sft"], "rlhf": EPISODES["rlhf"].iloc[::-1]})
     with pytest.raises(UserError, match="prompt_score"):
         risk_explorer(EPISODES, ranking="length")
+    with pytest.raises(
+        UserError, match="'ra_rlhf@0.1' is not in this run: choose among sft, rlhf, ra_rlhf, ra_rlhf_ru"
+    ):
+        explorer(methods=["ra_rlhf@0.1"])
+    with pytest.raises(UserError, match="'nobody' is not in this run"):
+        explorer(anchor="nobody")
+    with pytest.raises(UserError, match=r"alpha = 0"):
+        explorer(alpha=0)
     broken = EPISODES["ra_rlhf@0.1"].drop(columns="reward")
     with pytest.raises(
         UserError, match=r"other_seeds, seed 7: evaluation/ra_rlhf@0\.1\.parquet lacks the column reward"
@@ -296,6 +318,75 @@ def test_what_does_not_fit_is_named():
         explorer(other_seeds={7: {"ra_rlhf@0.1": broken}})
     with pytest.raises(UserError, match="other_seeds, seed 7: episodes is empty"):
         explorer(other_seeds={7: {"sft": EPISODES["sft"]}})
+
+
+# A policy that is conditioned on alpha
+
+
+def conditioned(alphas=(1.0, 0.4, 0.1)) -> pd.DataFrame:
+    tables = [episodes(1 - alpha, 50 + place(alpha)).assign(alpha=alpha) for alpha in alphas]
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_a_conditioned_policy_moves_between_its_evaluations():
+    widget = explorer(alphas={"conditioned": conditioned()}, methods=["rlhf", "conditioned"])
+    content = widget.content
+    steps = content["trained"]
+    assert content["continuous"] and (steps[0], steps[-1]) == (0.1, 1.0) and np.diff(np.log(steps)).max() < 0.0501
+    assert content["view"]["trained"] == pytest.approx(0.316, abs=0.01)
+    alpha = steps[20]
+    slot = explored(widget, "conditioned", alpha)
+    lower, upper = (episodes(1 - at, 50 + place(at)) for at in (0.1, 0.4))
+    weight = np.log(alpha / 0.1) / np.log(0.4 / 0.1)
+    quantiles = (1 - weight) * np.sort(lower["reward"]) + weight * np.sort(upper["reward"])
+    assert slot["mean"]["own"][0] == pytest.approx(quantiles.mean(), abs=1e-5)
+    assert slot["reward"]["own"][0][place(0.37)] == pytest.approx(cvar(quantiles, 0.37), abs=1e-5)
+    assert slot["var"][place(0.37)] == pytest.approx(var(quantiles, 0.37), abs=1e-5)
+    assert slot["kl"]["own"][0] == pytest.approx(
+        (1 - weight) * lower["kl"].mean() + weight * upper["kl"].mean(), abs=1e-5
+    )
+    np.testing.assert_array_equal(slot["counts"], np.histogram(quantiles, widget.exploration.axes.edges)[0])
+    assert slot["source"] == ("conditioned@0.4" if weight > 0.5 else "conditioned@0.1")
+    np.testing.assert_allclose(price(widget).data[2].x, [0.1, 0.4, 1.0])  # its evaluations, after the other sweeps
+
+
+def test_at_an_evaluated_alpha_and_beyond_the_ends_the_evaluation_itself_is_shown():
+    evaluated = measure_tails({"a": EPISODES["sft"], "b": EPISODES["rlhf"]}, resamples=3)
+    tails = {0.2: evaluated["a"], 0.8: evaluated["b"]}
+    for alpha, expected in ((0.2, "a"), (0.05, "a"), (0.8, "b"), (1.0, "b")):
+        found = between(tails, alpha)
+        np.testing.assert_allclose(found.rewards, np.sort(evaluated[expected].rewards))
+        np.testing.assert_allclose(found.means["prompt_score"], evaluated[expected].means["prompt_score"])
+    assert steps_between([0.5]) == [0.5]
+
+
+def test_fresh_completions_come_from_the_policy():
+    asked, answers = [], []
+
+    def sample(prompts, alpha):
+        asked.append((prompts, alpha))
+        return [(HOSTILE[5], 1.0) for _ in prompts]
+
+    widget = explorer(alphas={"conditioned": conditioned()}, sample=sample)
+    widget.send = answers.append
+    widget._handle_custom_msg({"alpha": 0.25}, [])
+    hardest = EPISODES["sft"].drop_duplicates("prompt").nsmallest(3, "prompt_score")
+    assert asked == [(hardest["prompt"].tolist(), 0.25)]
+    assert answers == [{"alpha": 0.25, "completions": [[visible(HOSTILE[5]), 1.0]] * 3}]
+    columns = widget.content["columns"]
+    assert [prompt for prompt, _ in columns["prompts"]] == hardest["prompt"].tolist()
+    expected = episodes(0.9, 50 + place(0.1))["completion"].iloc[hardest.index].tolist()
+    assert columns["alphas"][0] == 0.1 and [text for text, _ in columns["completions"][0]] == expected
+
+
+def test_what_the_policy_cannot_do_is_said_as_text():
+    def sample(prompts, alpha):
+        raise UserError("alpha = <b>0.01</b> is too small")
+
+    widget, answers = explorer(alphas={"conditioned": conditioned()}, sample=sample), []
+    widget.send = answers.append
+    widget._handle_custom_msg({"alpha": 0.01}, [])
+    assert answers == [{"alpha": 0.01, "error": "alpha = <b>0.01</b> is too small"}]
 
 
 # Hostile texts
@@ -322,7 +413,6 @@ def test_hostile_texts_are_text_in_every_widget():
     }
     swept = {f"{hostile}@{alpha}": tables[hostile] for alpha in (0.2, 0.4)}
     explored = risk_explorer(tables | swept, resamples=5, alpha=1.0, other_seeds={2: swept})
-    explored.anchor.value = f"{hostile}@0.2"
     trained = live_training(FakeTrainer.factory(texts=HOSTILE[:8]))
     trained.start()
     trained.join(30)
@@ -331,15 +421,18 @@ def test_hostile_texts_are_text_in_every_widget():
     followed = progress_table(lambda: Shown(hostile, errors, True))
     broken = progress_table(lambda: 1 / 0)
     assert "ZeroDivisionError" in broken.page.value
-    pages = (explored.table.value, explored.texts.value, trained.samples.value, trained.status.value)
+    table = explored.exploration.table_html(1.0, "reward", 0.2)
+    texts_page = explored.exploration.texts_html(hostile, 1.0, "reward", 0.2, ["rlhf", hostile])
+    pages = (table, texts_page, trained.samples.value, trained.status.value)
     for page in (*pages, followed.page.value, broken.page.value):
         found = Tags(page)
         assert found.tags <= OURS and found.attributes <= {"class"}
     hover = "".join(all_hovers(trained))
     assert Tags(hover).tags <= {"br"}
-    names = [str(trace.name) for drawing in (explored.curve, explored.price) for trace in drawing.widget.data]
+    figures = explored.exploration.figures(1.0, "reward", 0.2, ["rlhf", hostile])
+    names = [str(trace.name) for figure in (*figures, price(explored)) for trace in figure.data]
+    names += [slot["name"] for group in explored.content["groups"] for slot in group["slots"]]  # for plotly
     assert not any("<" in name for name in names)
-    assert all("<script" not in note.text for note in explored.distributions.widget.layout.annotations)
 
 
 def all_hovers(trained) -> list[str]:
@@ -510,7 +603,7 @@ def test_where_nobody_is_there_the_same_is_shown_as_figures_and_tables(monkeypat
     assert is_static()
     log = pd.DataFrame({key: [0.0, 1.0] for key in ("iteration", *TRAINING_PANELS)})
     assert explorer(alpha=0.2) is None and len(shown) == 5
-    assert list(shown[0].data[2].x) == [var(EPISODES["sft"]["reward"], 0.2)] * 2
+    assert list(shown[0].data[6].x) == [var(EPISODES["rlhf"]["reward"], 0.2)] * 2
     assert "CVaR 20 %" in shown[3].data and "completion" in shown[4].data
     assert schedule_designer() is None and len(shown) == 7
     assert live_training(FakeTrainer.factory()) is None and len(shown) == 8

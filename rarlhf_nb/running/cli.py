@@ -115,7 +115,7 @@ def explore(
     run: Annotated[str, typer.Argument(help="Name of a run folder in papermill_runs/.")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port on 127.0.0.1.")] = 8866,
 ) -> None:
-    """Serve the explorer of RUN and the schedule designer, read-only, to a browser on this machine; Ctrl-C ends it."""
+    """Serve the explorer of RUN, read-only, to a browser on this machine; Ctrl-C ends it."""
     from rarlhf_nb.running.experiment import Experiment
     from rarlhf_nb.showing.explore import serve
 

@@ -8,7 +8,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "explore": ["dashboard", "serve"],
+        "explore": ["explorer_page", "serve"],
         "page": ["build_page"],
         "pictures": ["use_renderer"],
         "widgets": ["live_training", "risk_explorer", "schedule_designer"],

@@ -1,138 +1,100 @@
-"""`rarlhf explore`: serves the explorer and the schedule designer of a finished run as a local page, by Voila.
+"""`rarlhf explore`: serves the explorer of a finished run as a local page, which needs no kernel.
 
-Only visitors who know the token get the page, and only on this machine. Each visitor gets a kernel that reads the run
-and writes nothing. Voila passes only widget messages (`comm_*`) to the kernel and none that executes code; the page
-shows no code and no traceback, and loads nothing from elsewhere. This is not prevented: the kernel runs as the user who
-started the command, so a hole in a widget library would expose that account; a visitor with the token can keep the
-machine busy with many visits; and Voila's own scripts and styles, which are the same for everyone, need no token.
+Only visitors who know the token get the page, and only on this machine. The page is made once, before its address is
+told; the server hands out these bytes and nothing else, reads no file and takes no data. The page loads nothing from
+elsewhere, and its policy forbids the browser to.
 """
 
+import contextlib
 import html
-import logging
-import os
+import json
 import secrets
-import socket
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
 
-import nbformat
-from ipywidgets import VBox
-from traitlets.config import Config
+from plotly.offline import get_plotlyjs
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import Profile
 from rarlhf_nb.core.runs import Run
 from rarlhf_nb.measuring.tables import check_episodes, load_tables
-from rarlhf_nb.showing.widgets import risk_explorer, schedule_designer
-from rarlhf_nb.showing.widgets.binding import page
-from rarlhf_nb.showing.widgets.text import framed, visible
+from rarlhf_nb.showing.widgets.exploration import Exploration
+from rarlhf_nb.showing.widgets.risk_explorer import SCRIPT, STYLE
+from rarlhf_nb.showing.widgets.text import visible
 
 ADDRESS = "127.0.0.1"
-IDLE = 600  # seconds after which an abandoned kernel ends
-EXPLORER = (
-    "Move <i>measured α</i> with the mouse or, after a click on it, the arrow keys. Watch the filled tail with VaR "
-    "(solid) and CVaR (dotted), which differences in the table keep their star, and which texts make up the tail."
+HINT = (
+    "Move a slider, by mouse or arrow keys. Watch the filled tail, which differences keep their star, and the texts of "
+    "the tail."
 )
-DESIGNER = (
-    "Move <i>n</i>, <i>α</i> and <i>ρ</i>. Watch how many episodes each iteration keeps, compared with the paper's "
-    "schedules, and how much gradient work that saves, in the table."
-)
-# Voila's own page without its links to a CDN. It also extends the two seconds that anywidget 0.11 gives a figure to
-# load, after which the figure ignores all changes: four figures on a slow machine take longer.
-TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
-{%- block notebook_css -%}{{ super() | replace('href="https://', 'data-left-out="') }}
-<script>
-  const timeout = AbortSignal.timeout.bind(AbortSignal);
-  AbortSignal.timeout = (milliseconds) => timeout(Math.max(milliseconds, 120_000));
-</script>
-{%- endblock -%}
+LOOK = """
+:root { color-scheme: light dark; }
+body { margin: 0.6em auto; padding: 0 1em; max-width: 1600px; font: 13px/1.4 Helvetica, Arial, sans-serif; }
+h1 { display: inline; font-size: 16px; margin-right: 0.8em; }
 """
 POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-SETTINGS = {
-    "VoilaConfiguration": {
-        "strip_sources": True,
-        "show_tracebacks": False,
-        "allow_template_override": "NO",  # by the URL; another template would load from the CDN
-        "allow_theme_override": "NO",
-        "file_allowlist": [],
-    },
-    "MappingKernelManager": {"cull_idle_timeout": IDLE},
-    "KernelManager": {"transport": "ipc"},  # TCP would be open to other users of the machine
-}
 
-
-def dashboard(folder: str | Path) -> VBox:
-    """The page of the run in `folder`, as a widget.
+def explorer_page(run: Run, nonce: str) -> str:
+    """The explorer of `run` as one HTML page, whose scripts carry the `nonce`.
 
     Raises `UserError` where no method was evaluated, or the methods were not evaluated on the same prompts.
     """
-    run = Run(Path(folder))
     tables, profile = load_tables(run), Profile(**run.manifest["settings"])
-    return VBox(
-        [
-            page(framed(f"<h1>{html.escape(_title(run))}</h1><p>{EXPLORER}</p>")),
-            risk_explorer(tables.episodes, tables.held_out, profile_alpha=profile.risk.alpha),
-            page(framed(f"<h2>Soft-risk schedule</h2><p>{DESIGNER}</p>")),
-            schedule_designer(profile.schedule(), along="share"),
-        ]
-    )
+    exploration = Exploration(tables.episodes, tables.held_out, profile.risk.alpha)
+    content = json.dumps(exploration.content() | {"view": exploration.view(0.1, "reward")})
+    title = html.escape(f"{visible(run.folder.name)}: risk explorer")
+    return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width"><style>{STYLE.read_text()}{LOOK}</style></head>
+<body><header><h1>{title}</h1>{html.escape(HINT)}</header><main></main>
+<script type="application/json" id="content">{content.replace("<", chr(92) + "u003c")}</script>
+<script nonce="{nonce}">{get_plotlyjs()}</script>
+<script nonce="{nonce}" type="module">{SCRIPT.read_text()}openPage();</script></body></html>"""
 
 
 def serve(run: Run, port: int, say: Callable[[str], None] = print) -> None:
-    """Serve the `dashboard` of `run` on this machine until Ctrl-C; `say` gets the address with its token.
+    """Serve the `explorer_page` of `run` on this machine until Ctrl-C; `say` gets the address with its token.
 
-    Raises the errors of `dashboard`, and `UserError` where Voila is missing or the port is taken.
+    Raises the errors of `explorer_page`, and `UserError` where the port is taken.
     """
-    os.environ.pop("RARLHF_STATIC", None)  # the page needs live widgets
-    check_episodes(load_tables(run).episodes)  # the page would hide an error
+    check_episodes(load_tables(run).episodes)
+    token, nonce = secrets.token_urlsafe(24), secrets.token_urlsafe(16)
+    pages: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            address = urlsplit(self.path)
+            given = parse_qs(address.query).get("token", [""])[0]
+            if not secrets.compare_digest(given.encode(), token.encode()):
+                self._answer(HTTPStatus.FORBIDDEN, b"Open the address that `rarlhf explore` printed, with its token.")
+            elif address.path != "/":
+                self._answer(HTTPStatus.NOT_FOUND, b"There is one page only.")
+            else:
+                self._answer(HTTPStatus.OK, pages[0], "text/html; charset=utf-8")
+
+        def _answer(self, status: HTTPStatus, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
+            self.send_response(status)
+            headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
+            headers |= {"Content-Security-Policy": POLICY.format(nonce=nonce), "Referrer-Policy": "no-referrer"}
+            for name, value in (headers | {"X-Content-Type-Options": "nosniff"}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Visits are not logged."""
+
     try:
-        from voila.app import Voila
-        from voila.voila_identity_provider import VoilaIdentityProvider
-    except ModuleNotFoundError:
-        raise UserError("rarlhf explore needs Voila: pip install 'rarlhf_nb[dashboard]'.") from None
-    _check_free(port)
-    token = secrets.token_urlsafe(24)
-    with tempfile.TemporaryDirectory(prefix="rarlhf_explore_") as folder:
-        notebook = Path(folder, "explore.ipynb")
-        cell = f"from rarlhf_nb.showing.explore import dashboard\ndashboard({str(run.folder.resolve())!r})"
-        nbformat.write(
-            nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)], metadata={"title": _title(run)}), notebook
-        )
-        Path(folder, "index.html.j2").write_text(TEMPLATE)
-        server = Voila(
-            notebook_path=str(notebook),
-            ip=ADDRESS,
-            port=port,
-            port_retries=0,
-            token=token,
-            identity_provider_class=VoilaIdentityProvider,  # the default one has a login form that also sets passwords
-            open_browser=False,
-            log_level=logging.ERROR,
-            config_file_paths=[],  # no voila.json may loosen these settings
-            tornado_settings={"headers": {"Content-Security-Policy": POLICY}},
-            config=Config(SETTINGS),
-        )
-        logging.getLogger("tornado").setLevel(logging.ERROR)  # otherwise every visit logs two lines about pings
-        server.initialize([])
-        server.template_paths = [folder, *server.template_paths]
+        server = ThreadingHTTPServer((ADDRESS, port), Handler)
+    except OSError as error:
+        raise UserError(f"port = {port} cannot be used ({error.strerror}): choose another with --port N.") from None
+    with server:
+        pages.append(explorer_page(run, nonce).encode())
         say(f"http://{ADDRESS}:{port}/?token={token}\nCtrl-C ends it.")
-        server.start()
-
-
-def _title(run: Run) -> str:
-    return f"{visible(run.folder.name)}: risk explorer"
-
-
-def _check_free(port: int) -> None:
-    with socket.socket() as attempt:
-        # as the server does, so that closed connections do not count
-        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            attempt.bind((ADDRESS, port))
-        except OSError as error:
-            raise UserError(f"port = {port} cannot be used ({error.strerror}): choose another with --port N.") from None
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()

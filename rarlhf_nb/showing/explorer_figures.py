@@ -15,11 +15,11 @@ from plotly.subplots import make_subplots
 
 from rarlhf_nb.core.methods import OTHER_COLOR
 from rarlhf_nb.measuring.metrics import Interval, seed_interval
-from rarlhf_nb.showing.look import REWARD, label_text, laid_out, line_style, method_color
+from rarlhf_nb.showing.look import REWARD, faint, label_text, laid_out, line_style, method_color
 from rarlhf_nb.showing.tails import ALPHAS, Ranking, Slot, Tails
 from rarlhf_nb.training.risk import SoftRiskSchedule
 
-REST_OPACITY, BAND_OPACITY = 0.3, 0.15
+TAIL_OPACITY, BAND_OPACITY = 0.35, 0.15
 PRICES = {
     "cvar": "measured tail (logit)",
     "mean": "mean reward (logit)",
@@ -32,143 +32,98 @@ Change = dict  # the properties of a trace that a move of a control changes
 Sweeps = dict[str, dict[float, list[Tails]]]  # sweep -> trained alpha -> tails by seed, the shown seed first
 
 
-# Distributions: one row per method, with a histogram and a cumulative curve
+# Distributions and tail means: every method in one panel
+#
+# The styles are the fixed part of a method's traces, and the changes what depends on alpha. The live explorer
+# (`explorer.js`) takes the styles from here, and its changes from the same numbers.
+
+LINE = {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "showlegend": False}
+DISTRIBUTION_STYLES: list[dict] = [
+    LINE | {"name": "tail", "fill": "tozeroy", "line": {"width": 0, "shape": "hv"}},
+    {"type": "scatter", "mode": "lines", "line": {"width": 2, "shape": "hv"}},
+    LINE | {"name": "VaR", "line": {"width": 2}},
+    LINE | {"name": "tail mean", "line": {"width": 2.5, "dash": "dot"}},
+]
+CURVE_STYLES: list[dict] = [
+    LINE | {"fill": "toself", "line": {"width": 0}, "opacity": BAND_OPACITY},
+    {"type": "scatter", "mode": "lines", "line": {"width": 2.5}},
+    LINE | {"mode": "markers", "marker": {"size": 10}},
+]
+MARK = {"color": OTHER_COLOR, "dash": "dash", "width": 1.5}  # the line at the chosen alpha
+COMPACT = {"margin": {"l": 52, "r": 12, "t": 12, "b": 44}, "showlegend": True, "font_size": 12}
 
 
 class Axes(NamedTuple):
-    """What all panels share so that they compare: bin edges, the grid of the cumulative curve, the top count."""
+    """What all methods share so that they compare: bin edges and the top count."""
 
     edges: np.ndarray
-    grid: np.ndarray
     top: float
 
 
 def shared_axes(measured: Sequence[Tails], bins: int = 40) -> Axes:
     """Axes that fit every method, including the methods of a sweep that are not shown."""
-    everything = np.concatenate([tails.rewards for tails in measured])
-    edges = np.histogram_bin_edges(everything, bins)
-    top = max(np.histogram(tails.rewards, edges)[0].max() for tails in measured)
-    return Axes(edges, np.linspace(edges[0], edges[-1], 161), 1.06 * float(top))
+    edges = np.histogram_bin_edges(np.concatenate([tails.rewards for tails in measured]), bins)
+    return Axes(edges, 1.06 * float(max(bin_counts(tails, edges).max() for tails in measured)))
+
+
+def bin_counts(tails: Tails, edges: np.ndarray) -> np.ndarray:
+    """The number of episodes in each bin."""
+    return np.histogram(tails.rewards, edges)[0]
 
 
 def distribution_figure(slots: Sequence[Slot], alpha: float, ranking: Ranking, axes: Axes) -> go.Figure:
-    """Each method's rewards as a histogram and a cumulative curve: tail filled, VaR solid, tail mean dotted."""
-    titles = [text for title in distribution_titles(slots, alpha, ranking) for text in (title, "")]
-    figure = make_subplots(
-        rows=len(slots),
-        cols=2,
-        shared_xaxes="all",
-        shared_yaxes="columns",
-        column_widths=[0.58, 0.42],
-        horizontal_spacing=0.09,
-        vertical_spacing=0.3 / len(slots),
-        subplot_titles=titles,
-    )
-    changes = iter(distribution_changes(slots, alpha, ranking, axes))
-    for row in range(1, len(slots) + 1):
-        for kind, still, column in _distribution_traces(axes):
-            figure.add_trace(kind(**still, showlegend=False).update(next(changes)), row=row, col=column)
-    figure.update_annotations(x=0, xanchor="left", font_size=14)
-    figure.update_yaxes(range=[0, axes.top], title_text="episodes", title_font_size=12, col=1)
-    figure.update_yaxes(range=[0, 102], title_text="% at most", title_font_size=12, col=2)
-    figure.update_xaxes(range=[axes.edges[0], axes.edges[-1]])
-    figure.update_xaxes(title_text=REWARD, title_font_size=13, row=len(slots))
-    return laid_out(figure, height=110 + 130 * len(slots), barmode="stack", margin={"t": 40})
-
-
-def distribution_titles(slots: Sequence[Slot], alpha: float, ranking: Ranking) -> list[str]:
-    """The title above each method's panels, with its numbers."""
-    return [
-        f"<b>{label_text(slot.method)}</b>   "
-        + (f"VaR {slot.tails.threshold(alpha):.2f}, CVaR " if ranking == "reward" else "mean of the tail ")
-        + f"{slot.tails.resampled(alpha, ranking)[0]:.2f}"
-        for slot in slots
-    ]
-
-
-def distribution_changes(slots: Sequence[Slot], alpha: float, ranking: Ranking, axes: Axes) -> list[Change]:
-    """The changing part of every trace of `distribution_figure`, seven traces per slot."""
-    return [change for slot in slots for change in _slot_changes(slot, alpha, ranking, axes)]
-
-
-def _distribution_traces(axes: Axes) -> list[tuple[type, dict, int]]:
-    """The fixed part of a method's traces: kind, settings, column."""
-    bars = {"x": (axes.edges[:-1] + axes.edges[1:]) / 2, "width": np.diff(axes.edges)}
-    line = {"mode": "lines", "hoverinfo": "skip"}
-    return [
-        (go.Bar, bars | {"name": "tail"}, 1),
-        (go.Bar, bars | {"name": "the rest", "marker_opacity": REST_OPACITY}, 1),
-        (go.Scatter, line | {"name": "VaR"}, 1),
-        (go.Scatter, line | {"name": "tail mean", "line": {"color": "#222222", "dash": "dot", "width": 2}}, 1),
-        (go.Scatter, line | {"name": "tail", "x": axes.grid, "fill": "tozeroy", "line": {"width": 0}}, 2),
-        (go.Scatter, {"name": "all", "x": axes.grid, "mode": "lines"}, 2),
-        (go.Scatter, line | {"name": "VaR"}, 2),
-    ]
-
-
-def _slot_changes(slot: Slot, alpha: float, ranking: Ranking, axes: Axes) -> list[Change]:
-    """A method's traces at one alpha. By prompt score there is no VaR of the rewards, so its lines are empty."""
-    tails, color = slot.tails, method_color(slot.method)
-    rewards = tails.rewards[tails.tail(alpha, ranking)]
-    lowest_first = tails.rewards[tails.orders["reward"]]
-    inside = np.histogram(rewards, axes.edges)[0]
-    outside = np.histogram(tails.rewards, axes.edges)[0] - inside
-    mean = float(tails.resampled(alpha, ranking)[0])
-    at = [tails.threshold(alpha)] * 2 if ranking == "reward" else []
-
-    def reached(ordered: np.ndarray) -> np.ndarray:
-        return 100 * np.searchsorted(ordered, axes.grid, side="right") / len(tails.rewards)
-
-    return [
-        {"y": inside, "marker": {"color": color}},
-        {"y": outside, "marker": {"color": color}},
-        {"x": at, "y": [0, axes.top][: len(at)], "line": {"color": "#222222", "width": 2.5}},
-        {"x": [mean, mean], "y": [0, axes.top]},
-        # nothing beyond the best reward in the tail, so that the fill ends there
-        {"y": np.where(axes.grid <= rewards.max(), reached(np.sort(rewards)), np.nan), "fillcolor": color},
-        {"y": reached(lowest_first), "line": {"color": color}},
-        {"x": at, "y": [0, 100][: len(at)], "line": {"color": "#222222", "width": 2.5}},
-    ]
-
-
-# The tail mean against alpha
+    """The methods' rewards as outlines over each other: tail filled, VaR solid, tail mean dotted."""
+    figure = _layered(DISTRIBUTION_STYLES, [_distribution_changes(slot, alpha, ranking, axes) for slot in slots])
+    figure.update_yaxes(range=[0, axes.top], title_text="episodes (count)", title_font_size=12)
+    figure.update_xaxes(range=[axes.edges[0], axes.edges[-1]], title_text=REWARD, title_font_size=12)
+    return laid_out(figure, height=360, **COMPACT)
 
 
 def curve_figure(slots: Sequence[Slot], alpha: float, ranking: Ranking) -> go.Figure:
     """The tail mean of every method at every alpha, with 95 % bands, and a line at the current alpha."""
-    figure = go.Figure()
-    changes = curve_changes(slots, alpha, ranking)
-    figure.add_scatter(mode="lines", hoverinfo="skip", showlegend=False, line={"color": OTHER_COLOR, "dash": "dash"})
-    for _ in slots:
-        figure.add_scatter(fill="toself", line={"width": 0}, opacity=BAND_OPACITY, showlegend=False, hoverinfo="skip")
-        figure.add_scatter(mode="lines")
-        figure.add_scatter(mode="markers", showlegend=False, marker={"size": 10}, hoverinfo="skip")
-    for trace, change in zip(figure.data, changes, strict=True):
-        trace.update(change)
+    figure = _layered(CURVE_STYLES, [_curve_changes(slot, alpha, ranking) for slot in slots])
+    figure.add_vline(x=100 * alpha, line=MARK)
     ticks = [1, 2, 5, 10, 20, 50, 100]
     figure.update_xaxes(
-        title_text="α: lowest share (%)", title_font_size=13, type="log", tickvals=ticks, range=[-0.03, 2.03]
+        title_text="measured α: lowest share (%)", title_font_size=12, type="log", tickvals=ticks, range=[-0.03, 2.03]
     )
-    figure.update_yaxes(title_text="mean reward of that share (logit)", title_font_size=13)
-    return laid_out(figure, height=400, margin={"t": 60}, legend_y=0.99)
+    figure.update_yaxes(title_text="tail mean (logit)", title_font_size=12)
+    return laid_out(figure, height=360, **COMPACT)
 
 
-def curve_changes(slots: Sequence[Slot], alpha: float, ranking: Ranking) -> list[Change]:
-    """The changing part of every trace of `curve_figure`: the line at alpha, then three traces per slot."""
-    curves = [slot.tails.means[ranking] for slot in slots]
-    bands = [np.quantile(curve[:, 1:], [0.025, 0.975], axis=1) for curve in curves]
-    lowest, highest = min(low.min() for low, _ in bands), max(high.max() for _, high in bands)
-    changes: list[Change] = [{"x": [100 * alpha] * 2, "y": [lowest, highest]}]
-    around = 100 * np.concatenate([ALPHAS, ALPHAS[::-1]])
-    for slot, curve, (low, high) in zip(slots, curves, bands, strict=True):
-        name, color = label_text(slot.method), method_color(slot.method)
-        here = float(slot.tails.resampled(alpha, ranking)[0])
-        changes += [
-            {"x": around, "y": np.concatenate([low, high[::-1]]), "fillcolor": color, "legendgroup": name},
-            {"x": 100 * ALPHAS, "y": curve[:, 0], "name": name, "legendgroup": name, "line": line_style(slot.method)},
-            {"x": [100 * alpha], "y": [here], "legendgroup": name, "marker": {"color": color}},
-        ]
-    return changes
+def _layered(styles: Sequence[dict], changes: Sequence[Sequence[Change]]) -> go.Figure:
+    """A figure in which the traces of one style, of all methods, lie below those of the next."""
+    figure = go.Figure()
+    for style, layer in zip(styles, zip(*changes, strict=True) if changes else [()] * len(styles), strict=True):
+        for change in layer:
+            figure.add_trace(style).data[-1].update(change)
+    return figure
+
+
+def _distribution_changes(slot: Slot, alpha: float, ranking: Ranking, axes: Axes) -> list[Change]:
+    """A method's traces at one alpha. By prompt score there is no VaR of the rewards, so its line is empty."""
+    tails, color = slot.tails, method_color(slot.method)
+    inside = np.histogram(tails.rewards[tails.tail(alpha, ranking)], axes.edges)[0]
+    mean = float(tails.resampled(alpha, ranking)[0])
+    at = [tails.threshold(alpha)] * 2 if ranking == "reward" else []
+    x, whole = np.concatenate([axes.edges[:1], axes.edges]), bin_counts(tails, axes.edges)
+    return [
+        {"x": x, "y": np.array([0, *inside, 0]), "fillcolor": faint(slot.method, TAIL_OPACITY)},
+        {"x": x, "y": np.array([0, *whole, 0]), "line": {"color": color}, "name": label_text(slot.method)},
+        {"x": at, "y": [0, axes.top][: len(at)], "line": {"color": color}},
+        {"x": [mean, mean], "y": [0, axes.top], "line": {"color": color}},
+    ]
+
+
+def _curve_changes(slot: Slot, alpha: float, ranking: Ranking) -> list[Change]:
+    curve, color = slot.tails.means[ranking], method_color(slot.method)
+    low, high = np.quantile(curve[:, 1:], [0.025, 0.975], axis=1)
+    line = {"color": color, "dash": line_style(slot.method)["dash"]}
+    return [
+        {"x": 100 * np.concatenate([ALPHAS, ALPHAS[::-1]]), "y": np.concatenate([low, high[::-1]]), "fillcolor": color},
+        {"x": 100 * ALPHAS, "y": curve[:, 0], "name": label_text(slot.method), "line": line},
+        {"x": [100 * alpha], "y": [float(slot.tails.resampled(alpha, ranking)[0])], "marker": {"color": color}},
+    ]
 
 
 # The cost of the trained alpha
@@ -179,40 +134,41 @@ def price_figure(sweeps: Sweeps, alpha: float, ranking: Ranking, trained: float)
 
     With other seeds a line is the mean over seeds, with a band for its 95 % t interval.
     """
-    prices, (fewest, most) = measured_prices(sweeps), seed_counts(sweeps)
-    titles = {price: PRICES[price] for price in prices}
-    caption = "trained α (large dot: the chosen one)"
-    if most > 1:
-        titles |= {"perplexity": "perplexity, shown seed only"}
-        seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
-        caption += f"<br>line: mean of {seeds} seeds; band: its 95 % interval"
+    prices, banded = measured_prices(sweeps), seed_counts(sweeps)[-1] > 1
+    titles = PRICES | ({"perplexity": "perplexity, shown seed only"} if banded else {})
     panels = [titles[price] for price in prices]
-    figure = make_subplots(rows=2, cols=2, subplot_titles=panels, vertical_spacing=0.17)
-    changes = iter(price_changes(sweeps, alpha, ranking, trained))
-    for panel in range(len(prices)):
-        place = {"row": panel // 2 + 1, "col": panel % 2 + 1}
+    figure = make_subplots(cols=len(panels), subplot_titles=panels, horizontal_spacing=0.06)
+    for col, price in enumerate(prices, start=1):
+        changes = iter(price_changes(sweeps, price, alpha, ranking))
         for sweep in sweeps:
             style = line_style(sweep) | {"color": method_color(sweep)}
-            name = {"name": label_text(sweep), "legendgroup": sweep, "showlegend": panel == 0}
-            if most > 1:
-                figure.add_trace(_price_band(sweep).update(next(changes)), **place)
-            figure.add_trace(go.Scatter(mode="lines+markers", line=style, **name).update(next(changes)), **place)
-    figure.update_annotations(font_size=14)
-    figure.update_xaxes(title_text=caption, title_font_size=12, row=2)
-    return laid_out(figure, height=460, margin={"t": 70}, legend_y=0.99)
+            name = {"name": label_text(sweep), "legendgroup": sweep, "showlegend": col == 1}
+            if banded:
+                figure.add_trace(_price_band(sweep).update(next(changes)), row=1, col=col)
+            line = go.Scatter(mode="lines+markers", line=style, **name)
+            figure.add_trace(line.update(next(changes)), row=1, col=col)
+    figure.add_vline(x=trained, line=MARK)
+    figure.update_annotations(font_size=13)
+    figure.update_xaxes(title_text="trained α", title_font_size=12, type="log", tickvals=[0.05, 0.1, 0.2, 0.4, 1])
+    return laid_out(figure, height=300, margin={"t": 64, "l": 45, "r": 12, "b": 46}, font_size=12, legend_y=0.99)
 
 
-def price_changes(sweeps: Sweeps, alpha: float, ranking: Ranking, trained: float) -> list[Change]:
-    """The changing part of every trace of `price_figure`, panel by panel and sweep by sweep."""
+def price_title(sweeps: Sweeps) -> str:
+    """The heading of `price_figure`."""
+    title, (fewest, most) = "What the trained α brings and costs (dashed: the chosen one)", seed_counts(sweeps)
+    seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
+    return title + (f"; line: mean of {seeds} seeds, band: its 95 % interval" if most > 1 else "")
+
+
+def price_changes(sweeps: Sweeps, price: str, alpha: float, ranking: Ranking) -> list[Change]:
+    """The values of one panel of `price_figure`, sweep by sweep; only the panel "cvar" depends on alpha and ranking."""
     changes: list[Change] = []
     banded = seed_counts(sweeps)[-1] > 1
-    for price in measured_prices(sweeps):
-        for members in sweeps.values():
-            alphas = sorted(members)
-            found = [_price_interval(members[at], price, alpha, ranking) for at in alphas]
-            sizes = [15 if at == trained else 7 for at in alphas]
-            changes += [_around(alphas, found)] if banded else []
-            changes.append({"x": alphas, "y": np.array([each.value for each in found]), "marker": {"size": sizes}})
+    for members in sweeps.values():
+        alphas = sorted(members)
+        found = [_price_interval(members[at], price, alpha, ranking) for at in alphas]
+        changes += [_around(alphas, found)] if banded else []
+        changes.append({"x": np.array(alphas), "y": np.array([each.value for each in found])})
     return changes
 
 
@@ -258,7 +214,9 @@ def _price_interval(seeds: Sequence[Tails], price: str, alpha: float, ranking: R
 def _price(tails: Tails, price: str, alpha: float, ranking: Ranking) -> float:
     if price == "cvar":
         return float(tails.resampled(alpha, ranking)[0])
-    return float(tails.rewards.mean()) if price == "mean" else getattr(tails, price)
+    if price == "mean":
+        return float(tails.rewards.mean())
+    return float(tails.kl[0]) if price == "kl" else tails.perplexity
 
 
 # The schedule

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rarlhf_nb.core.methods import method_order
-from rarlhf_nb.measuring.metrics import bootstrap_interval, bootstrap_weights, tail_means
+from rarlhf_nb.measuring.metrics import bootstrap_interval, bootstrap_weights, tail_means, weighted_mean
 from rarlhf_nb.measuring.report_metrics import prompt_positions
 from rarlhf_nb.measuring.tables import check_episodes
 from rarlhf_nb.training.risk import check_alpha, tail_count
@@ -23,13 +23,13 @@ class Tails:
     """The episodes of a method in both orders, with the tail mean for every alpha in `ALPHAS` and every resample.
 
     rewards: (N,). orders[ranking]: (N,) episodes, lowest first, ties in the order of the table. means[ranking]:
-    (100, 1 + R), the estimate first. kl: the mean over episodes. kl, perplexity: NaN if not measured.
+    (100, 1 + R), the estimate first. kl: (1 + R,), the mean over episodes. kl, perplexity: NaN if not measured.
     """
 
     rewards: np.ndarray
     orders: dict[Ranking, np.ndarray]
     means: dict[Ranking, np.ndarray]
-    kl: float
+    kl: np.ndarray
     perplexity: float = float("nan")
 
     def tail(self, alpha: float, ranking: Ranking) -> np.ndarray:
@@ -46,10 +46,11 @@ class Tails:
 
 
 class Slot(NamedTuple):
-    """The method that a panel shows, and its measured tails."""
+    """What is shown of a method: its tails, and the evaluated method that its texts come from."""
 
     method: str
     tails: Tails
+    source: str
 
 
 def alpha_index(alpha: float) -> int:
@@ -76,10 +77,14 @@ def measure_tails(
             rewards,
             {ranking: np.argsort(keys[ranking], kind="stable") for ranking in RANKINGS},
             {ranking: tail_means(rewards, keys[ranking], weights, ALPHAS) for ranking in RANKINGS},
-            float(episodes[method]["kl"].mean()) if "kl" in episodes[method] else float("nan"),
+            _mean_kl(episodes[method], weights),
             (perplexities or {}).get(method, float("nan")),
         )
     return measured
+
+
+def _mean_kl(table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
+    return weighted_mean(table["kl"].to_numpy(dtype=float), weights) if "kl" in table else np.full(len(weights), np.nan)
 
 
 def tail_table(slots: Sequence[Slot], alpha: float, ranking: Ranking, baselines: Sequence[str]) -> pd.DataFrame:
@@ -93,7 +98,7 @@ def tail_table(slots: Sequence[Slot], alpha: float, ranking: Ranking, baselines:
         ours = resampled[slot.method]
         rows[slot.method] = {
             "mean": float(slot.tails.rewards.mean()),
-            "kl": slot.tails.kl,
+            "kl": float(slot.tails.kl[0]),
             "tail": bootstrap_interval(ours),
         } | {
             baseline: None if baseline == slot.method else bootstrap_interval(ours - resampled[baseline])

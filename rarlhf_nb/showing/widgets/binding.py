@@ -1,8 +1,6 @@
 """Turning a figure into a widget, and redrawing it."""
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -14,7 +12,7 @@ from rarlhf_nb.showing.explorer_figures import Change
 class Drawing:
     """A complete figure as `widget`, which `redraw` changes in place.
 
-    It is complete from the start, because a saved page and Voila show only its initial state. Unchanged properties are
+    It is complete from the start, because a saved page shows only its initial state. Unchanged properties are
     not set again, because plotly's validation of each property dominates the cost of moving a slider.
     """
 
@@ -25,34 +23,20 @@ class Drawing:
         self.box = Box([self.widget], layout=Layout(width="100%", min_width="0", overflow="hidden", display="block"))
         self._last: list[Change] = [{} for _ in figure.data]
 
-    def redraw(self, changes: Sequence[Change], titles: Sequence[str] = ()) -> None:
-        """Change all traces and panel titles in one message to the front end."""
+    def redraw(self, changes: Sequence[Change]) -> None:
+        """Change all traces in one message to the front end."""
         with self.widget.batch_update():
             for trace, change, last in zip(self.widget.data, changes, self._last, strict=True):
                 for key, value in change.items():
                     if key not in last or not _same(value, last[key]):
                         trace.update({key: value})  # not trace[key] = value: a dict would replace the other settings
                         last[key] = value
-            for annotation, title in zip(self.widget.layout.annotations, titles, strict=False):
-                annotation.text = title
 
 
 def _same(value: object, last: object) -> bool:
     if isinstance(value, np.ndarray) or isinstance(last, np.ndarray):
         return np.array_equal(value, last)
     return value == last
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Suspend garbage collection inside the block: a full collection takes 0.2 s in a kernel with torch."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def controls(*children: Widget) -> HBox:
