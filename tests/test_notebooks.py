@@ -176,7 +176,7 @@ def rarlhf(folder, *words):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-ON_DEMAND = ("rloo", "cvar_rloo")
+ON_DEMAND = ("conditioned", "rloo", "cvar_rloo")
 
 
 def test_the_main_job_ends_with_a_table_of_all_methods(tmp_path):
