@@ -9,8 +9,10 @@ import sys
 import urllib.error
 import urllib.request
 
+import pandas as pd
 import pytest
 from browser import (
+    HOSTILE,
     REPOSITORY,
     check_in_sight,
     check_measured_alpha,
@@ -24,6 +26,8 @@ from browser import (
     until,
     watched_page,
 )
+
+from rarlhf_nb.showing.explore import explorer_page
 
 RARLHF = [sys.executable, "-m", "rarlhf_nb.running.cli"]
 SHOWN = "<script>hacked=1</script><img src=x onerror='window.hacked=1'></div></td> $x^2$"
@@ -41,7 +45,7 @@ def log(method):
     return "".join(json.dumps({"iteration": i + 1, "mean_reward": mean}) + "\n" for i, mean in enumerate(means))
 
 
-# This test comes first: only one playwright event loop can run at a time, and the one of `served` runs to the end.
+# These two come first: only one playwright event loop can run at a time, and the one of `served` runs to the end.
 def test_the_report_opens_from_the_disk_offline(tmp_path):
     path = chromium()
     run = made_up_run(tmp_path)
@@ -74,6 +78,40 @@ def test_the_report_opens_from_the_disk_offline(tmp_path):
         assert page.evaluate("typeof window.hacked") == "undefined"
         assert page.locator("img[src=x]").count() == 0
         assert page.strangers == [file.as_uri()]
+        assert page.errors == []
+
+
+def test_a_conditioned_policy_moves_with_its_slider(tmp_path):
+    path, run = chromium(), made_up_run(tmp_path)
+    alphas = {
+        alpha: episodes("rlhf").assign(alpha=alpha, completion=f"{HOSTILE} at {alpha}") for alpha in (1.0, 0.4, 0.1)
+    }
+    table = pd.concat([rows.assign(reward=rows["reward"] + 1 - alpha) for alpha, rows in alphas.items()])
+    run.write_table("evaluation/conditioned.alphas.parquet", table.reset_index(drop=True))
+    file = tmp_path / "page.html"
+    file.write_text(explorer_page(run, "once"))
+    with watched_page(path) as page:
+        page.goto(f"{file.as_uri()}#alpha=1&trained=1&methods=rlhf,conditioned")
+        mean = page.locator(".numbers tbody tr").last.locator("b").first
+        columns = page.locator(".columns td")
+        mean.wait_for()
+        first, rlhf = float(mean.inner_text().replace("−", "-")), episodes("rlhf")["reward"].mean()
+        assert first == pytest.approx(rlhf, abs=0.006)
+        assert [text.split()[-2:] for text in columns.all_inner_texts()[1:4]] == [
+            ["at", at] for at in ("1.0", "1.0", "0.1")
+        ]
+        moved = [first]
+        slider(page, "trained α").focus()
+        for _ in range(12):
+            page.keyboard.press("ArrowLeft")
+            moved.append(float(mean.inner_text().replace("−", "-")))
+        assert moved == sorted(moved) and moved[-1] > first + 0.2 and len(set(moved)) > 8
+        assert columns.nth(2).inner_text().endswith("at 0.4")
+        page.get_by_role("button", name="play").click()
+        until(lambda: slider(page, "trained α").input_value() == "0", 30)
+        assert float(mean.inner_text()) == pytest.approx(rlhf + 0.9, abs=0.006)
+        assert "trained=0.1" in page.url and columns.nth(2).inner_text().endswith("at 0.1")
+        assert page.evaluate("typeof window.hacked") == "undefined" and page.locator("img").count() == 0
         assert page.errors == []
 
 

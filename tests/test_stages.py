@@ -90,6 +90,10 @@ def test_stages_read_and_write_what_they_say(open_experiment):
         assert all(any(belongs(file, [place]) for file in written) for place in stage.writes), (stage, written)
         assert before.keys() <= after.keys()
         hand_over(alone.run, whole.run, stage.writes)
+    sample = whole.sampler()
+    asked = [sample(["this film is", "the plot"], alpha) for alpha in (0.4, 0.4, 1.0)]
+    assert asked[0] == asked[1] and [len(text) > 0 for text, _ in asked[2]] == [True, True]
+    assert [reward for _, reward in asked[0]] == whole.reward()(["this film is", "the plot"], [t for t, _ in asked[0]])
     methods = [
         "base",
         "prompted",

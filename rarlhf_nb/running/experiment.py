@@ -7,8 +7,9 @@ earlier stages left in the folder and writes its own part; so each notebook runs
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import datasets
@@ -179,6 +180,23 @@ class Experiment(Workspace):
     def tables(self) -> Tables:
         """What the run holds so far: episodes, held-out texts and training logs by method."""
         return load_tables(self.run)
+
+    def sampler(self) -> Callable[[list[str], float], list[tuple[str, float]]] | None:
+        """For the explorer: from prompts and alpha to fresh completions of the conditioned policy, and their rewards.
+
+        The policy is loaded at the first call. Every call draws the same random numbers, so that only alpha changes a
+        completion. None where the run has no such policy.
+        """
+        if not self.run.path("policies", CONDITIONED).exists():
+            return None
+        loaded = cache(lambda: (self.saved(CONDITIONED), self.reward()))
+
+        def sample(prompts: list[str], alpha: float) -> list[tuple[str, float]]:
+            policy, reward = loaded()
+            completions = policy.sample(prompts, self.profile.sampling, self.seed, alpha=alpha).completions
+            return list(zip(completions, reward(prompts, completions), strict=True))
+
+        return sample
 
     def scores(self, free: Sequence[str] = ()) -> pd.DataFrame:
         """The scores of this run and of those beside it that differ only in the seed and the `free` settings.

@@ -46,7 +46,7 @@ def explorer_page(run: Run, nonce: str) -> str:
     Raises `UserError` where no method was evaluated, or the methods were not evaluated on the same prompts.
     """
     tables, profile = load_tables(run), Profile(**run.manifest["settings"])
-    exploration = Exploration(tables.episodes, tables.held_out, profile.risk.alpha)
+    exploration = Exploration(tables.episodes, tables.held_out, profile.risk.alpha, alphas=tables.alphas)
     content = json.dumps(exploration.content() | {"view": exploration.view(0.1, "reward")})
     title = html.escape(f"{visible(run.folder.name)}: risk explorer")
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>

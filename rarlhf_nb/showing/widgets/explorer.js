@@ -53,7 +53,8 @@ function readView(text, content) {
 function explore(root, content, { ask = null, share, moved = () => {} }) {
   const view = { ...content.view };
   const parts = {};
-  let playing = null, waiting = null, fresh = null, asked = null;
+  const fresh = new Map(), asked = new Set(); // by trained alpha
+  let playing = null, waiting = null, error = null;
 
   // What the view selects
 
@@ -181,22 +182,23 @@ function explore(root, content, { ask = null, share, moved = () => {} }) {
     }));
   }
 
+  const compared = () => [1, view.trained, content.columns.alphas[0]];
+
   // The same prompts at three alphas: fresh from the policy where there is one, otherwise of the nearest evaluated alpha.
   function writeColumns() {
     if (!content.columns) return;
     const { prompts, alphas, completions } = content.columns;
-    const wanted = [1, view.trained, alphas[0]];
-    const found = wanted.map((alpha) => {
+    const found = compared().map((alpha) => {
       const near = nearest(alphas, alpha);
-      if (fresh?.completions && fresh.alpha === alpha) return { alpha, cells: fresh.completions, note: "sampled now" };
+      if (fresh.has(alpha)) return { alpha, cells: fresh.get(alpha), note: "sampled now" };
       return { alpha: alphas[near], cells: completions[near], note: "from the evaluation" };
     });
     const head = make("tr", {}, make("th", {}, "prompt"), ...found.map(({ alpha, note }) => make("th", {}, `trained α = ${alpha.toFixed(2)}`, make("small", {}, note))));
     const rows = prompts.map(([prompt, score], row) => make("tr", {}, make("td", {}, make("b", {}, signed(score)), " ", foldedText(prompt)),
       ...found.map(({ cells }) => make("td", {}, make("b", {}, cells[row][1] == null ? "" : signed(cells[row][1])), " ", foldedText(cells[row][0])))));
-    const error = fresh?.error ? [make("p", { role: "alert" }, fresh.error)] : [];
-    parts.columns.replaceChildren(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)), ...error);
-    parts.columns.classList.toggle("waiting", asked != null);
+    const note = error == null ? [] : [make("p", { role: "alert" }, error)];
+    parts.columns.replaceChildren(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)), ...note);
+    parts.columns.classList.toggle("waiting", asked.size > 0);
   }
 
   // Controls
@@ -243,15 +245,18 @@ function explore(root, content, { ask = null, share, moved = () => {} }) {
   }
 
   function request() {
-    if (!ask || asked === view.trained || (fresh && fresh.alpha === view.trained)) return;
-    asked = view.trained;
-    ask(asked);
+    if (!ask) return;
+    for (const alpha of compared().filter((alpha) => !fresh.has(alpha) && !asked.has(alpha))) {
+      asked.add(alpha);
+      ask(alpha);
+    }
     writeColumns();
   }
 
   function answer(found) {
-    if (found.alpha === asked) asked = null;
-    fresh = found;
+    asked.delete(found.alpha);
+    error = found.error ?? null;
+    if (found.completions) fresh.set(found.alpha, found.completions);
     writeColumns();
   }
 
