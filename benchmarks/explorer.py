@@ -24,7 +24,8 @@ import pandas as pd
 
 from rarlhf_nb.core.methods import METHODS
 from rarlhf_nb.core.profiles import load_profile
-from rarlhf_nb.core.runs import Run, repository
+from rarlhf_nb.core.runs import Run
+from rarlhf_nb.running.experiment import Experiment
 from rarlhf_nb.showing.explore import serve
 
 EPISODES = 10_000
@@ -97,7 +98,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         runs = (
-            [Run(repository() / "papermill_runs" / given.run)]
+            [Experiment.reopen(given.run).run]
             if given.run
             else [made_up(methods, Path(folder)) for methods in (list(METHODS), SWEEP)]
         )
