@@ -11,44 +11,38 @@ Rockafellar-Uryasev policies have the better tail the smaller their alpha.
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from datasets import Dataset
 
-from benchmarks.risk_comparison import TEST_SEED, Work, sft_folder
+from benchmarks.risk_comparison import Work, prepare, sft_folder, test_episodes
 from rarlhf_nb.core.methods import split_alpha, sweep_key
 from rarlhf_nb.core.profiles import ConditionedSettings, Profile, load_profile
 from rarlhf_nb.measuring.cells import interval_cell, markdown_table
-from rarlhf_nb.measuring.evaluation import evaluate
 from rarlhf_nb.measuring.metrics import seed_interval
 from rarlhf_nb.measuring.report import summary
 from rarlhf_nb.training.conditioned import AlphaConditionedTrainer
-from rarlhf_nb.training.policy import ActorCritic, Reference, load_policy
+from rarlhf_nb.training.policy import ActorCritic
 from rarlhf_nb.training.risk import SoftRiskSchedule
 from rarlhf_nb.training.trainer import CVaRPPOTrainer
-from rarlhf_nb.worlds.pocket import pocket_world
-from rarlhf_nb.worlds.rewards import load_reward
-from rarlhf_nb.worlds.tasks import load_task
 
 WORLDS = ["pocket-imdb", "pocket-jigsaw"]
 SEEDS = [21, 22, 23, 24, 25]
 KL_COEF = 0.4
 ALPHAS = [1.0, 0.4, 0.2, 0.1]
-CONDITIONED = ConditionedSettings(alpha_min=0.1, groups=4)
+TRAINER = partial(AlphaConditionedTrainer, conditioned=ConditionedSettings(alpha_min=0.1, groups=4))
 SEPARATE = {1.0: "rlhf"} | {alpha: sweep_key("ra_rlhf_ru", alpha) for alpha in ALPHAS[1:]}
 MEASURES = ["reward", "tail reward", "CVaR 10 %", "KL"]
 
 
 def run_one(method: str, seed: int, profile: Profile, output: Path) -> list[dict[str, Any]]:
     """Trains a method and measures it on the test prompts: one row for each alpha that it acts for."""
-    world = pocket_world(profile.task.source)
-    reward = load_reward(world.reward, profile.reward.label, profile.reward.accepted_label_names, batch_size=128)
-    policy = load_policy(sft_folder(output, profile))
-    task, reference = load_task(profile.task, policy.processing_class), Reference(policy)
-    trainer = make_trainer(method, policy, reward, profile, reference=reference, seed=seed, train_dataset=task.train)
+    # the conditioned trainer sets estimator and alpha itself
+    base, kind = ("ra_rlhf_ru", TRAINER) if method == "conditioned" else (method, CVaRPPOTrainer)
+    trainer, task, reward = prepare(profile, base, sft_folder(output, profile), seed, trainer=kind)
     started = time.perf_counter()
     log = trainer.train()
     run = {
@@ -60,24 +54,12 @@ def run_one(method: str, seed: int, profile: Profile, output: Path) -> list[dict
         "gradient tokens": int(log["gradient_tokens"].sum()),
         "compute": Work().units(SoftRiskSchedule(profile.ppo.batch_size, 1, len(log), 0, 1), profile.ppo.epochs),
     }
-    test = task.test.assign(prompt_score=reward.score(task.test["prompt"].tolist()))
     rows = []
-    for alpha, fixed in at_alphas(method, policy).items():
-        episodes = evaluate(fixed, reference, reward, test, profile.sampling, profile.evaluation, TEST_SEED)
+    for alpha, fixed in at_alphas(method, trainer.policy).items():
+        episodes = test_episodes(fixed, trainer.reference, reward, task, profile)
         measured = summary(episodes, profile.task.tail_threshold)
         rows.append(run | {"alpha": alpha} | {measure: float(measured[measure]) for measure in MEASURES})
     return rows
-
-
-def make_trainer(
-    method: str, policy: ActorCritic, reward: Any, profile: Profile, train_dataset: pd.DataFrame, **options: Any
-) -> CVaRPPOTrainer:
-    """The trainer of `conditioned`, `rlhf` or a Rockafellar-Uryasev policy."""
-    options["train_dataset"] = Dataset.from_pandas(train_dataset, preserve_index=False)
-    arguments = (policy, reward, profile.ppo)
-    if method == "conditioned":
-        return AlphaConditionedTrainer(*arguments, profile.risk, profile.sampling, CONDITIONED, **options)
-    return CVaRPPOTrainer(*arguments, profile.risk.for_method(method), profile.sampling, **options)
 
 
 def at_alphas(method: str, policy: ActorCritic) -> dict[float, ActorCritic]:

@@ -168,14 +168,14 @@ def prepare(
     start: Path,
     seed: int,
     log_file: Path | None = None,
-    trainer: type[CVaRPPOTrainer] = CVaRPPOTrainer,
+    trainer: Callable[..., CVaRPPOTrainer] = CVaRPPOTrainer,
 ) -> tuple[CVaRPPOTrainer, Task, ClassifierReward]:
     """A trainer of the method, which begins with the policy in the folder `start`, its task and its reward model."""
     policy, reward, task = load(profile, start)
     prompts = Dataset.from_pandas(task.train, preserve_index=False)
     risk = profile.risk.for_method(method)
-    options = {"reference": Reference(policy), "seed": seed, "log_file": log_file}
-    return trainer(policy, reward, profile.ppo, risk, profile.sampling, prompts, **options), task, reward
+    options = {"train_dataset": prompts, "reference": Reference(policy), "seed": seed, "log_file": log_file}
+    return trainer(policy, reward, profile.ppo, risk, profile.sampling, **options), task, reward
 
 
 def test_episodes(

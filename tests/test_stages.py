@@ -19,6 +19,17 @@ from rarlhf_nb.running.stages import (
     WriteReport,
 )
 
+EVALUATED = [
+    "base",
+    "prompted",
+    "sft",
+    "dexperts",
+    "best_of_n",
+    "quark",
+    "ra_rlhf_ru@0.2",
+    "conditioned@0.4",
+    "cvar_grpo@0.5",
+]
 STAGES = [
     PrepareData,
     FineTune,
@@ -28,20 +39,7 @@ STAGES = [
     lambda experiment: Train(experiment, "conditioned"),
     lambda experiment: Train(experiment, "quark"),
     lambda experiment: TrainCriticFree(experiment, "cvar_grpo@0.5"),
-    *(
-        lambda experiment, method=method: Evaluate(experiment, method)
-        for method in (
-            "base",
-            "prompted",
-            "sft",
-            "dexperts",
-            "best_of_n",
-            "quark",
-            "ra_rlhf_ru@0.2",
-            "conditioned@0.4",
-            "cvar_grpo@0.5",
-        )
-    ),
+    *(lambda experiment, method=method: Evaluate(experiment, method) for method in EVALUATED),
     EvaluateAlphas,
     WriteReport,
 ]
@@ -94,18 +92,7 @@ def test_stages_read_and_write_what_they_say(open_experiment):
     asked = [sample(["this film is", "the plot"], alpha) for alpha in (0.4, 0.4, 1.0)]
     assert asked[0] == asked[1] and [len(text) > 0 for text, _ in asked[2]] == [True, True]
     assert [reward for _, reward in asked[0]] == whole.reward()(["this film is", "the plot"], [t for t, _ in asked[0]])
-    methods = [
-        "base",
-        "prompted",
-        "sft",
-        "dexperts",
-        "best_of_n",
-        "quark",
-        "ra_rlhf_ru@0.2",
-        "conditioned@0.4",
-        "cvar_grpo@0.5",
-    ]
-    assert list(whole.report().table.index) == methods
+    assert list(whole.report().table.index) == EVALUATED
 
 
 def test_a_stage_without_its_files_names_the_notebook_to_run(open_experiment):

@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 DATA_NOTEBOOK, SFT_NOTEBOOK, RISK_NOTEBOOK = "01_data_prep", "02_baseline_rlhf", "03_ra_rlhf"
 BASELINES_NOTEBOOK, ANALYSIS_NOTEBOOK, EXPLORER_NOTEBOOK = "04_other_baselines", "05_analysis", "06_alpha_explorer"
-
-
 CONDITIONED = "conditioned"
 
 

@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import Profile
 from rarlhf_nb.core.runs import Run
-from rarlhf_nb.measuring.tables import check_episodes, load_tables
+from rarlhf_nb.measuring.tables import load_tables
 from rarlhf_nb.showing.widgets.exploration import Exploration
 from rarlhf_nb.showing.widgets.risk_explorer import SCRIPT, STYLE
 from rarlhf_nb.showing.widgets.text import visible
@@ -62,9 +62,7 @@ def serve(run: Run, port: int, say: Callable[[str], None] = print) -> None:
 
     Raises the errors of `explorer_page`, and `UserError` where the port is taken.
     """
-    check_episodes(load_tables(run).episodes)
     token, nonce = secrets.token_urlsafe(24), secrets.token_urlsafe(16)
-    pages: list[bytes] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -75,7 +73,7 @@ def serve(run: Run, port: int, say: Callable[[str], None] = print) -> None:
             elif address.path != "/":
                 self._answer(HTTPStatus.NOT_FOUND, b"There is one page only.")
             else:
-                self._answer(HTTPStatus.OK, pages[0], "text/html; charset=utf-8")
+                self._answer(HTTPStatus.OK, page, "text/html; charset=utf-8")
 
         def _answer(self, status: HTTPStatus, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
             self.send_response(status)
@@ -94,7 +92,7 @@ def serve(run: Run, port: int, say: Callable[[str], None] = print) -> None:
     except OSError as error:
         raise UserError(f"port = {port} cannot be used ({error.strerror}): choose another with --port N.") from None
     with server:
-        pages.append(explorer_page(run, nonce).encode())
+        page = explorer_page(run, nonce).encode()
         say(f"http://{ADDRESS}:{port}/?token={token}\nCtrl-C ends it.")
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()

@@ -24,19 +24,12 @@ class TrainCriticFree(Train):
     @property
     def settings(self) -> dict[str, Any]:
         profile = self.workspace.profile
-        sections = {
-            "policy": profile.policy,
-            "reward": profile.reward,
-            "sampling": profile.sampling,
-            "ppo": profile.ppo,
-        }
-        settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
         plain = self.risk.alpha == 1  # then estimator, tail and schedule make no difference
         own = profile.critic_free.model_dump(
             mode="json", exclude={"methods", *(("estimator", "tail") if plain else ())}
         )
         risk = None if plain else self.risk.model_dump(mode="json")
-        return settings | {"critic_free": own, "risk": risk, "models": self.workspace.models()}
+        return self._with_common(ppo=profile.ppo) | {"critic_free": own, "risk": risk}
 
     @property
     def risk(self) -> RiskSettings:

@@ -17,7 +17,7 @@ from rarlhf_nb.baselines.prompted import choose_prefix, prompted_policy
 from rarlhf_nb.baselines.quark import QuarkTrainer
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import BASELINES_NOTEBOOK, CONDITIONED, SFT_NOTEBOOK, find_method
-from rarlhf_nb.core.profiles import SFTSettings
+from rarlhf_nb.core.profiles import Section, SFTSettings
 from rarlhf_nb.core.runs import json_lines
 from rarlhf_nb.running.stages.stage import Stage
 from rarlhf_nb.running.workspace import EXPERTS
@@ -106,18 +106,17 @@ class Train(Stage):
 
     @property
     def settings(self) -> dict[str, Any]:
-        profile = self.workspace.profile
-        sections = {
-            "policy": profile.policy,
-            "reward": profile.reward,
-            "sampling": profile.sampling,
-            "watch": profile.watch,
-            **self._own_settings(),
-        }
-        settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
+        settings = self._with_common(watch=self.workspace.profile.watch, **self._own_settings())
         if settings.get("risk", {}).get("alpha") == 1:
             settings["risk"] = None  # every episode is kept: whatever the estimator and the schedule, this is RLHF
-        return settings | {"models": self.workspace.models(), "processes": self.processes}
+        return settings | {"processes": self.processes}
+
+    def _with_common(self, **own: Section) -> dict[str, Any]:
+        """What determines every RL training, and its own sections of the profile, as JSON."""
+        profile = self.workspace.profile
+        sections = {"policy": profile.policy, "reward": profile.reward, "sampling": profile.sampling, **own}
+        settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
+        return settings | {"models": self.workspace.models()}
 
     def _own_settings(self) -> dict[str, Any]:
         profile = self.workspace.profile

@@ -72,9 +72,8 @@ def risk_explorer(
     `name` to it. held_out: their held-out texts, for the perplexity. alpha: measured. trained: the trained alpha of the
     sweeps. methods: those that are chosen at first, by name. anchor: the one whose tail is read. stacked: whether the
     distributions lie below each other. other_seeds: training seed -> episodes tables of the same methods, trained with
-    that seed; they give the price of the trained alpha its bands. alphas: the episodes of a policy
-    that is conditioned on alpha, under its name, with a column alpha. sample(prompts, alpha): its fresh completions and
-    their rewards.
+    that seed; they give the price of the trained alpha its bands. alphas: the episodes of a policy that is conditioned
+    on alpha, under its name, with a column alpha. sample(prompts, alpha): its fresh completions and their rewards.
 
     Returns the widget; a batch run shows its content at this view instead. Raises `UserError` for an unknown ranking or
     method, and where methods of one seed were not evaluated on the same prompts.
