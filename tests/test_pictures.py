@@ -141,7 +141,7 @@ def test_a_row_of_panels_shares_its_title():
     methods = ("base", "sft", "quark", "rlhf")
     shifted = {method: table.assign(reward=table["reward"] + shift) for shift, method in enumerate(methods)}
     measured = measure_tails(shifted, resamples=5)
-    slots = [Slot(method, tails) for method, tails in measured.items()]
+    slots = [Slot(method, tails, method) for method, tails in measured.items()]
     figure = distribution_figure(slots, 0.5, "reward", shared_axes(list(measured.values())))
     rows = [line.split("  ")[0] for line in table_of(figure)]
     assert rows[-4:] == [

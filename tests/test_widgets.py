@@ -284,6 +284,9 @@ def test_a_batch_run_shows_the_bands_too(monkeypatch):
     monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
     assert explorer(other_seeds=other_seeds(), interactive=False) is None
     assert len(shown) == 3 and sum(trace.fill == "toself" for trace in shown[2].data) == 6
+    for figure in shown:  # which have no chips: a legend between title and panels names the lines
+        top = figure.layout.height * (1 - figure.layout.legend.y)
+        assert figure.layout.height * (1 - figure.layout.title.y) < top < figure.layout.margin.t
 
 
 def test_a_sweep_of_seven_alphas_and_1_moves_to_each():

@@ -106,10 +106,16 @@ def _distribution_changes(slot: Slot, alpha: float, ranking: Ranking, axes: Axes
     inside = np.histogram(tails.rewards[tails.tail(alpha, ranking)], axes.edges)[0]
     mean = float(tails.resampled(alpha, ranking)[0])
     at = [tails.threshold(alpha)] * 2 if ranking == "reward" else []
+    numbers = f"VaR {at[0]:.2f}, CVaR {mean:.2f}" if at else f"mean of the tail {mean:.2f}"
     x, whole = np.concatenate([axes.edges[:1], axes.edges]), bin_counts(tails, axes.edges)
     return [
         {"x": x, "y": np.array([0, *inside, 0]), "fillcolor": faint(slot.method, TAIL_OPACITY)},
-        {"x": x, "y": np.array([0, *whole, 0]), "line": {"color": color}, "name": label_text(slot.method)},
+        {
+            "x": x,
+            "y": np.array([0, *whole, 0]),
+            "line": {"color": color},
+            "name": f"{label_text(slot.method)} {numbers}",
+        },
         {"x": at, "y": [0, axes.top][: len(at)], "line": {"color": color}},
         {"x": [mean, mean], "y": [0, axes.top], "line": {"color": color}},
     ]

@@ -15,6 +15,7 @@ from IPython.display import HTML, display
 from plotly.offline import get_plotlyjs
 
 from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.showing.look import laid_out
 from rarlhf_nb.showing.pictures import is_static
 from rarlhf_nb.showing.tails import Ranking
 from rarlhf_nb.showing.widgets.exploration import BY, Exploration
@@ -87,7 +88,7 @@ def risk_explorer(
     trained, methods, anchor = view["trained"], view["methods"], view["anchor"]
     titles = [f"Rewards and their tail, α = {alpha:g}", "The tail at every α", "What the trained α brings and costs"]
     for figure, title in zip(exploration.figures(alpha, ranking, trained, methods), titles, strict=False):
-        figure.update_layout(title_text=title, margin_t=100, height=figure.layout.height + 60).show()
+        laid_out(figure, title, figure.layout.height + 60, margin_t=100).show()
     display(HTML(exploration.table_html(alpha, ranking, trained)))
     display(HTML(exploration.texts_html(anchor, alpha, ranking, trained, methods)))
     return None
