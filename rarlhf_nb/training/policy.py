@@ -438,7 +438,7 @@ def evaluate_tokens(
         torch.cat([episodes.prompt_ids[:, padding:], ids], 1),
         torch.cat([episodes.prompt_mask[:, padding:], mask], 1),
         length,
-        episodes.alpha,
+        *([] if episodes.alpha is None else [episodes.alpha]),
     )
     forbidden = policy.forbidden_ids, policy.processing_class.eos_token_id
     log_probs = sampled_log_probs(logits, ids, sampling, *forbidden)
