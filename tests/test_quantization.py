@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, GPTJConfig, GPTJForCausalLM
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import LoraSettings, load_profile
+from rarlhf_nb.running.experiment import Experiment
 from rarlhf_nb.training import policy as policy_module
 from rarlhf_nb.training import quantization
 from rarlhf_nb.training.policy import ActorCritic, Reference, evaluate_tokens, load_policy
@@ -26,11 +27,18 @@ def test_quantization_without_an_adapter_is_refused_before_anything_is_loaded():
     assert load_profile("imdb-gptj").policy.quantization is None  # the paper's numbers are of bfloat16
 
 
-def test_a_missing_bitsandbytes_is_named(tmp_path, monkeypatch):
+def test_a_missing_bitsandbytes_is_named_before_a_run_begins(tmp_path, monkeypatch):
     tiny_policy().save(tmp_path)
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="policy.quantization = '8bit' needs the package bitsandbytes: pip install"):
-        load_policy(tmp_path, LORA, quantization="8bit")
+    monkeypatch.setattr("rarlhf_nb.core.runs.default_root", lambda: tmp_path / "runs")
+    eight_bits = {"policy.quantization": "8bit", "policy.lora": {"r": 2, "alpha": 4}}
+    for load in (
+        lambda: load_policy(tmp_path, LORA, quantization="8bit"),
+        lambda: Experiment.open("pocket", "mine", 1, eight_bits),
+    ):
+        with pytest.raises(UserError, match="policy.quantization = '8bit' needs the package bitsandbytes: pip install"):
+            load()
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

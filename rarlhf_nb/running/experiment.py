@@ -25,21 +25,23 @@ from rarlhf_nb.core.runs import MANIFEST, SWEEP, Run, check_name, default_root
 from rarlhf_nb.measuring.clusters import cluster_prompts, embed_prompts
 from rarlhf_nb.measuring.ledger import build_ledger
 from rarlhf_nb.measuring.report import Report
-from rarlhf_nb.measuring.sweeps import related_scores
+from rarlhf_nb.measuring.sweeps import alpha_scores, related_scores
 from rarlhf_nb.measuring.tables import Tables, load_tables
 from rarlhf_nb.running.stages import (
     ChoosePrefix,
-    Evaluate,
-    EvaluateAlphas,
     FineTune,
     PrepareData,
     TrainExperts,
     TrainReward,
     WriteReport,
+    evaluation_stage,
     training_stage,
 )
 from rarlhf_nb.running.workspace import Workspace
 from rarlhf_nb.training.loop import TrainingLoop
+from rarlhf_nb.training.quantization import check_bitsandbytes
+
+LIVE_ITERATIONS = 40
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,14 @@ class Experiment(Workspace):
     ) -> "Experiment":
         """Open (or begin) the run folder `run`, named after the profile by default; a sweep opens as `SweepExperiment`.
 
-        Raises `UserError` for an unknown profile or setting, and for a folder that belongs to other parameters.
+        Raises `UserError` for an unknown profile or setting, for a setting whose package is not installed, and for a
+        folder that belongs to other parameters.
         """
         if run and (default_root() / run / SWEEP).exists():
             return _open_sweep(run, profile, seed, overrides)
         _hide_loading_bars()
         settings = load_profile(profile, overrides)
+        check_bitsandbytes(settings.policy.quantization)
         folder = Run.open(run or settings.name, settings.model_dump(mode="json"), seed)
         experiment = cls(settings, folder, seed).with_threads()
         if "threads" not in folder.manifest:
@@ -149,6 +153,21 @@ class Experiment(Workspace):
         """
         return training_stage(self, method).trainer(**changes)
 
+    def live_trainer(self, alpha: float, estimator: str, warm_start: int, rho: float, seed: int) -> TrainingLoop:
+        """For live training: a trainer of 40 iterations, which writes nothing into the run folder.
+
+        estimator: one of `risk.estimator`, or "conditioned" for one policy that reads its alpha, from `alpha` to 1.
+        """
+        profile = self.profile
+        schedule = {"warm_start": warm_start, "rho": rho}
+        own = {"args": profile.ppo.model_copy(update={"iterations": LIVE_ITERATIONS}), "seed": seed, "log_file": None}
+        if estimator == CONDITIONED:
+            own["risk"] = profile.risk.model_copy(update=schedule)
+            limits = {"alpha_min": alpha, "iterations": LIVE_ITERATIONS}
+            return self.trainer(CONDITIONED, conditioned=profile.conditioned.model_copy(update=limits), **own)
+        own["risk"] = profile.risk.model_copy(update={"alpha": alpha, "estimator": estimator} | schedule)
+        return self.trainer("ra_rlhf", **own)
+
     def train(self, method: str) -> pd.DataFrame:
         """Train a method and save its policy; returns the training log, one row per iteration.
 
@@ -175,11 +194,15 @@ class Experiment(Workspace):
 
         `conditioned` is measured at many alphas, which the table holds in the column alpha; `conditioned@0.2` at one.
         """
-        return EvaluateAlphas(self).run() if method == CONDITIONED else Evaluate(self, method).run()
+        return evaluation_stage(self, method).run()
 
     def tables(self) -> Tables:
         """What the run holds so far: episodes, held-out texts and training logs by method."""
         return load_tables(self.run)
+
+    def alpha_scores(self) -> pd.DataFrame:
+        """What the trained alpha changes in this run: see `measuring.sweeps.alpha_scores`."""
+        return alpha_scores(self.tables(), self.profile.risk.alpha, self.seed)
 
     def sampler(self) -> Callable[[list[str], float], list[tuple[str, float]]] | None:
         """For the explorer: from prompts and alpha to fresh completions of the conditioned policy, and their rewards.

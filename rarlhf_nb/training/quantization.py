@@ -19,16 +19,21 @@ from rarlhf_nb.core.errors import UserError
 Quantization = Literal["8bit", "4bit"]
 
 
+def check_bitsandbytes(quantization: Quantization | None) -> None:
+    """Raise `UserError` where weights of fewer bits are asked for and bitsandbytes is not installed."""
+    if quantization and find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"policy.quantization = {quantization!r} needs the package bitsandbytes: pip install bitsandbytes, or set "
+            "policy.quantization to null."
+        )
+
+
 def bitsandbytes_config(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
     """What `from_pretrained` is told; `dtype` is that of the 4-bit products.
 
     Raises `UserError` where bitsandbytes is not installed.
     """
-    if find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"policy.quantization = {quantization!r} needs the package bitsandbytes: pip install bitsandbytes, or set "
-            "policy.quantization to null."
-        )
+    check_bitsandbytes(quantization)
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
