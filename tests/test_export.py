@@ -24,6 +24,7 @@ from rarlhf_nb.measuring.report import build_report
 from rarlhf_nb.running import export, model_card
 from rarlhf_nb.running.cli import app
 from rarlhf_nb.training.policy import load_policy
+from rarlhf_nb.training.risk_embedding import RiskEmbedding
 from rarlhf_nb.training.sampler import invert_distribution
 
 HOSTILE = "<img src=x>|![x](http:y.png) [click](http:z) `<b>` **&lt;**\n# head"
@@ -111,6 +112,27 @@ def test_the_copy_is_the_policy_bit_for_bit(run, root, method):
     assert torch.equal(logits[0], logits[1])
     torch.testing.assert_close(logits[0], logits[2])  # transformers writes its GELU out in seven operations
     assert torch.equal(policy.value_head.weight, loaded.value_head.weight) and policy.value_head.weight.any()
+
+
+def test_the_conditioned_policy_is_exported_for_one_alpha(run, root):
+    policy = saved_policy("conditioned")
+    policy.risk = RiskEmbedding(16, alpha_min=0.1)
+    policy.risk.weight.data.copy_(torch.linspace(-0.2, 0.2, 16))
+    policy.save(run.path("policies", "conditioned"))
+    run.write_text("training/conditioned.jsonl", '{"iteration": 1}\n')
+    assert "export it for one, such as 'conditioned@0.2'" in rarlhf("mine", "conditioned", "copy", status=2)
+    rarlhf("mine", "conditioned@0.13", "copy")
+    assert (root / "copy" / "training_log.jsonl").read_text() == '{"iteration": 1}\n'
+    card = card_of(root / "copy")
+    for words in ("fixed here at α = 0.13", "cut into 4 groups", "80 iterations", "the critic, from", "seed 3"):
+        assert words in card.text
+    assert "cvar" in card.data.tags and "{{" not in card.text and "\n\n\n" not in card.text
+    ids = torch.arange(3, 11).unsqueeze(0)
+    fixed, alone = policy.at(0.13).model, AutoModelForCausalLM.from_pretrained(root / "copy")
+    with torch.no_grad():
+        logits, found, plain = (model(ids).logits for model in (fixed, alone, policy.model))
+    torch.testing.assert_close(found, logits)
+    assert (found - plain).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("method", ["ra_rlhf_ru", "quark", "prompted"])

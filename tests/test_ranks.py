@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+import torch
 from ranked import train_all
 from safetensors.torch import load_file
 from small_run import SMALL
@@ -23,6 +24,7 @@ from rarlhf_nb.running.experiment import Experiment
 from rarlhf_nb.running.launch import RankLost
 from rarlhf_nb.running.stages import Train
 from rarlhf_nb.running.verify import verify
+from rarlhf_nb.training.risk_embedding import RiskEmbedding
 
 TESTS = Path(__file__).parent
 SAME = {
@@ -152,6 +154,14 @@ def press_ctrl_c():
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def leave_conditioned(experiment):
+    """The SFT policy, with an embedding of alpha that nobody trained."""
+    policy = experiment.saved("sft")
+    policy.risk = RiskEmbedding(policy.model.config.n_embd, alpha_min=0.1)
+    policy.risk.weight.data.copy_(torch.linspace(-0.2, 0.2, policy.model.config.n_embd))
+    policy.save(experiment.run.path("policies", "conditioned"))
+
+
 def test_a_run_on_two_processes_is_interrupted_loses_one_and_ends_as_on_one(tmp_path, monkeypatch, capfd):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
@@ -187,6 +197,10 @@ def test_a_run_on_two_processes_is_interrupted_loses_one_and_ends_as_on_one(tmp_
     for ending in (SAMPLES, HELD_OUT):
         samples = [each.run.read_table(f"evaluation/sft{ending}") for each in (alone, experiment)]
         pd.testing.assert_frame_equal(*samples, check_exact=True)
+    for each in (alone, experiment):
+        leave_conditioned(each)
+    tables = [each.evaluate("conditioned") for each in (alone, experiment)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
     assert "processes started" not in capfd.readouterr().out  # those of the first training do all the rest
 
     findings = verify(experiment, iterations=2, say=print)

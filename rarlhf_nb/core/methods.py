@@ -62,6 +62,12 @@ def split_alpha(key: str) -> tuple[str, float | None]:
     return (base, alpha) if 0 < alpha <= 1 else (key, None)
 
 
+def policy_name(key: str) -> str:
+    """The folder of a method's policy: `conditioned@0.2` lies in `conditioned`, as the policy for every other alpha."""
+    base, _ = split_alpha(key)
+    return CONDITIONED if base == CONDITIONED else key
+
+
 def sweep_key(base: str, alpha: float) -> str:
     """The key of a method in a sweep: ("ra_rlhf", 0.2) -> `ra_rlhf@0.2`."""
     return f"{base}@{alpha:g}"

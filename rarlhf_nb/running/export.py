@@ -7,16 +7,17 @@ from huggingface_hub import HfApi, get_token, is_offline_mode
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.lock import held
-from rarlhf_nb.core.methods import METHODS
+from rarlhf_nb.core.methods import CONDITIONED, METHODS, policy_name, split_alpha
 from rarlhf_nb.core.runs import Run
 from rarlhf_nb.running.model_card import is_hub_id, model_card
 from rarlhf_nb.running.workspace import Workspace
+from rarlhf_nb.training.policy import load_policy
 from rarlhf_nb.worlds.cache import build_once
 from rarlhf_nb.worlds.hub import hub_answers
 
 REFUSED = {
     "base": "it is the profile's own model, which was not trained",
-    "conditioned": "whoever loads it must tell it alpha; `load_policy(...).at(0.2).save(FOLDER)` fixes one",
+    CONDITIONED: f"it acts for the alpha that it is told; export it for one, such as '{CONDITIONED}@0.2'",
     "best_of_n": "it trains nothing; export 'sft', from which it samples",
     "dexperts": "it is the base model steered by two policies, and one folder holds one policy",
 }
@@ -25,8 +26,9 @@ REFUSED = {
 def export_policy(workspace: Workspace, method: str, folder: Path, name: str | None = None) -> Path:
     """Copy a method's policy, unchanged, into `folder` with a model card and the training log; returns its full path.
 
-    The folder appears whole or not at all. name: under which the card loads the policy, by default the folder's.
-    Raises `UserError` for a method without one policy in the run, and for a folder that is not empty.
+    Of the conditioned policy, the one that it is at the alpha of `method` ("conditioned@0.2"). The folder appears whole
+    or not at all. name: under which the card loads the policy, by default the folder's. Raises `UserError` for a method
+    without one policy in the run, and for a folder that is not empty.
     """
     folder = folder.expanduser().resolve()
     policy = _policy_folder(workspace.run, method)
@@ -34,9 +36,12 @@ def export_policy(workspace: Workspace, method: str, folder: Path, name: str | N
         raise UserError(f"folder = {str(folder)!r} is not empty, and nothing is overwritten: name a new folder.")
 
     def fill(place: Path) -> None:
-        for file in filter(Path.is_file, policy.iterdir()):
-            shutil.copyfile(file, place / file.name)
-        log = workspace.run.path("training", f"{method}.jsonl")
+        if policy.name == CONDITIONED:
+            load_policy(policy).at(split_alpha(method)[1]).save(place)
+        else:
+            for file in filter(Path.is_file, policy.iterdir()):
+                shutil.copyfile(file, place / file.name)
+        log = workspace.run.path("training", f"{policy.name}.jsonl")
         if log.exists():
             shutil.copyfile(log, place / "training_log.jsonl")
         model_card(workspace, method, name or folder.name).save(place / "README.md")
@@ -55,10 +60,11 @@ def _policy_folder(run: Run, method: str) -> Path:
     if method in REFUSED:
         raise UserError(f"method = {method!r} has no policy of its own to export: {REFUSED[method]}.")
     there = sorted(path.name for path in run.path("policies").glob("[!.]*") if path.name not in REFUSED)
-    if method not in there and method not in METHODS:
+    name = policy_name(method)
+    if name not in there and name not in METHODS:
         raise UserError(f"method = {method!r} has no policy in this run; there are: {', '.join(there) or 'none'}.")
-    made_by = METHODS[method].notebook if method in METHODS else ""
-    return run.require(f"policies/{method}", made_by=made_by)
+    made_by = METHODS[name].notebook if name in METHODS else ""
+    return run.require(f"policies/{name}", made_by=made_by)
 
 
 def check_push(repo: str) -> None:

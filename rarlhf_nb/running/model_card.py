@@ -12,12 +12,14 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoTokenizer
 
 from rarlhf_nb.core.methods import (
+    CONDITIONED,
     CRITIC_FREE,
     RISK_AVERSE,
     RISK_NEUTRAL,
     find_method,
     method_name,
     method_order,
+    policy_name,
     split_alpha,
 )
 from rarlhf_nb.core.profiles import Profile, RiskSettings
@@ -33,7 +35,11 @@ METRICS = ("reward", "tail_reward", "cvar_10", "perplexity", "kl")
 PPO_METHODS = ("rlhf", "ra_rlhf", "ra_rlhf_ru")
 RL_TAGS = ["reinforcement-learning", "rlhf"]
 RISK_TAGS = [*RL_TAGS, "cvar", "risk-averse"]
-TAGS = {"sft": ["sft"], "quark": RL_TAGS} | dict.fromkeys(RISK_NEUTRAL, RL_TAGS) | dict.fromkeys(RISK_AVERSE, RISK_TAGS)
+TAGS = {
+    "sft": ["sft"],
+    **dict.fromkeys(("quark", *RISK_NEUTRAL), RL_TAGS),
+    **dict.fromkeys((CONDITIONED, *RISK_AVERSE), RISK_TAGS),
+}
 TASKS = {  # by the profile's task: its name, its texts, what a high reward asks of them, a prompt
     "imdb-gen": ("IMDB-Gen", "film reviews", "positive", "this drama film is an old one ."),
     "jigsaw-gen": ("Jigsaw-Gen", "talk-page comments", "civil", "about the music page you changed today ."),
@@ -45,10 +51,11 @@ PACKAGES = ("rarlhf_nb", "torch", "transformers", "trl", "peft")
 def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
     """The card of a method's policy. name: under which the policy is loaded, a folder or a hub id."""
     run, profile = workspace.run, workspace.profile
-    base, _ = split_alpha(method)
+    base, own_alpha = split_alpha(method)
     risk = profile.risk.for_method(method) if base in PPO_METHODS else None
     alpha = TrainCriticFree(workspace, method).risk.alpha if base in CRITIC_FREE else None
-    prefix_ids = json.loads(run.path("policies", method, PREFIX).read_text())["prefix_ids"]
+    policy = policy_name(method)
+    prefix_ids = json.loads(run.path("policies", policy, PREFIX).read_text())["prefix_ids"]
     report = _report(workspace, method)
     return ModelCard.from_template(
         _metadata(profile, method, run.folder.name, report),
@@ -61,13 +68,14 @@ def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
         risk=risk,
         schedule=risk and _schedule(profile, risk),
         critic_free_alpha=alpha,
+        conditioned_alpha=own_alpha if base == CONDITIONED else None,
         prefix_ids=prefix_ids,
-        prefix=_decoded(run.path("policies", method), prefix_ids) if prefix_ids else "",
+        prefix=_decoded(run.path("policies", policy), prefix_ids) if prefix_ids else "",
         policy_model=_model(profile.policy.model),
         reward_model=_model(profile.reward.model),
         data=_data(profile),
         pocket=profile.task.source.startswith("pocket"),
-        log=run.path("training", f"{method}.jsonl").exists(),
+        log=run.path("training", f"{policy}.jsonl").exists(),
         results=report and _results(report, method),
         notes=report and _notes(report),
         evaluated=run.path("evaluation", f"{method}.parquet").exists(),

@@ -18,11 +18,11 @@ from rarlhf_nb.core.runs import Run
 from rarlhf_nb.running.experiment import Experiment
 from rarlhf_nb.running.launch import DONE, order_file, trouble_file
 from rarlhf_nb.running.parent import end_with_parent
-from rarlhf_nb.running.stages import Evaluate, Train
+from rarlhf_nb.running.stages import evaluation_stage, training_stage
 from rarlhf_nb.training.ranks import Ranks, connect
 from rarlhf_nb.training.watch import TrainingStopped
 
-STAGES = {"train": Train, "evaluate": Evaluate}  # by the first word of their names
+STAGES = {"train": training_stage, "evaluate": evaluation_stage}  # by the first word of their names
 POLL = 0.05  # seconds
 
 

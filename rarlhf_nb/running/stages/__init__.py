@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "critic_free": ["TrainCriticFree", "training_stage"],
         "data": ["PrepareData", "TrainReward"],
-        "evaluation": ["Evaluate", "EvaluateAlphas"],
+        "evaluation": ["Evaluate", "EvaluateAlphas", "evaluation_stage"],
         "report": ["WriteReport"],
         "stage": ["Stage"],
         "training": ["ChoosePrefix", "FineTune", "Train", "TrainExperts"],

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rarlhf_nb.core.methods import CONDITIONED, find_method, split_alpha
+from rarlhf_nb.core.methods import CONDITIONED, find_method, policy_name
 from rarlhf_nb.measuring.evaluation import evaluate, held_out_log_likelihoods
 from rarlhf_nb.measuring.tables import ALPHAS, HELD_OUT, SAMPLES
 from rarlhf_nb.running.stages.stage import Stage
-from rarlhf_nb.running.workspace import EXPERTS
+from rarlhf_nb.running.workspace import EXPERTS, Workspace
 from rarlhf_nb.training.policy import Policy
 from rarlhf_nb.training.ranks import Ranks, connect
 
@@ -47,7 +47,7 @@ class Evaluate(Stage):
     @property
     def reads(self) -> tuple[str, ...]:
         several = {"base": (), "best_of_n": (), "dexperts": tuple(f"dexperts/{name}" for name in EXPERTS)}
-        own = several.get(self.method, (CONDITIONED if self._is_conditioned else self.method,))
+        own = several.get(self.method, (policy_name(self.method),))
         data = ("data/test.parquet", "data/held_out.parquet")
         policies = dict.fromkeys(f"policies/{name}" for name in ("sft", *own))
         return (*data, *policies, *self.trained_reward)
@@ -86,9 +86,7 @@ class Evaluate(Stage):
             tables[SAMPLES] = measure(policy, prompts=test.head(settings.repeated_prompts), settings=repeated)
         texts = workspace.data("held_out")["text"].tolist()
         tables[HELD_OUT] = held_out_log_likelihoods(policy, texts, settings.held_out_length, settings.batch_size)
-        if Ranks(connect()).main:
-            for ending, table in tables.items():
-                workspace.run.write_table(f"evaluation/{self.method}{ending}", table)
+        self._write(tables)
 
     def result(self) -> pd.DataFrame:
         """The episodes table."""
@@ -96,8 +94,14 @@ class Evaluate(Stage):
 
     @property
     def _is_conditioned(self) -> bool:
-        """Whether it is the policy that reads alpha, which lies in one folder for every alpha."""
-        return split_alpha(self.method)[0] == CONDITIONED
+        """Whether it is the policy that reads alpha."""
+        return policy_name(self.method) == CONDITIONED
+
+    def _write(self, tables: dict[str, pd.DataFrame]) -> None:
+        """Write the tables, by the ending of their files; of several processes, one does."""
+        if Ranks(connect()).main:
+            for ending, table in tables.items():
+                self.workspace.run.write_table(f"evaluation/{self.method}{ending}", table)
 
     def _measure(self, base: Policy | None = None) -> Callable[..., pd.DataFrame]:
         """`evaluate` with what all policies of the run are measured by."""
@@ -115,10 +119,9 @@ class Evaluate(Stage):
 
 @dataclass(frozen=True)
 class EvaluateAlphas(Evaluate):
-    """Measure the conditioned policy at many alphas, from 1 to alpha_min and evenly in log alpha; on one process."""
+    """Measure the conditioned policy at many alphas, from 1 to alpha_min and evenly in log alpha."""
 
     method: str = CONDITIONED
-    processes = 1
 
     @property
     def writes(self) -> tuple[str, ...]:
@@ -129,4 +132,9 @@ class EvaluateAlphas(Evaluate):
         policy, measure, test = workspace.saved(self.method), self._measure(), workspace.data("test")
         alphas = (policy.risk.alpha_min ** np.linspace(0, 1, settings.alphas)).tolist()
         tables = [measure(policy.at(alpha), prompts=test, settings=settings).assign(alpha=alpha) for alpha in alphas]
-        workspace.run.write_table(self.writes[0], pd.concat(tables, ignore_index=True))
+        self._write({ALPHAS: pd.concat(tables, ignore_index=True)})
+
+
+def evaluation_stage(workspace: Workspace, method: str) -> Evaluate:
+    """The stage that measures a method."""
+    return EvaluateAlphas(workspace) if method == CONDITIONED else Evaluate(workspace, method)
