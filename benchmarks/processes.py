@@ -75,7 +75,7 @@ def times(processes: int) -> str:
             **seconds.filter(like="train "),
             **{f"all {what}": seconds.filter(regex=f"^{kind} ").sum() for kind, what in KINDS.items()},
             "starting the processes": sum(start_ups(run).values()),
-            "the whole `rarlhf run`": run.read_json("whole.json")["seconds"],
+            "the whole run": run.read_json("whole.json")["seconds"],
         }
     table = pd.DataFrame(columns)
     ratio = table.iloc[:, 1] / table.iloc[:, 0]
