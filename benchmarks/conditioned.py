@@ -5,7 +5,7 @@ for 40. All start from one SFT policy per world, with the same data order per se
 Rockafellar-Uryasev policies have the better tail the smaller their alpha.
 
     python -m benchmarks.conditioned run OUTPUT [WORLD ...]   (30 minutes a world on one core; skips finished runs)
-    python -m benchmarks.conditioned report OUTPUT            (the tables of docs/conditioned.md, and runs.csv)
+    python -m benchmarks.conditioned report OUTPUT            (tables and figures of docs/conditioned.md, and runs.csv)
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 
 from benchmarks.risk_comparison import Work, prepare, sft_folder, test_episodes
@@ -24,6 +25,7 @@ from rarlhf_nb.core.profiles import ConditionedSettings, Profile, load_profile
 from rarlhf_nb.measuring.cells import interval_cell, markdown_table
 from rarlhf_nb.measuring.metrics import seed_interval
 from rarlhf_nb.measuring.report import summary
+from rarlhf_nb.showing.sweep_figures import alpha_curves
 from rarlhf_nb.training.conditioned import AlphaConditionedTrainer
 from rarlhf_nb.training.policy import ActorCritic
 from rarlhf_nb.training.risk import SoftRiskSchedule
@@ -35,6 +37,7 @@ KL_COEF = 0.4
 ALPHAS = [1.0, 0.4, 0.2, 0.1]
 TRAINER = partial(AlphaConditionedTrainer, conditioned=ConditionedSettings(alpha_min=0.1, groups=4))
 SEPARATE = {1.0: "rlhf"} | {alpha: sweep_key("ra_rlhf_ru", alpha) for alpha in ALPHAS[1:]}
+KEYS = ["method", "alpha"]
 MEASURES = ["reward", "tail reward", "CVaR 10 %", "KL"]
 
 
@@ -122,14 +125,22 @@ def budgets(runs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def figure(runs: pd.DataFrame) -> go.Figure:
+    """The conditioned policy, those that were trained for one alpha, and RLHF, against alpha; runs: of one world."""
+    keys = [sweep_key(method, alpha) if method == "conditioned" else method for method, alpha in runs[KEYS].to_numpy()]
+    scores = runs.assign(method=keys).rename(columns={"CVaR 10 %": "cvar_10", "KL": "kl"})
+    return alpha_curves(scores[["seed", "method", "reward", "cvar_10", "kl"]])
+
+
 def report(output: Path) -> None:
-    """Prints the tables as Markdown; writes runs.csv beside the runs."""
+    """Prints the tables as Markdown; writes runs.csv and a figure per world beside the runs."""
     runs = collect(output)
     runs.round(4).to_csv(output / "runs.csv", index=False)
     for world, own in runs.groupby("world", sort=False):
         print(f"## {world}, {own['seed'].nunique()} seeds", end="\n\n")
         print(markdown_table(table(own)), end="\n\n")
         print(markdown_table(budgets(own)), end="\n\n")
+        figure(own).write_image(output / f"{world}.png", width=1000, height=420, scale=2)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -11,8 +12,11 @@ from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_
 from transformers import AutoModelForCausalLM
 
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import ConditionedSettings, LoraSettings
+from rarlhf_nb.core.profiles import ConditionedSettings, LoraSettings, load_profile
+from rarlhf_nb.core.runs import Run
+from rarlhf_nb.running.experiment import Experiment
 from rarlhf_nb.showing.glossary import CONDITIONED_GLOSSARY, TRAINING_GLOSSARY
+from rarlhf_nb.showing.widgets.live_training import ESTIMATORS
 from rarlhf_nb.training.conditioned import AlphaConditionedTrainer
 from rarlhf_nb.training.policy import Reference, evaluate_tokens, load_policy
 from rarlhf_nb.training.ppo import dense_rewards, generalized_advantages
@@ -234,6 +238,22 @@ def test_it_learns_from_alpha():
     batch = trainer.rollout
     assert log["env_reward_alpha_1"].iloc[-1] == pytest.approx(batch.env_rewards[:32].mean().item())
     assert log["kl_alpha_min"].iloc[-1] == pytest.approx(batch.kl[32:].mean().item())
+
+
+def test_live_training_offers_it_beside_the_estimators(tmp_path, monkeypatch):
+    monkeypatch.setattr(Experiment, "start", lambda _: tiny_policy())
+    monkeypatch.setattr(Experiment, "reward", lambda _: good_minus_bad)
+    monkeypatch.setattr(Experiment, "data", lambda _, name: pd.DataFrame({"prompt": PROMPTS * 16}))
+    profile = load_profile("pocket", {"ppo.batch_size": 16, "conditioned.iterations": 3})
+    experiment = Experiment(profile, Run(tmp_path), seed=1)
+    for estimator in ESTIMATORS.values():
+        trainer = experiment.live_trainer(alpha=0.25, estimator=estimator, warm_start=2, rho=0.5, seed=7)
+        assert isinstance(trainer, AlphaConditionedTrainer) == (estimator == "conditioned")
+        schedule = trainer.schedule
+        assert (trainer.iterations, trainer.seed, schedule.alpha, schedule.warm_start) == (40, 7, 0.25, 2)
+        trainer.step(**trainer.next_prompts())
+        assert 0 < len(trainer.selection.tail) <= len(trainer.rollout.env_rewards) == 16
+    assert trainer.policy.risk.alpha_min == 0.25 and not list(tmp_path.iterdir())
 
 
 def test_groups_too_small_for_a_tail_are_refused():

@@ -233,6 +233,14 @@ def test_alpha_curves_end_at_rlhf_and_their_band_is_the_t_interval():
     assert not any(len(trace.x) for trace in one.data if trace.fill) and len(traces(one, "RA-RLHF")[0].x) == 3
 
 
+def test_the_conditioned_policy_has_an_alpha_1_of_its_own():
+    own = SWEEP[SWEEP["method"] == "rlhf"].assign(method="conditioned@1", kl=9.0)
+    figure = sweep_figures.alpha_curves(pd.concat([SWEEP, own, own.assign(method="conditioned@0.1", kl=10.0)]))
+    line = traces(figure, "Conditioned")[2]
+    assert list(line.x) == [0.1, 1.0] and list(line.y) == [10.0, 9.0]
+    assert [dot.y[0] for dot in traces(figure, "RLHF (α 1)")] == [-3.0, 1.0, 2.0]
+
+
 def test_alpha_curves_want_one_setting():
     with pytest.raises(UserError, match=r"kl_coef has 2 values.*scores\[scores\['kl_coef'\] == 0.2\]"):
         sweep_figures.alpha_curves(pd.concat([SWEEP, SWEEP.assign(kl_coef=0.4)]))

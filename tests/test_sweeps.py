@@ -3,10 +3,13 @@
 import json
 
 import numpy as np
+import pandas as pd
+import pytest
 
 from rarlhf_nb.core.runs import Run
 from rarlhf_nb.measuring.metrics import seed_interval
-from rarlhf_nb.measuring.sweeps import related_scores, seed_table
+from rarlhf_nb.measuring.sweeps import alpha_scores, related_scores, seed_table
+from rarlhf_nb.measuring.tables import Tables
 from rarlhf_nb.running.experiment import Experiment
 
 
@@ -62,6 +65,34 @@ def test_a_sweep_trains_both_estimators_at_every_alpha_once(tmp_path, monkeypatc
     assert [risk.estimator for risk in settings[2:]] == ["tail_selection", "rockafellar_uryasev"]
     alone = Experiment.open("pocket", "alone", 1, {"sweep.alphas": []})
     assert alone.risk_methods() == ["ra_rlhf", "ra_rlhf_ru"]
+
+
+def test_the_alphas_of_one_run_are_scored_as_their_episodes():
+    def episodes(*rewards, **columns):
+        return pd.DataFrame({"reward": rewards, "kl": [1.0, 3.0], **columns})
+
+    found = alpha_scores(
+        Tables(
+            {name: episodes(place, place + 1.0) for place, name in enumerate(["sft", "rlhf", "ra_rlhf_ru", "grpo"])}
+            | {"ra_rlhf@0.2": episodes(-5.0, 5.0)},
+            {},
+            {},
+            {},
+            {"conditioned": pd.concat([episodes(7.0, 8.0, alpha=1.0), episodes(6.0, 9.0, alpha=0.25)])},
+        ),
+        profile_alpha=0.4,
+        seed=3,
+    )
+    expected = {
+        "rlhf": [1.0, 1.5],
+        "ra_rlhf_ru@0.4": [2.0, 2.5],
+        "ra_rlhf@0.2": [-5.0, 0.0],
+        "conditioned@0.25": [6.0, 7.5],
+        "conditioned@1": [7.0, 7.5],
+    }
+    scores = found.set_index("method")[["cvar_10", "reward"]].T.to_dict("list")
+    assert scores == {method: pytest.approx(values) for method, values in expected.items()}
+    assert set(found["kl"]) == {2.0} and set(found["seed"]) == {3}
 
 
 def test_no_report_no_scores(tmp_path):

@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.methods import method_name, method_order, split_alpha
+from rarlhf_nb.core.methods import CONDITIONED, method_name, method_order, policy_name, split_alpha, sweep_key
 from rarlhf_nb.core.runs import MANIFEST, Run
 from rarlhf_nb.measuring.cells import interval_cell
 from rarlhf_nb.measuring.metrics import seed_interval, stratified_interval
+from rarlhf_nb.measuring.tables import Tables
+from rarlhf_nb.training.risk import cvar
 
 
 def related_scores(run: Run, free: Sequence[str] = ()) -> pd.DataFrame:
@@ -97,10 +99,36 @@ def distinct_scores(scores: pd.DataFrame) -> pd.DataFrame:
     """One row per setting, seed and method, in the order of the table.
 
     A method that does not depend on a setting of the sweep appears once per run, and its first row is kept. A method
-    trained at alpha = 1 is RLHF under another name, and is left out.
+    trained at alpha = 1 is RLHF under another name, and is left out; the conditioned policy at alpha = 1 is not.
     """
-    averse = [split_alpha(method)[1] != 1 for method in scores["method"]]
-    return scores[averse].drop_duplicates([*grid_settings(scores), "seed", "method"], ignore_index=True)
+    own = [policy_name(method) == CONDITIONED or split_alpha(method)[1] != 1 for method in scores["method"]]
+    return scores[own].drop_duplicates([*grid_settings(scores), "seed", "method"], ignore_index=True)
+
+
+def alpha_scores(tables: Tables, profile_alpha: float, seed: int) -> pd.DataFrame:
+    """The scores of one run's policies that differ in alpha alone: RLHF, both estimators, and the conditioned policy.
+
+    profile_alpha: of the estimators' plain names. Columns seed, method (with its alpha, but for RLHF), reward, cvar_10
+    and kl; the conditioned policy has one row per evaluated alpha.
+    """
+    episodes = {"rlhf": tables.episodes["rlhf"]} if "rlhf" in tables.episodes else {}
+    for method, table in tables.episodes.items():
+        base, alpha = split_alpha(method)
+        if base in ("ra_rlhf", "ra_rlhf_ru"):
+            episodes[sweep_key(base, alpha or profile_alpha)] = table
+    for method, table in tables.alphas.items():
+        episodes |= {sweep_key(method, alpha): part for alpha, part in table.groupby("alpha")}
+    rows = [
+        {
+            "seed": seed,
+            "method": method,
+            "reward": table["reward"].mean(),
+            "cvar_10": cvar(table["reward"].to_numpy(), 0.1),
+            "kl": table["kl"].mean(),
+        }
+        for method, table in episodes.items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def sweep_families(methods: Sequence[str], profile_alpha: float | None = None) -> dict[str, dict[float, str]]:

@@ -54,14 +54,15 @@ def frontier(points: pd.DataFrame) -> go.Figure:
 def alpha_curves(scores: pd.DataFrame) -> go.Figure:
     """CVaR 10 %, mean reward and KL against the trained alpha: one line per sweep, with 95 % t intervals over seeds.
 
-    scores: see `measuring.sweeps`, with the columns cvar_10, reward and kl. Every line ends at RLHF, its alpha = 1; the
-    dotted line is the level of RLHF. Raises `UserError` where settings other than alpha and seed differ.
+    scores: see `measuring.sweeps`, with the columns cvar_10, reward and kl. Every line ends at RLHF, its alpha = 1, but
+    for that of the conditioned policy, which has an alpha = 1 of its own; the dotted line is the level of RLHF. Raises
+    `UserError` where settings other than alpha and seed differ.
     """
     _check_one_setting(scores)
     scores = distinct_scores(scores)
     methods = method_order(scores["method"].unique())
     end = {1.0: BASELINE} if BASELINE in methods else {}
-    sweeps = {name: members | end for name, members in sweep_families(methods).items()}
+    sweeps = {name: end | members for name, members in sweep_families(methods).items()}
     figure = make_subplots(cols=3, horizontal_spacing=0.08, subplot_titles=list(ALPHA_PANELS.values()))
     for col, metric in enumerate(ALPHA_PANELS, start=1):
         values = {method: scores.loc[scores["method"] == method, metric].dropna() for method in methods}
@@ -71,7 +72,8 @@ def alpha_curves(scores: pd.DataFrame) -> go.Figure:
             _add_level(figure, values[BASELINE].mean(), col)
     figure.update_annotations(font_size=14)
     figure.update_xaxes(title_text="trained α", range=[0, 1.04], dtick=0.2)
-    return laid_out(figure, "What the trained α changes; band: 95 % interval over seeds", 420)
+    band = "; band: 95 % interval over seeds" if scores["seed"].nunique() > 1 else ""
+    return laid_out(figure, f"What the trained α changes{band}", 420)
 
 
 def _check_one_setting(scores: pd.DataFrame) -> None:

@@ -22,7 +22,12 @@ from rarlhf_nb.showing.widgets.binding import Drawing, controls, page
 from rarlhf_nb.showing.widgets.text import error_html, framed, hover_text, table_html, text_cell
 from rarlhf_nb.training.risk import cvar
 
-ESTIMATORS = {"tail selection": "tail_selection", "Rockafellar–Uryasev": "rockafellar_uryasev"}
+ESTIMATORS = {
+    "tail selection": "tail_selection",
+    "Rockafellar–Uryasev": "rockafellar_uryasev",
+    "one policy from α to 1": "conditioned",
+}
+SHORT = {"tail_selection": "tail", "rockafellar_uryasev": "RU", "conditioned": "one policy"}
 RUN_COLORS = [METHODS[key].color for key in ("ra_rlhf", "rlhf", "ra_rlhf_ru", "prompted", "dexperts", "quark", "sft")]
 WIDE, NARROW = {"width": "22em"}, {"width": "12em"}
 SAMPLES = 3  # completions shown
@@ -56,8 +61,9 @@ class Setting(NamedTuple):
 
     def label(self, number: int) -> str:
         """The name of the curve."""
-        kind = "tail" if self.estimator == "tail_selection" else "RU"
-        return f"{number}: {kind}, α {self.alpha:g}, n {self.warm_start}, ρ {self.rho:g}, seed {self.seed}"
+        alpha = f"α {self.alpha:g}" + (" to 1" if self.estimator == "conditioned" else "")
+        kind = SHORT[self.estimator]
+        return f"{number}: {kind}, {alpha}, n {self.warm_start}, ρ {self.rho:g}, seed {self.seed}"
 
 
 class LiveTraining(VBox):
@@ -100,7 +106,7 @@ class LiveTraining(VBox):
 
     def _make_controls(self, start: Setting) -> None:
         self.alpha = FloatSlider(start.alpha, min=0.01, max=1, step=0.01, description="α", layout=WIDE)
-        self.estimator = Dropdown(options=ESTIMATORS, value=start.estimator, layout={"width": "14em"})
+        self.estimator = Dropdown(options=ESTIMATORS, value=start.estimator, layout={"width": "15em"})
         self.warm_start = IntSlider(start.warm_start, 0, max(40, start.warm_start), description="n", layout=WIDE)
         self.rho = FloatSlider(start.rho, min=0.05, max=1, step=0.05, description="ρ", layout=WIDE)
         self.seed = BoundedIntText(start.seed, 0, 10**6, description="seed", layout=NARROW)
