@@ -70,7 +70,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 def figure(found: Sequence[dict[str, Any]]) -> go.Figure:
     """Seconds against size on logarithmic axes, one panel per axis and one line per phase."""
-    drawn = make_subplots(rows=2, cols=2, subplot_titles=[row["axis"] for row in found], y_title="seconds an iteration")
+    drawn = make_subplots(rows=2, cols=2, subplot_titles=[row["axis"] for row in found], y_title="seconds per iteration")
     for i, row in enumerate(found):
         for phase, colour in zip(PHASES, ("#2a7f9e", "#8a8a8a", "#c2571a", "#222222"), strict=True):
             line = go.Scatter(
@@ -78,7 +78,9 @@ def figure(found: Sequence[dict[str, Any]]) -> go.Figure:
                 line={"color": colour}, mode="lines+markers",
             )  # fmt: skip
             drawn.add_trace(line, row=i // 2 + 1, col=i % 2 + 1)
-    return drawn.update_xaxes(type="log").update_yaxes(type="log").update_layout(template="plotly_white")
+        drawn.update_xaxes(tickvals=row["sizes"], tickformat=".3~s", row=i // 2 + 1, col=i % 2 + 1)
+    drawn.update_xaxes(type="log").update_yaxes(type="log", dtick=1, tickformat="~g")
+    return drawn.update_layout(template="plotly_white")
 
 
 def main() -> None:
