@@ -70,7 +70,9 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 def figure(found: Sequence[dict[str, Any]]) -> go.Figure:
     """Seconds against size on logarithmic axes, one panel per axis and one line per phase."""
-    drawn = make_subplots(rows=2, cols=2, subplot_titles=[row["axis"] for row in found], y_title="seconds per iteration")
+    drawn = make_subplots(
+        rows=2, cols=2, subplot_titles=[row["axis"] for row in found], y_title="seconds per iteration"
+    )
     for i, row in enumerate(found):
         for phase, colour in zip(PHASES, ("#2a7f9e", "#8a8a8a", "#c2571a", "#222222"), strict=True):
             line = go.Scatter(
