@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import get_args
 
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 from datasets import Dataset
+from plotly.subplots import make_subplots
 
 from benchmarks.risk_comparison import Setting, Trained, collect, curve, load, measure, sft_folder, signed
 from benchmarks.risk_comparison import train as train_ppo
@@ -30,6 +32,7 @@ from rarlhf_nb.core.profiles import CriticFreeSettings, Profile, load_profile
 from rarlhf_nb.measuring.cells import markdown_table
 from rarlhf_nb.measuring.evaluation import evaluate
 from rarlhf_nb.measuring.metrics import seed_interval
+from rarlhf_nb.showing.look import method_color
 from rarlhf_nb.training.critic_free import Estimator, Tail
 from rarlhf_nb.training.critic_free_methods import train_critic_free
 from rarlhf_nb.training.policy import Reference
@@ -44,6 +47,8 @@ CURVE = [0.1, 0.05]  # further beta of the plain methods, at whose KL the others
 FIRST = ["rlhf", "grpo", "cvar_grpo rockafellar_uryasev batch", "rloo", "cvar_rloo rockafellar_uryasev batch"]
 NO_KL = ("rloo", "cvar_gradient")
 SHOWN = ["reward", "tail reward", "CVaR 10 %", "CVaR 1 %", "rare group", "KL"]
+SYMBOLS = {"": "circle", "tail_selection": "square", "rockafellar_uryasev": "diamond", "cvar_gradient": "cross"}
+SHOWN_KL = 10.0
 LEARNING_RATES = {"ppo": 3e-4, "grpo": 3e-4, "rloo": 3e-4}
 
 
@@ -228,8 +233,39 @@ def equal_kl_table(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
+def picture(runs: pd.DataFrame) -> go.Figure:
+    """Mean reward and CVaR 10 % against KL: the plain methods as lines over beta, their variants as points.
+
+    A point is the mean over seeds, coloured by algorithm, with one symbol per estimator, which is open where the tail
+    is a prompt's own. Points beyond `SHOWN_KL` are left out.
+    """
+    means = runs.groupby(["method", "kl_coef"], sort=False)[["KL", "reward", "CVaR 10 %"]].mean().reset_index()
+    means = means[(means["KL"] <= SHOWN_KL) & ~means["method"].isin(["ra_rlhf", "ra_rlhf_ru"])]
+    drawn = make_subplots(cols=2, horizontal_spacing=0.12)
+    for method, rows in means.groupby("method", sort=False):
+        _, *choice = method.split()
+        estimator, tail = choice or ("", "batch")
+        base = method if not choice else baseline(method)
+        symbol = SYMBOLS[estimator] + ("-open" if tail == "prompt" else "")
+        for col, key in enumerate(("reward", "CVaR 10 %"), start=1):
+            trace = go.Scatter(
+                x=rows["KL"],
+                y=rows[key],
+                name=label(method),
+                legendgroup=method,
+                showlegend=col == 1,
+                mode="markers" if choice else "lines+markers",
+                line={"color": method_color(base)},
+                marker={"symbol": symbol, "size": 11 if choice else 8, "line_width": 2},
+            )
+            drawn.add_trace(trace, row=1, col=col)
+    drawn.update_xaxes(title_text="KL from the SFT policy (nats per completion)")
+    drawn.update_yaxes(title_text="mean reward (logit)", col=1).update_yaxes(title_text="CVaR 10 % (logit)", col=2)
+    return drawn.update_layout(template="plotly_white", legend={"orientation": "h", "y": -0.2}, margin_t=30)
+
+
 def report(output: Path) -> None:
-    """Prints the tables as Markdown; writes runs.csv beside the runs."""
+    """Prints the tables as Markdown; writes runs.csv and critic_free.png beside the runs."""
     profile = profile_with(LEARNING_RATES["ppo"])
     runs = collect(output, profile)
     order = {setting.method: place for place, setting in enumerate(all_settings(profile))}
@@ -242,6 +278,7 @@ def report(output: Path) -> None:
     points = points.groupby(["method", "kl_coef"], sort=False)[["KL", "reward", "CVaR 10 %"]].mean().round(2)
     points.index = [f"{label(method)}, beta {kl_coef:g}" for method, kl_coef in points.index]
     print(markdown_table(points))
+    picture(runs).write_image(output / "critic_free.png", width=1000, height=560, scale=1.5)
 
 
 if __name__ == "__main__":
