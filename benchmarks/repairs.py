@@ -1,7 +1,7 @@
 """Why tail selection lags, taken apart: each of its departures from a plain gradient repaired by itself.
 
-    python -m benchmarks.repairs run OUTPUT     (some three hours on an idle core; skips finished runs)
-    python -m benchmarks.repairs report OUTPUT  (the tables as Markdown; writes runs.csv beside the runs)
+    python -m benchmarks.repairs run OUTPUT [PROFILE …]   (some three hours on an idle core; skips finished runs)
+    python -m benchmarks.repairs report OUTPUT            (the tables as Markdown; writes runs.csv beside the runs)
 
 Five seeds of the profiles `pocket-imdb` and `pocket-jigsaw`, at alpha = 0.2 in both, beside RLHF, the paper's tail
 selection and Rockafellar-Uryasev. Nothing was tuned. PAPER is the regime of the paper's IMDB-Gen.
@@ -154,15 +154,13 @@ PAPER = {
 }
 RUNS = all_runs(WAYS, PROFILES, SEEDS)
 REGIME_RUNS = all_runs(PAPER, PROFILES, SEEDS)
-
-
 PARTS = {"": (WAYS, RUNS, ""), ", the paper's regime": (PAPER, REGIME_RUNS, "paper")}
 
 
-def run(output: Path) -> None:
+def run(output: Path, *profiles: str) -> None:
     """Runs what has no result yet, the paper's regime last."""
     for ways, runs, folder in PARTS.values():
-        run_all(ways, runs, output / folder)
+        run_all(ways, [one for one in runs if one.profile in (profiles or PROFILES)], output / folder)
 
 
 def report(output: Path) -> None:
@@ -178,5 +176,5 @@ def report(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    command, folder = sys.argv[1:]
-    {"run": run, "report": report}[command](Path(folder))
+    command, folder, *rest = sys.argv[1:]
+    {"run": run, "report": report}[command](Path(folder), *rest)

@@ -3,7 +3,8 @@
     python -m benchmarks.ru_cost run OUTPUT     (some 40 minutes on an idle core; skips finished runs)
     python -m benchmarks.ru_cost report OUTPUT  (the tables as Markdown; writes runs.csv beside the runs)
 
-Five seeds of the profile `pocket-imdb` at alpha = 0.2, at equal iterations and at equal compute. Nothing was tuned.
+Five seeds of the profile `pocket-imdb` at alpha = 0.2, at equal iterations, and with the shares that keep the tail at
+equal compute. Nothing was tuned.
 """
 
 import sys
@@ -72,17 +73,22 @@ def in_proportion(sizes: torch.Tensor, count: int) -> torch.Tensor:
         certain |= chances > 1
 
 
-def share(value: float, trainer: type[CVaRPPOTrainer] = CVaRPPOTrainer, title: str = "") -> Way:
+def share(
+    value: float,
+    trainer: type[CVaRPPOTrainer] = CVaRPPOTrainer,
+    title: str = "",
+    budgets: tuple[str, ...] = ("iterations",),
+) -> Way:
     """RU with a share of the episodes above VaR in its update."""
     overrides = {"risk.above_share": value} if value else {}
-    return Way(title or f"RU, share {value:g}", METHOD, overrides, trainer, Work(partial(with_share, value)), BOTH)
+    return Way(title or f"RU, share {value:g}", METHOD, overrides, trainer, Work(partial(with_share, value)), budgets)
 
 
 WAYS = {
     "rlhf": RLHF,
     "all": Way("RU, every episode", METHOD, work=Work(everyone)),
-    "half": share(0.5),
-    "quarter": share(0.25),
+    "half": share(0.5, budgets=BOTH),
+    "quarter": share(0.25, budgets=BOTH),
     "tenth": share(0.1),
     "tail": share(0, TailAlone, "RU, the tail alone"),
     "by_advantage": share(0.25, DrawnByAdvantage, "RU, share 0.25 drawn by advantage"),

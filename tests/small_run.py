@@ -21,4 +21,5 @@ SMALL = {
     "evaluation.held_out_texts": 16,
     "evaluation.resamples": 50,
     "evaluation.alphas": 2,
+    "conditioned.iterations": 4,
 }
