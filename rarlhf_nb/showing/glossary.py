@@ -76,6 +76,9 @@ COURSE_GLOSSARY = {
     "kept": Word("The number of lowest-return episodes that an iteration trains on (a count).", "8-10"),
     "RA-RLHF": Word("Risk-averse RLHF, the paper's method: PPO on the kept episodes only (tail selection).", "11-13"),
     "RU": Word("Rockafellar-Uryasev: the second estimator of CVaR; it keeps every episode and changes its reward."),
+    "conditioned policy": Word(
+        "One policy for every α, which reads it with the prompt; trained with RU in groups, each with its own α."
+    ),
     "GRPO, RLOO": Word(
         "RL without a critic: several completions of each prompt, whose advantage is the reward less that of its "
         "siblings, in GRPO divided by their spread."
