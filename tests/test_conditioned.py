@@ -41,7 +41,7 @@ def conditioned_trainer(policy=None, groups=4, **changes):
         ppo_settings(**{"batch_size": 8} | changes.pop("args", {})),
         risk_settings(),
         SAMPLING,
-        ConditionedSettings(alpha_min=0.25, groups=groups),
+        changes.pop("conditioned", ConditionedSettings(alpha_min=0.25, groups=groups)),
         train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
         seed=1,
         **changes,
@@ -238,6 +238,13 @@ def test_it_learns_from_alpha():
     batch = trainer.rollout
     assert log["env_reward_alpha_1"].iloc[-1] == pytest.approx(batch.env_rewards[:32].mean().item())
     assert log["kl_alpha_min"].iloc[-1] == pytest.approx(batch.kl[32:].mean().item())
+
+
+def test_its_own_kl_coef_and_iterations_go_before_those_of_ppo():
+    own = ConditionedSettings(alpha_min=0.25, groups=2, iterations=3, kl_coef=0.0)
+    trainer = conditioned_trainer(conditioned=own, args={"kl_coef": 0.3})
+    assert (trainer.kl_coef, trainer.iterations) == (0.0, 3)
+    assert conditioned_trainer(args={"kl_coef": 0.3}).kl_coef == 0.3
 
 
 def test_live_training_offers_it_beside_the_estimators(tmp_path, monkeypatch):

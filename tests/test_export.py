@@ -124,7 +124,14 @@ def test_the_conditioned_policy_is_exported_for_one_alpha(run, root):
     rarlhf("mine", "conditioned@0.13", "copy")
     assert (root / "copy" / "training_log.jsonl").read_text() == '{"iteration": 1}\n'
     card = card_of(root / "copy")
-    for words in ("fixed here at α = 0.13", "cut into 4 groups", "80 iterations", "the critic, from", "seed 3"):
+    for words in (
+        "fixed here at α = 0.13",
+        "cut into 4 groups",
+        "80 iterations",
+        "β = 0.4, fixed",
+        "the critic, from",
+        "seed 3",
+    ):
         assert words in card.text
     assert "cvar" in card.data.tags and "{{" not in card.text and "\n\n\n" not in card.text
     ids = torch.arange(3, 11).unsqueeze(0)

@@ -300,6 +300,7 @@ class ConditionedSettings(Section):
     alpha_min: float = Field(gt=0, lt=1, default=0.1)
     groups: int = Field(gt=1, default=4)  # of a batch, each with its own alpha
     iterations: int | None = Field(gt=0, default=None)  # None: twice those of ppo, as it stands for several trainings
+    kl_coef: float | None = Field(ge=0, default=None)  # None: that of ppo
 
 
 class SweepSettings(Section):
