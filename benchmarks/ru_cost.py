@@ -18,7 +18,6 @@ from benchmarks.risk_comparison import Work, everyone
 from benchmarks.ways import MEASURES, RLHF, Way, all_runs, collect, run_all, table
 from rarlhf_nb.core.seeding import hash_seed, uniforms
 from rarlhf_nb.measuring.cells import markdown_table
-from rarlhf_nb.training.ppo import masked_sum, whiten
 from rarlhf_nb.training.risk import tail_count
 from rarlhf_nb.training.trainer import CVaRPPOTrainer, Estimates, Rollout, Selection
 
@@ -46,31 +45,19 @@ class TailAlone(CVaRPPOTrainer):
         return replace(selection, weights=selection.weights.index_fill(0, above(rollout, kept), 0))
 
 
-class DrawnByAdvantage(CVaRPPOTrainer):
-    """An episode above VaR is drawn with a probability in proportion to the sum of its whitened |advantages|."""
+class DrawnUniformly(CVaRPPOTrainer):
+    """Every episode above VaR is drawn with the same probability, whatever its advantages."""
 
-    def select(self, rollout: Rollout, estimates: Estimates, kept: int) -> Selection:
-        """Line 4, with a systematic draw: one random number, moved on in steps of 1 along the summed probabilities."""
-        selection, others = super().select(rollout, estimates, kept), above(rollout, kept)
-        if len(others) == 0:
-            return selection
-        mask = rollout.episodes.completion_mask
-        sizes = masked_sum(whiten(estimates.advantages, mask).abs(), mask)[others].double()
-        chances = in_proportion(sizes, tail_count(self.risk.above_share, len(others)))
-        ((number,),) = uniforms(hash_seed(self.seed, self.iteration), first=len(mask), rows=1, length=1)
-        passed = (chances.cumsum(0) + number).floor().diff(prepend=chances.new_zeros(1))
-        drawn = torch.where(passed > 0, 1 / chances, 0).to(selection.weights.dtype)
-        return replace(selection, weights=selection.weights.index_put((others,), drawn))
-
-
-def in_proportion(sizes: torch.Tensor, count: int) -> torch.Tensor:
-    """Probabilities in proportion to the sizes, at most 1, that add up to `count`: (N,) -> (N,)."""
-    certain = torch.zeros_like(sizes, dtype=torch.bool)
-    while True:
-        chances = (count - certain.sum()) * sizes / sizes[~certain].sum()
-        if not (chances > 1 + 1e-9)[~certain].any():
-            return chances.masked_fill(certain, 1).clamp(max=1)
-        certain |= chances > 1
+    def drawn_weights(self, rollout: Rollout, estimates: Estimates, kept: int) -> torch.Tensor:
+        """The k lowest of independent uniform numbers."""
+        weights, others = torch.ones_like(rollout.env_rewards), above(rollout, kept)
+        if len(others) > 0:
+            size = len(weights)
+            (numbers,) = uniforms(hash_seed(self.seed, self.iteration), first=size, rows=1, length=size)
+            drawn = torch.from_numpy(numbers)[others].argsort()[: tail_count(self.risk.above_share, len(others))]
+            weights[others] = 0
+            weights[others[drawn]] = len(others) / len(drawn)
+        return weights
 
 
 def share(
@@ -87,11 +74,11 @@ def share(
 WAYS = {
     "rlhf": RLHF,
     "all": Way("RU, every episode", METHOD, work=Work(everyone)),
-    "half": share(0.5, budgets=BOTH),
-    "quarter": share(0.25, budgets=BOTH),
-    "tenth": share(0.1),
+    "by_advantage": share(0.25),
+    "half": share(0.5, DrawnUniformly, "RU, share 0.5 drawn uniformly", BOTH),
+    "quarter": share(0.25, DrawnUniformly, "RU, share 0.25 drawn uniformly", BOTH),
+    "tenth": share(0.1, DrawnUniformly, "RU, share 0.1 drawn uniformly"),
     "tail": share(0, TailAlone, "RU, the tail alone"),
-    "by_advantage": share(0.25, DrawnByAdvantage, "RU, share 0.25 drawn by advantage"),
 }
 RUNS = all_runs(WAYS, PROFILES, SEEDS)
 

@@ -1,5 +1,3 @@
-from itertools import permutations
-
 import numpy as np
 import pytest
 import torch
@@ -9,6 +7,7 @@ from rarlhf_nb.training.risk import (
     SoftRiskSchedule,
     cvar,
     drawn_above,
+    inclusion_probabilities,
     kept_episodes,
     rockafellar_uryasev_rewards,
     tail_count,
@@ -103,11 +102,22 @@ def test_rockafellar_uryasev_rewards_average_to_cvar():
 
 def test_what_is_drawn_above_var_stands_for_all_of_it():
     rewards = torch.tensor([3.0, 1.0, 3.0, 0.0, 5.0], dtype=torch.float64)  # kept: 1, 3 and, of the tied ones, 0
-    by_hand = drawn_above(rewards, 2, 0.5, torch.tensor([0.3, 0.0, 0.9, 0.1, 0.2]))
-    assert by_hand.tolist() == [1.5, 1.0, 0.0, 1.0, 1.5]  # two of three
-    assert drawn_above(rewards, 3, 0.01, torch.tensor([0.0, 0.0, 0.9, 0.0, 0.2])).tolist() == [1.0, 1.0, 0.0, 1.0, 2.0]
-    for kept, share in [(1, 0.5), (2, 0.3), (3, 0.5)]:
-        draws = [drawn_above(rewards, kept, share, torch.tensor(numbers)) for numbers in permutations(range(5))]
-        torch.testing.assert_close(torch.stack(draws).mean(0), torch.ones(5, dtype=torch.float64))
+    sizes = torch.tensor([2.0, 9.0, 5.0, 9.0, 1.0])
+    # above the two lowest, in the order of their rewards: 0, 2 and 4, whose sizes are 2, 5 and 1 of 8
+    for number, drawn in [(0.1, [0.0, 0.0, 8.0]), (0.2, [0.0, 8 / 5, 0.0]), (0.8, [8 / 2, 0.0, 0.0])]:
+        weights = drawn_above(rewards, sizes, 2, 0.3, number)
+        assert weights.tolist() == pytest.approx([drawn[0], 1.0, drawn[1], 1.0, drawn[2]])
+    numbers = (torch.arange(4000) + 0.5) / 4000
+    for kept, share, count in [(1, 0.5, 2), (2, 0.3, 1), (3, 0.5, 1)]:
+        for own in (sizes, torch.zeros(5)):
+            draws = torch.stack([drawn_above(rewards, own, kept, share, number.item()) for number in numbers])
+            assert ((draws > 0).sum(1) == kept + count).all()
+            torch.testing.assert_close(draws.mean(0), torch.ones(5, dtype=torch.float64), atol=5e-3, rtol=0)
     for kept, share in [(2, 1.0), (5, 0.1)]:
-        assert drawn_above(rewards, kept, share, torch.rand(5)).tolist() == [1.0] * 5
+        assert drawn_above(rewards, sizes, kept, share, 0.3).tolist() == [1.0] * 5
+
+
+def test_who_has_the_largest_size_is_drawn_for_certain():
+    chances = inclusion_probabilities(torch.tensor([8.0, 1.0, 2.0, 1.0]), 2)
+    assert chances.tolist() == [1.0, 0.25, 0.5, 0.25]
+    assert inclusion_probabilities(torch.tensor([0.0, 0.0, 3.0]), 2).tolist() == [0.5, 0.5, 1.0]

@@ -144,17 +144,31 @@ def rockafellar_uryasev_rewards(rewards: torch.Tensor, kept: int) -> torch.Tenso
     return eta + (rewards - eta).clamp(max=0) * (rewards.shape[0] / kept)
 
 
-def drawn_above(rewards: torch.Tensor, kept: int, share: float, numbers: torch.Tensor) -> torch.Tensor:
+def drawn_above(rewards: torch.Tensor, sizes: torch.Tensor, kept: int, share: float, number: float) -> torch.Tensor:
     """The weights of a batch in an update for which only a `share` of the episodes above VaR is drawn: (B,).
 
-    The `kept` lowest rewards have weight 1. Of the n others, the k = ⌈share n⌉ with the lowest `numbers` have weight
-    n / k and the rest 0, so that a weighted sum over the batch is unbiased where the numbers are independent and
-    uniform. rewards, numbers: (B,).
+    The `kept` lowest rewards have weight 1. Of the n others, k = ⌈share n⌉ are drawn with probabilities in proportion
+    to their sizes. A drawn one has the inverse of its probability as weight and the rest 0, so that a weighted sum over
+    the batch is unbiased, and the less noisy, the better the sizes tell what an episode adds to it. The draw is
+    systematic: `number`, uniform in [0, 1), moves on in steps of 1 along the summed probabilities.
+    rewards, sizes: (B,).
     """
     weights = torch.ones_like(rewards)
     above = rewards.sort(stable=True).indices[kept:]
-    if len(above) > 0:
-        drawn = above[numbers[above].argsort()[: tail_count(share, len(above))]]
-        weights[above] = 0
-        weights[drawn] = len(above) / len(drawn)
+    count = tail_count(share, len(above)) if len(above) > 0 else 0
+    if count < len(above):
+        chances = inclusion_probabilities(sizes[above], count)
+        passed = (chances.cumsum(0) + number).floor().diff(prepend=chances.new_zeros(1))
+        weights[above] = torch.where(passed > 0, 1 / chances, 0).to(weights.dtype)
     return weights
+
+
+def inclusion_probabilities(sizes: torch.Tensor, count: int) -> torch.Tensor:
+    """Probabilities in proportion to the sizes, at most 1, that add up to `count` < N: (N,) -> (N,) float64."""
+    sizes = sizes.double().clamp(min=1e-300)  # where all are 0, all are alike
+    certain = torch.zeros_like(sizes, dtype=torch.bool)
+    while True:
+        chances = (count - certain.sum()) * sizes / sizes[~certain].sum()
+        if not (chances > 1 + 1e-9)[~certain].any():
+            return chances.masked_fill(certain, 1).clamp(max=1)
+        certain |= chances > 1

@@ -33,6 +33,7 @@ from rarlhf_nb.training.ppo import (
     episode_kl,
     generalized_advantages,
     masked_mean,
+    masked_sum,
     next_kl_coef,
     policy_losses,
     value_losses,
@@ -281,14 +282,18 @@ class CVaRPPOTrainer(TrainingLoop):
         if self.risk.estimator == "tail_selection":
             return Selection(tail, updated=tail, weights=ranked.new_ones(kept))
         everyone = torch.arange(len(ranked), device=ranked.device)
-        return Selection(tail, updated=everyone, weights=self.drawn_weights(rollout, kept))
+        return Selection(tail, updated=everyone, weights=self.drawn_weights(rollout, estimates, kept))
 
-    def drawn_weights(self, rollout: Rollout, kept: int) -> torch.Tensor:
-        """The weights of all B episodes where only a share of those above VaR is drawn for the update: (B,)."""
-        size = len(rollout.env_rewards)
-        (numbers,) = uniforms(hash_seed(self.seed, self.iteration), first=size, rows=1, length=size)  # no episode's
-        numbers = torch.from_numpy(numbers).to(rollout.env_rewards.device)
-        return drawn_above(rollout.env_rewards, kept, self.risk.above_share, numbers)
+    def drawn_weights(self, rollout: Rollout, estimates: Estimates, kept: int) -> torch.Tensor:
+        """The weights of all B episodes where only a share of those above VaR is drawn for the update: (B,).
+
+        An episode is drawn in proportion to its whitened |advantages|, without which it would add nothing to the
+        policy's gradient.
+        """
+        mask = rollout.episodes.completion_mask
+        sizes = masked_sum(whiten(estimates.advantages, mask).abs(), mask)
+        ((number,),) = uniforms(hash_seed(self.seed, self.iteration), first=len(mask), rows=1, length=1)  # no episode's
+        return drawn_above(rollout.env_rewards, sizes, kept, self.risk.above_share, number)
 
     def update(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> dict[str, float]:
         """Line 5: PPO on the selected episodes, one optimizer step per epoch; returns the mean losses of the epochs.
