@@ -18,7 +18,7 @@ texts-given:
 	  echo "error: TRAIN or TEST = '$$file' is no file; name both: make run-real TRAIN=reviews.jsonl TEST=reviews.jsonl" >&2; exit 2; }; done
 
 test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # TRL alone, in a folder before the environment's own: all else is the lock's.
 newest-trl: $(STAMP)  ## the contract of critic_free with the newest TRL, which may have moved

@@ -16,6 +16,14 @@ settings.register_profile("ci", max_examples=200, deadline=None, derandomize=Tru
 settings.register_profile("soak", settings.get_profile("ci"), max_examples=20_000, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+# The files that take longest. They come first, so that no worker is left alone with one at the end.
+LONG = ("test_sweep", "test_resumable", "test_notebooks", "test_soak", "test_disk", "test_ranks", "test_batch")
+
+
+def pytest_collection_modifyitems(items):
+    """Sort the files by `LONG`; the order within a file stays."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
