@@ -7,11 +7,10 @@ from huggingface_hub import HfApi, get_token, is_offline_mode
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.lock import held
-from rarlhf_nb.core.methods import CONDITIONED, METHODS, policy_name, split_alpha
+from rarlhf_nb.core.methods import CONDITIONED, METHODS, policy_name
 from rarlhf_nb.core.runs import Run
 from rarlhf_nb.running.model_card import is_hub_id, model_card
 from rarlhf_nb.running.workspace import Workspace
-from rarlhf_nb.training.policy import load_policy
 from rarlhf_nb.worlds.cache import build_once
 from rarlhf_nb.worlds.hub import hub_answers
 
@@ -37,7 +36,7 @@ def export_policy(workspace: Workspace, method: str, folder: Path, name: str | N
 
     def fill(place: Path) -> None:
         if policy.name == CONDITIONED:
-            load_policy(policy).at(split_alpha(method)[1]).save(place)
+            workspace.policy(method).save(place)
         else:
             for file in filter(Path.is_file, policy.iterdir()):
                 shutil.copyfile(file, place / file.name)

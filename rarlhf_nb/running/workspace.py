@@ -16,7 +16,6 @@ from rarlhf_nb.core.methods import (
     DATA_NOTEBOOK,
     SFT_NOTEBOOK,
     find_method,
-    policy_name,
     split_alpha,
 )
 from rarlhf_nb.core.profiles import Profile
@@ -114,10 +113,8 @@ class Workspace:
             return DExperts(base or self.base(), *experts, settings.alpha, settings.top_p)
         if method == "best_of_n":
             return BestOfN(self.saved("sft"), self.reward(), self.profile.best_of_n.samples)
-        if policy_name(method) == CONDITIONED:
-            _, alpha = split_alpha(method)
-            return self.saved(CONDITIONED).at(alpha)
-        return self.saved(method)
+        name, alpha = split_alpha(method)
+        return self.saved(CONDITIONED).at(alpha) if name == CONDITIONED else self.saved(method)
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -62,8 +62,9 @@ class Evaluate(Stage):
         profile = self.workspace.profile
         own, _ = MADE_OF.get(self.method, ((), ()))
         settings = {name: getattr(profile, name).model_dump(mode="json") for name in ("sampling", "reward", *own)}
+        named = self.method in MADE_OF or policy_name(self.method) == CONDITIONED  # by more than its policy's files
         return settings | {
-            "kind": self.method if self.method in MADE_OF or self._is_conditioned else "a saved policy",
+            "kind": self.method if named else "a saved policy",
             "evaluation": profile.evaluation.model_dump(mode="json", exclude=OF_THE_REPORT),
             "precision": [profile.policy.dtype, profile.policy.mixed_precision],
             "models": self.workspace.models(),
@@ -91,11 +92,6 @@ class Evaluate(Stage):
     def result(self) -> pd.DataFrame:
         """The episodes table."""
         return self.workspace.run.read_table(self.writes[0])
-
-    @property
-    def _is_conditioned(self) -> bool:
-        """Whether it is the policy that reads alpha."""
-        return policy_name(self.method) == CONDITIONED
 
     def _write(self, tables: dict[str, pd.DataFrame]) -> None:
         """Write the tables, by the ending of their files; of several processes, one does."""
