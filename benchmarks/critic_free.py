@@ -25,7 +25,7 @@ import torch
 from datasets import Dataset
 from plotly.subplots import make_subplots
 
-from benchmarks.risk_comparison import Setting, Trained, collect, curve, load, measure, sft_folder, signed
+from benchmarks.risk_comparison import Setting, Trained, collect, load, measure, own_kl_table, sft_folder, signed
 from benchmarks.risk_comparison import train as train_ppo
 from rarlhf_nb.core.methods import method_name
 from rarlhf_nb.core.profiles import CriticFreeSettings, Profile, load_profile
@@ -208,31 +208,6 @@ def seed_table(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
-def equal_kl_table(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """Each method at its own KL minus the curve of its baseline over beta at that KL, read off seed by seed.
-
-    A seed in which the curve does not reach that KL is left out; fewer than three seeds give no interval.
-    """
-    rows = {}
-    for method, group in runs.groupby("method", sort=False):
-        if method == "rlhf":
-            continue
-        differences = pd.DataFrame(
-            {
-                key: [
-                    r[key] - curve(curves, baseline(method), r["seed"], key, r["KL"]) for r in group.to_dict("records")
-                ]
-                for key in ("reward", "CVaR 10 %")
-            }
-        ).dropna()
-        enough = len(differences) >= 3
-        rows[f"{label(method)}: minus {label(baseline(method))}"] = {
-            "KL": f"{group['KL'].mean():.2f}",
-            "seeds": str(len(differences)),
-        } | {key: signed(seed_interval(differences[key])) if enough else "–" for key in differences}
-    return pd.DataFrame(rows).T
-
-
 def picture(runs: pd.DataFrame) -> go.Figure:
     """Mean reward and CVaR 10 % against KL: the plain methods as lines over beta, their variants as points.
 
@@ -273,7 +248,7 @@ def report(output: Path) -> None:
     runs.to_csv(output / "runs.csv", index=False)
     main = runs[(runs["kl_coef"] == KL_COEF) | (runs["kl_coef"] == 0)]
     print(markdown_table(seed_table(main)), end="\n\n")
-    print(markdown_table(equal_kl_table(main, runs)), end="\n\n")
+    print(markdown_table(own_kl_table(main, runs, label, baseline)), end="\n\n")
     points = runs[runs["method"].isin(["rlhf", "grpo", "rloo"])]
     points = points.groupby(["method", "kl_coef"], sort=False)[["KL", "reward", "CVaR 10 %"]].mean().round(2)
     points.index = [f"{label(method)}, beta {kl_coef:g}" for method, kl_coef in points.index]

@@ -1,95 +1,152 @@
 """A real model on human text over five seeds, at two values of beta: the tables of docs/real_model.md.
 
-    python -m benchmarks.real_model run TEXTS [PROFILE …]   (hours; the same command goes on where it stopped)
-    python -m benchmarks.real_model report [PROFILE …]      (the tables as Markdown)
+    python -m benchmarks.real_model run OUTPUT TEXTS PROFILE [SEED …]   (an hour per seed and beta on one core)
+    python -m benchmarks.real_model report OUTPUT                       (the tables as Markdown)
 
-TEXTS is a folder with imdb_reviews and jigsaw_comments, each as .train.jsonl and .test.jsonl. Each task has one reward
-model, of papermill_runs/real-<profile>. The runs are papermill_runs/real-<profile>-beta<beta>-seed<seed>, made with the
-calls of the notebooks, on one thread; two profiles may run side by side. Nothing was tuned.
+TEXTS is a folder with imdb_reviews and jigsaw_comments, each as .train.jsonl and .test.jsonl. A profile has one reward
+model and one SFT policy, of the run papermill_runs/real-PROFILE, from which every training starts. All methods make the
+iterations of the profile, on one thread, with the same prompts per seed; nothing was tuned. OUTPUT/PROFILE.csv gets the
+rows of a training when it has been measured, and those that it holds are not trained again: `run docs/real_model …`
+goes on with what is committed. One process may work on each seed.
 """
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from rarlhf_nb.core.methods import method_name
-from rarlhf_nb.core.records import read_records
-from rarlhf_nb.core.runs import Run, default_root
+from benchmarks.risk_comparison import own_kl_table, seed_table
+from rarlhf_nb.core.methods import CONDITIONED, method_name, sweep_key
 from rarlhf_nb.measuring.cells import markdown_line, markdown_table
-from rarlhf_nb.measuring.sweeps import run_scores, seed_table
-from rarlhf_nb.measuring.tables import load_tables
+from rarlhf_nb.measuring.evaluation import evaluate, held_out_log_likelihoods
+from rarlhf_nb.measuring.metrics import perplexity
+from rarlhf_nb.measuring.report import summary
 from rarlhf_nb.measuring.tail_prompts import tail_prompts_table
 from rarlhf_nb.running.experiment import Experiment
+from rarlhf_nb.training.loop import TrainingLoop
+from rarlhf_nb.training.policy import ActorCritic
 
 TEXTS = {"imdb-smollm2": "imdb_reviews", "jigsaw-smollm2": "jigsaw_comments"}
+SETTINGS = {"compute.threads": 1, "evaluation.held_out_texts": 32}
+SHORTER = {"imdb-smollm2": {"task.prompt_length": 16}, "jigsaw-smollm2": {}}  # of 48: a third of the time
 KL_COEFS = [0.05, 0.1]  # the profiles' own, and twice that
 SEEDS = [1, 2, 3, 4, 5]
-METHODS = ["rlhf", "ra_rlhf", "ra_rlhf_ru", "conditioned"]
-MEASURED = ["sft", *METHODS[:-1], "conditioned@1", "conditioned@0.4", "conditioned@0.1"]
-METRICS = {
-    "reward": "reward",
-    "tail_reward": "tail reward",
-    "cvar_10": "CVaR 10 %",
-    "perplexity": "perplexity",
-    "kl": "KL",
-}
+START = (0.0, 0, "sft")
+KEYS = ["profile", "kl_coef", "seed", "training"]
+METHODS = ["rlhf", "ra_rlhf", "ra_rlhf_ru", CONDITIONED]
+ALPHAS = [1.0, 0.4, 0.1]  # for which the conditioned policy is measured
+TEST_SEED = 0
+MEASURES = ["reward", "tail reward", "CVaR 10 %", "perplexity", "KL"]
 READ = 10  # prompts, the lowest-scored ones, whose completions are shown
 
 
-def name(profile: str, kl_coef: float, seed: int) -> str:
-    """What a run is called."""
-    return f"real-{profile}-beta{kl_coef}-seed{seed}"
+def run(output: Path, texts: Path, profile: str, *seeds: str) -> None:
+    """Train and measure what has no rows yet: all seeds at the first beta, then at the second."""
+    experiment = started(profile, texts)
+    output.mkdir(parents=True, exist_ok=True)
+    trainings = [START, *product(KL_COEFS, map(int, seeds or SEEDS), METHODS)]
+    for training in trainings:
+        if (profile, *training) in set(rows(output)[KEYS].itertuples(index=False, name=None)):
+            continue
+        begun = time.perf_counter()
+        table, file = pd.DataFrame(made(experiment, *training, output)), output / f"{profile}.csv"
+        table.to_csv(file, mode="a", index=False, header=not file.exists())
+        print(profile, *training, f"{time.perf_counter() - begun:.0f} s", flush=True)
 
 
-def run(texts: Path, profiles: Sequence[str]) -> None:
-    """Train and measure what is not finished, the first beta of all seeds before the second."""
-    for kl_coef, seed, profile in product(KL_COEFS, SEEDS, profiles):
-        train_file, test_file = (texts / f"{TEXTS[profile]}.{split}.jsonl" for split in ("train", "test"))
-        settings = {"task.train_file": str(train_file), "task.test_file": str(test_file), "compute.threads": 1}
-        first = Experiment.open(profile, f"real-{profile}", 1, settings)
-        first.prepare_data()
-        settings |= {"ppo.kl_coef": kl_coef, "reward.model": str(first.reward_folder())}
-        make(Experiment.open(profile, name(profile, kl_coef, seed), seed, settings))
-
-
-def make(experiment: Experiment) -> None:
-    """Everything that a run does; finished stages are kept."""
+def started(profile: str, texts: Path) -> Experiment:
+    """The run with the data, the reward model and the SFT policy of a profile; makes what is missing."""
+    files = {f"task.{split}_file": str(texts / f"{TEXTS[profile]}.{split}.jsonl") for split in ("train", "test")}
+    experiment = Experiment.open(profile, f"real-{profile}", 1, files | SETTINGS | SHORTER[profile])
     experiment.prepare_data()
     experiment.train_sft()
-    for method in METHODS:
-        experiment.train(method)
-    for method in MEASURED:
-        experiment.evaluate(method)
-    experiment.report()
-    print(f"{experiment.run.folder.name}: finished", flush=True)
+    return experiment
 
 
-def finished(profile: str, kl_coef: float) -> list[Run]:
-    """The runs that have a report, by seed."""
-    runs = (Run(default_root() / name(profile, kl_coef, seed)) for seed in SEEDS)
-    return [run for run in runs if run.path("report.json").exists()]
+def made(experiment: Experiment, kl_coef: float, seed: int, method: str, output: Path) -> Iterator[dict[str, Any]]:
+    """Train a method and measure it: one row for each alpha that its policy acts for; the episodes go to OUTPUT."""
+    profile, begun = experiment.profile, time.perf_counter()
+    if method == "sft":
+        policy, iterations = experiment.start(), 0
+    else:
+        trainer = trainer_of(experiment, method, kl_coef, seed)
+        policy, iterations = trainer.policy, len(trainer.train())
+    seconds = round(time.perf_counter() - begun, 1)
+    for key, fixed in acting(method, policy).items():
+        episodes = measured(experiment, fixed)
+        episodes.to_parquet(output / f"{profile.name}_{key}_beta{kl_coef}_seed{seed}.parquet")
+        training = (profile.name, kl_coef, seed, method)
+        row = dict(zip(KEYS, training, strict=True)) | {"method": key, "iterations": iterations, "seconds": seconds}
+        yield row | summary(episodes, profile.task.tail_threshold) | fluency(experiment, fixed)
 
 
-def seconds(runs: Sequence[Run]) -> pd.DataFrame:
-    """The seconds of each training, and of all that a run does: one row per seed."""
-    rows = {}
-    for run in runs:
-        took = {record.stage: record.seconds for record in read_records(run.folder)}
-        rows[f"seed {run.manifest['seed']}"] = {
-            **{method: took[f"train {method}"] for method in METHODS},
-            "the whole run": sum(took.values()),
-        }
-    table = pd.DataFrame(rows).T
-    return pd.concat([table, table.sum().to_frame("in all").T]).round().astype(int)
+def trainer_of(experiment: Experiment, method: str, kl_coef: float, seed: int) -> TrainingLoop:
+    """The trainer of a method with the iterations of the profile, the conditioned one too."""
+    profile = experiment.profile
+    changes = {"args": profile.ppo.model_copy(update={"kl_coef": kl_coef}), "seed": seed, "log_file": None}
+    if method == CONDITIONED:
+        equal = {"iterations": profile.ppo.iterations}
+        changes["conditioned"] = profile.conditioned.model_copy(update=equal)
+    return experiment.trainer(method, **changes)
 
 
-def texts_to_read(run: Run) -> str:
-    """The lowest-scored prompts of a run with the completions of each method, as nested lists."""
+def acting(method: str, policy: ActorCritic) -> dict[str, ActorCritic]:
+    """The policies of a method by key: the conditioned one at each of `ALPHAS`."""
+    if method == CONDITIONED:
+        return {sweep_key(method, alpha): policy.at(alpha) for alpha in ALPHAS}
+    return {method: policy}
+
+
+def measured(experiment: Experiment, policy: ActorCritic) -> pd.DataFrame:
+    """The episodes of a policy on the test prompts."""
+    profile, reference = experiment.profile, experiment.reference()
+    how = (experiment.reward(), experiment.data("test"), profile.sampling, profile.evaluation, TEST_SEED)
+    return evaluate(policy, reference, *how)
+
+
+def fluency(experiment: Experiment, policy: ActorCritic) -> dict[str, float]:
+    """The perplexity of held-out human texts under a policy."""
+    settings, texts = experiment.profile.evaluation, experiment.data("held_out")["text"].tolist()
+    table = held_out_log_likelihoods(policy, texts, settings.held_out_length, settings.batch_size)
+    numbers = table["log_likelihood"].to_numpy(), table["tokens"].to_numpy()
+    return {"perplexity": float(perplexity(*numbers, np.ones(len(texts))))}
+
+
+def rows(output: Path) -> pd.DataFrame:
+    """All rows so far; compare those of whole seeds only, since a seed's trainings share one machine's rounding."""
+    files = [file for file in (output / f"{profile}.csv" for profile in TEXTS) if file.exists()]
+    return pd.concat([pd.DataFrame(columns=KEYS), *map(pd.read_csv, files)])
+
+
+def report(output: Path) -> None:
+    """For each profile and beta: scores over seeds with differences to RLHF, seconds; at equal KL; texts to read."""
+    found = rows(output).assign(budget="iterations")
+    for profile, own in found.groupby("profile"):
+        print(f"## {profile}\n\n{markdown_table(own[own['training'] == 'sft'][MEASURES].round(2))}\n")
+        own = own[own["training"] != "sft"]
+        for kl_coef, part in own.groupby("kl_coef"):
+            whole = part.groupby("seed").filter(lambda one: one["training"].nunique() == len(METHODS))
+            print(f"## {profile}, β {kl_coef:g}, {whole['seed'].nunique()} seeds\n")
+            print(markdown_table(seed_table(whole, MEASURES)), end="\n\n")
+            trainings = whole.drop_duplicates(["training", "seed"]).pivot(index="seed", columns="training")
+            print(markdown_table(trainings["seconds"].round()), end="\n\n")
+        if own["kl_coef"].nunique() > 1:  # with one there is no curve over beta
+            print(f"## {profile}, at equal KL\n\n{markdown_table(own_kl_table(own, own, method_name))}\n")
+        print(texts_to_read(output, profile))
+
+
+def texts_to_read(output: Path, profile: str) -> str:
+    """The lowest-scored prompts with the completions of each method, at the first beta and seed, as nested lists."""
+    ending = f"_beta{KL_COEFS[0]}_seed{SEEDS[0]}.parquet"
+    files = sorted(output.glob(f"{profile}_*{ending}"))
+    episodes = {file.name.removeprefix(f"{profile}_").removesuffix(ending): pd.read_parquet(file) for file in files}
     lines = []
-    for (prompt, score), row in tail_prompts_table(load_tables(run).episodes, READ).iterrows():
+    for (prompt, score), row in tail_prompts_table(episodes, READ).iterrows() if episodes else []:
         lines.append(f"- {markdown_line(prompt)} ({score:.2f})")
         for method in row.index.unique(0):
             completion = markdown_line(row[method, "completion"])
@@ -97,24 +154,6 @@ def texts_to_read(run: Run) -> str:
     return "\n".join(lines) + "\n"
 
 
-def report(profiles: Sequence[str]) -> None:
-    """For each profile and beta: the scores over seeds, the differences to RLHF, the seconds; and the texts to read."""
-    for profile, kl_coef in product(profiles, KL_COEFS):
-        runs = finished(profile, kl_coef)
-        if not runs:
-            continue
-        print(f"## {profile}, β {kl_coef:g}, {len(runs)} seeds\n")
-        table = seed_table(pd.DataFrame([row for run in runs for row in run_scores(run)]), METRICS)
-        for kind in ("mean", "− RLHF"):
-            columns = {f"{title}: {kind}": title for title in METRICS.values()}
-            print(f"{kind}:\n\n{markdown_table(table[list(columns)].rename(columns=columns))}\n")
-        print(f"{markdown_table(seconds(runs))}\n")
-        print(texts_to_read(runs[0]))
-
-
 if __name__ == "__main__":
     command, *words = sys.argv[1:]
-    if command == "run":
-        run(Path(words[0]), words[1:] or list(TEXTS))
-    else:
-        report(words or list(TEXTS))
+    {"run": run, "report": report}[command](Path(words[0]), *map(Path, words[1:2]), *words[2:])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks.risk_comparison import Work, everyone
+from benchmarks.risk_comparison import Work, everyone, own_kl_table
 from benchmarks.ways import RLHF, Way, all_runs, collect, run_all, table
 from rarlhf_nb.measuring.cells import markdown_table
 from rarlhf_nb.training.ppo import dense_rewards, generalized_advantages, masked_mean, whiten
@@ -32,15 +32,6 @@ REGIME = {
     "risk.warm_start": 30,
     "risk.rho": 0.95,
 }
-
-
-class WhitenedOnAll(CVaRPPOTrainer):
-    """Advantages are whitened over the whole batch, before the selection."""
-
-    def update_batch(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> UpdateBatch:
-        batch = super().update_batch(rollout, estimates, selection)
-        advantages = whiten(estimates.advantages, rollout.episodes.completion_mask)
-        return replace(batch, advantages=advantages[selection.updated])
 
 
 class UpdatedOnAll(CVaRPPOTrainer):
@@ -133,7 +124,7 @@ WAYS = {
     "paper": Way("tail selection, the paper's", TAIL, budgets=BOTH),
     "ru": Way("Rockafellar–Uryasev", RU, work=Work(everyone)),
     "critic_all": Way("(a) whitened on all, critic on all", TAIL, trainer=CriticOnAll, work=Work(everyone)),
-    "whitened": Way("(b) whitened on all", TAIL, trainer=WhitenedOnAll, budgets=BOTH),
+    "whitened": Way("(b) whitened on all", TAIL, {"risk.whitening": "batch"}, budgets=BOTH),
     "held": Way("(c) dropped episodes held by their KL", TAIL, trainer=DroppedHeld, work=Work(everyone)),
     "gradient": Way(
         "(d) the CVaR gradient, eq. 7", TAIL, {"ppo.vf_coef": 0.0}, CVaRGradient, budgets=BOTH, begins_like_rlhf=False
@@ -152,26 +143,41 @@ PAPER = {
     "paper": Way("tail selection, the paper's", TAIL, REGIME, begins_like_rlhf=False),
     "ru": Way("Rockafellar–Uryasev", RU, REGIME, work=Work(everyone), begins_like_rlhf=False),
 }
-RUNS = all_runs(WAYS, PROFILES, SEEDS)
-REGIME_RUNS = all_runs(PAPER, PROFILES, SEEDS)
-PARTS = {"": (WAYS, RUNS, ""), ", the paper's regime": (PAPER, REGIME_RUNS, "paper")}
+CURVE = {
+    f"rlhf_beta{beta}": Way(f"RLHF, β {beta:g}", "rlhf", {"ppo.kl_coef": beta}, begins_like_rlhf=False)
+    for beta in (0.4, 0.1, 0.05)
+}
+PARTS = {"": (WAYS, ""), ", RLHF over β": (CURVE, "beta"), ", the paper's regime": (PAPER, "paper")}
 
 
 def run(output: Path, *profiles: str) -> None:
     """Runs what has no result yet, the paper's regime last."""
-    for ways, runs, folder in PARTS.values():
-        run_all(ways, [one for one in runs if one.profile in (profiles or PROFILES)], output / folder)
+    for ways, folder in PARTS.values():
+        run_all(ways, all_runs(ways, list(profiles) or PROFILES, SEEDS), output / folder)
+
+
+def title(key: str) -> str:
+    """A way by its key, which a budget of equal compute may follow."""
+    way, *compute = key.split()
+    return WAYS[way].title + (", equal compute" if compute else "")
 
 
 def report(output: Path) -> None:
     """Prints a table for each profile and regime, of the runs that are finished, and names how many are missing."""
-    rows = []
-    for name, (ways, runs, folder) in PARTS.items():
-        found = collect(ways, runs, output / folder)
-        print(f"{len(runs) - len(found)} of {len(runs)} runs{name} are missing.\n")
-        for profile, own in found.groupby("profile", sort=False):
-            print(f"## {profile}{name}\n\n{markdown_table(table(ways, own))}\n")
-        rows.append(found.assign(regime=folder or "profile"))
+    found = {}
+    for name, (ways, folder) in PARTS.items():
+        runs = all_runs(ways, PROFILES, SEEDS)
+        found[folder] = collect(ways, runs, output / folder)
+        print(f"{len(runs) - len(found[folder])} of {len(runs)} runs{name} are missing.\n")
+        for profile, own in found[folder].groupby("profile", sort=False):
+            first = next(iter(ways))
+            print(f"## {profile}{name}\n\n{markdown_table(table(ways, own, than=first))}\n")
+    rlhf = pd.concat([found[""][found[""]["method"] == "rlhf"], found["beta"].assign(method="rlhf")])
+    for profile, own in found[""].groupby("profile", sort=False):
+        keys = own["method"].where(own["budget"] == "iterations", own["method"] + " compute")
+        cells = own_kl_table(own.assign(method=keys), rlhf[rlhf["profile"] == profile], title)
+        print(f"## {profile}, at equal KL\n\n{markdown_table(cells)}\n")
+    rows = [part.assign(regime=folder or "profile") for folder, part in found.items()]
     pd.concat(rows).to_csv(output / "runs.csv", index=False)
 
 

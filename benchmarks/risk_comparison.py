@@ -290,6 +290,34 @@ def equal_kl_table(runs: pd.DataFrame, levels: list[float]) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
+def own_kl_table(
+    runs: pd.DataFrame,
+    curves: pd.DataFrame,
+    title: Callable[[str], str],
+    base: Callable[[str], str] = lambda method: "rlhf",
+) -> pd.DataFrame:
+    """Each method at its own KL minus the curve of its base over beta at that KL, read off seed by seed.
+
+    A seed in which the curve does not reach that KL is left out; fewer than three seeds give no interval.
+    """
+    rows = {}
+    for method, group in runs.groupby("method", sort=False):
+        if method == "rlhf":
+            continue
+        differences = pd.DataFrame(
+            {
+                key: [r[key] - curve(curves, base(method), r["seed"], key, r["KL"]) for r in group.to_dict("records")]
+                for key in ("reward", "CVaR 10 %")
+            }
+        ).dropna()
+        enough = len(differences) >= 3
+        rows[f"{title(method)}: minus {title(base(method))}"] = {
+            "KL": f"{group['KL'].mean():.2f}",
+            "seeds": str(len(differences)),
+        } | {key: signed(seed_interval(differences[key])) if enough else "–" for key in differences}
+    return pd.DataFrame(rows).T
+
+
 def curve(runs: pd.DataFrame, method: str, seed: int, key: str, kl: float) -> float:
     """The value of `key` at the given KL on the curve of one method and seed over beta; NaN outside its range of KL."""
     points = runs[(runs["method"] == method) & (runs["seed"] == seed)].sort_values("KL")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,17 @@ def test_a_run_computes_with_its_own_number_of_threads(work, monkeypatch):
             Experiment.reopen("mine")
     finally:
         torch.set_num_threads(threads)
+
+
+def test_bf16_on_a_processor_without_it_is_warned_of(work, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_bf16": False})
+    with pytest.warns(UserWarning, match="policy.mixed_precision = 'bf16', but this machine has no GPU"):
+        Experiment.open("pocket", "slow", 1, TINY | {"policy.mixed_precision": "bf16"})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": False})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Experiment.open("pocket", "fast", 1, TINY | {"policy.mixed_precision": "bf16"})
 
 
 def test_a_killed_training_continues_inside_its_stage(work, capsys):

@@ -41,17 +41,19 @@ def sampled(trainer, kept):
     return rollout, estimates, trainer.select(rollout, estimates, kept)
 
 
-@pytest.mark.parametrize("micro_batch_size", [None, 2])
-def test_tail_only_gradient_equals_the_masked_loss_over_the_whole_batch(micro_batch_size):
+@pytest.mark.parametrize("micro_batch_size, whitening", [(None, "kept"), (2, "kept"), (None, "batch")])
+def test_tail_only_gradient_equals_the_masked_loss_over_the_whole_batch(micro_batch_size, whitening):
     """The authors' way, written out slowly: every episode forward and backward, the dropped ones' loss masked."""
     policy = tiny_policy(dtype=torch.float64)
-    trainer = make_trainer(policy, args=ppo_settings(epochs=1, micro_batch_size=micro_batch_size))
+    args = ppo_settings(epochs=1, micro_batch_size=micro_batch_size)
+    trainer = make_trainer(policy, args=args, risk=risk_settings(whitening=whitening))
     rollout, estimates, selection = sampled(trainer, kept=3)
     policy.model.transformer.h[0].mlp.c_fc.bias.data += 0.05  # so that no ratio is 1 and some are clipped
     mask = rollout.episodes.completion_mask.clone()
     dropped = [i for i in range(8) if i not in selection.tail.tolist()]
     mask[dropped] = False
-    advantages = whiten(estimates.advantages, mask)
+    over = {"kept": mask, "batch": rollout.episodes.completion_mask}[whitening]
+    advantages = whiten(estimates.advantages, over)
     now = evaluate_tokens(policy, rollout.episodes, trainer.sampling)
     policy_loss = policy_losses(now.log_probs, rollout.log_probs, advantages, 0.2)[mask].mean()
     value_loss = value_losses(now.values, rollout.values, estimates.targets, 0.2)[mask].mean()

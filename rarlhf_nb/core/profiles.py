@@ -231,14 +231,15 @@ class RiskSettings(Section):
     above_share: float = Field(gt=0, le=1, default=1.0)  # of the episodes above VaR that an update of the latter uses
     rank_by: Literal["return", "env_reward"] = "return"  # return: the paper
     kl_average: Literal["kept", "batch"] = "kept"  # kept: the paper; batch: sum over kept / B, the authors' code
+    whitening: Literal["kept", "batch"] = "kept"  # of tail selection's advantages, over which episodes; kept: the paper
 
     def for_method(self, method: str) -> "RiskSettings":
         """The settings of a method, by its key; `ra_rlhf@0.2` is `ra_rlhf` at alpha = 0.2."""
         name, alpha = split_alpha(method)
         changes: dict[str, dict[str, Any]] = {
-            "rlhf": {"alpha": 1.0, "estimator": "tail_selection", "above_share": 1.0},
+            "rlhf": {"alpha": 1.0, "estimator": "tail_selection", "above_share": 1.0, "whitening": "kept"},
             "ra_rlhf": {"estimator": "tail_selection", "above_share": 1.0},
-            "ra_rlhf_ru": {"estimator": "rockafellar_uryasev"},
+            "ra_rlhf_ru": {"estimator": "rockafellar_uryasev", "whitening": "kept"},
         }
         if name not in changes:
             raise UserError(f"method = {method!r} is not trained by PPO; choose one of {', '.join(changes)}.")

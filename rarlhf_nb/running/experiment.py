@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import CONDITIONED, sweep_key
-from rarlhf_nb.core.profiles import Profile, load_profile
+from rarlhf_nb.core.profiles import PolicySettings, Profile, load_profile
 from rarlhf_nb.core.runs import MANIFEST, SWEEP, Run, check_name, default_root
 from rarlhf_nb.measuring.clusters import cluster_prompts, embed_prompts
 from rarlhf_nb.measuring.ledger import build_ledger
@@ -62,6 +62,7 @@ class Experiment(Workspace):
         _hide_loading_bars()
         settings = load_profile(profile, overrides)
         check_bitsandbytes(settings.policy.quantization)
+        _warn_of_slow_bf16(settings.policy)
         folder = Run.open(run or settings.name, settings.model_dump(mode="json"), seed)
         experiment = cls(settings, folder, seed).with_threads()
         if "threads" not in folder.manifest:
@@ -252,6 +253,18 @@ class Experiment(Workspace):
         test = self.data("test")
         hardest = test.nsmallest(max(1, round(share * len(test))), "prompt_score")
         return cluster_prompts(hardest, embed_prompts(self.saved(method), hardest["prompt"].tolist()))
+
+
+def _warn_of_slow_bf16(policy: PolicySettings) -> None:
+    """Products in bf16 take several times as long as in float32 where the processor has no instructions for them."""
+    processor = torch.cpu.get_capabilities()
+    slow = processor.get("avx512_bf16") is False and not processor.get("amx_bf16")  # another architecture has neither
+    if policy.mixed_precision == "bf16" and slow and not torch.cuda.is_available():
+        warnings.warn(
+            "policy.mixed_precision = 'bf16', but this machine has no GPU, and its processor no instructions for bf16: "
+            "everything will take several times as long as with policy.mixed_precision = 'no'.",
+            stacklevel=3,
+        )
 
 
 def _hide_loading_bars() -> None:

@@ -323,10 +323,13 @@ class CVaRPPOTrainer(TrainingLoop):
         return pd.DataFrame(epochs).mean().to_dict() | {"gradient_tokens": batch.episodes.tokens * len(epochs)}
 
     def update_batch(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> UpdateBatch:
-        """The selected episodes, with advantages whitened over their tokens alone."""
-        rows = selection.updated
+        """The selected episodes, with advantages whitened over their tokens or over the whole batch's."""
+        rows, mask = selection.updated, rollout.episodes.completion_mask
         episodes = rollout.episodes.take(rows)
-        advantages = whiten(estimates.advantages[rows], episodes.completion_mask)
+        if self.risk.whitening == "kept":
+            advantages = whiten(estimates.advantages[rows], episodes.completion_mask)
+        else:
+            advantages = whiten(estimates.advantages, mask)[rows]
         numbers = (rollout.log_probs[rows], rollout.values[rows], advantages, estimates.targets[rows])
         return UpdateBatch(episodes, *numbers, weights=selection.weights)
 
