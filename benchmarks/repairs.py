@@ -172,7 +172,7 @@ def report(output: Path) -> None:
         for profile, own in found[folder].groupby("profile", sort=False):
             first = next(iter(ways))
             print(f"## {profile}{name}\n\n{markdown_table(table(ways, own, than=first))}\n")
-    rlhf = pd.concat([found[""][found[""]["method"] == "rlhf"], found["beta"].assign(method="rlhf")])
+    rlhf = pd.concat([found[""][found[""]["method"] == "rlhf"], found["beta"].assign(method="rlhf")]).infer_objects()
     for profile, own in found[""].groupby("profile", sort=False):
         keys = own["method"].where(own["budget"] == "iterations", own["method"] + " compute")
         cells = own_kl_table(own.assign(method=keys), rlhf[rlhf["profile"] == profile], title)
