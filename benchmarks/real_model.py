@@ -1,13 +1,12 @@
-"""A real model on human text over five seeds, at two values of beta: the tables of docs/real_model.md.
+"""A real model on human text over five seeds, at two values of beta.
 
-    python -m benchmarks.real_model run OUTPUT TEXTS PROFILE [SEED …]   (an hour per seed and beta on one core)
+    python -m benchmarks.real_model run OUTPUT TEXTS PROFILE [SEED …]   (hours; goes on after what has been measured)
     python -m benchmarks.real_model report OUTPUT                       (the tables as Markdown)
 
 TEXTS is a folder with imdb_reviews and jigsaw_comments, each as .train.jsonl and .test.jsonl. A profile has one reward
 model and one SFT policy, of the run papermill_runs/real-PROFILE, from which every training starts. All methods make the
 iterations of the profile, on one thread, with the same prompts per seed; nothing was tuned. OUTPUT/PROFILE.csv gets the
-rows of a training when it has been measured, and those that it holds are not trained again: `run docs/real_model …`
-goes on with what is committed. One process may work on each seed.
+rows of a training when it has been measured. One process may work on each seed.
 """
 
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from benchmarks.risk_comparison import own_kl_table, seed_table
 from rarlhf_nb.core.methods import CONDITIONED, method_name, sweep_key
@@ -32,7 +32,8 @@ from rarlhf_nb.training.loop import TrainingLoop
 from rarlhf_nb.training.policy import ActorCritic
 
 TEXTS = {"imdb-smollm2": "imdb_reviews", "jigsaw-smollm2": "jigsaw_comments"}
-SETTINGS = {"compute.threads": 1, "evaluation.held_out_texts": 32}
+PRECISION = "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "no"  # which is faster on this processor
+SETTINGS = {"compute.threads": 1, "evaluation.held_out_texts": 32, "policy.mixed_precision": PRECISION}
 SHORTER = {"imdb-smollm2": {"task.prompt_length": 16}, "jigsaw-smollm2": {}}  # of 48: a third of the time
 KL_COEFS = [0.05, 0.1]  # the profiles' own, and twice that
 SEEDS = [1, 2, 3, 4, 5]
@@ -106,7 +107,7 @@ def measured(experiment: Experiment, policy: ActorCritic) -> pd.DataFrame:
     """The episodes of a policy on the test prompts."""
     profile, reference = experiment.profile, experiment.reference()
     how = (experiment.reward(), experiment.data("test"), profile.sampling, profile.evaluation, TEST_SEED)
-    return evaluate(policy, reference, *how)
+    return evaluate(policy, reference, *how, profile.policy.mixed_precision)
 
 
 def fluency(experiment: Experiment, policy: ActorCritic) -> dict[str, float]:
