@@ -1,6 +1,6 @@
 """Why tail selection lags, taken apart: each of its departures from a plain gradient repaired by itself.
 
-    python -m benchmarks.repairs run OUTPUT [PROFILE …]   (some three hours on an idle core; skips finished runs)
+    python -m benchmarks.repairs run OUTPUT [PROFILE …]   (some six hours on an idle core; skips finished runs)
     python -m benchmarks.repairs report OUTPUT            (the tables as Markdown; writes runs.csv beside the runs)
 
 Five seeds of the profiles `pocket-imdb` and `pocket-jigsaw`, at alpha = 0.2 in both, beside RLHF, the paper's tail
