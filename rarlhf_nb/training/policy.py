@@ -145,18 +145,19 @@ class ActorCritic(nn.Module):
 
         attention_mask: (B, L), and what a cache among the `options` has read stands before it. alpha: see `forward`.
         """
-        read = {"input_ids": input_ids}
+        read, length = {"input_ids": input_ids}, input_ids.shape[1]
         if alpha is not None:
             embeddings = self.model.get_input_embeddings()(input_ids)
             read = {"inputs_embeds": embeddings + self.risk(alpha).unsqueeze(1).to(embeddings.dtype)}
         if self.takes_positions:
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-            options["position_ids"] = positions[:, -input_ids.shape[1] :]
+            options["position_ids"] = positions[:, -length:]
         return self.model(
             **read,
             attention_mask=attention_mask.long(),
             output_hidden_states=True,
-            logits_to_keep=keep,
+            # as indices, since a number takes a view, whose logits are one slow product per episode
+            logits_to_keep=torch.arange(length - keep, length, device=input_ids.device),
             **{"use_cache": False} | options,
         )
 
