@@ -142,7 +142,8 @@ def page(tmp_path_factory):
             until(lab.kernel_idle, 60)
             page.get_by_role("menuitem", name="Run", exact=True).click()
             page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-            until(lambda: "Start" in "".join(page.locator(".jp-OutputArea button").all_text_contents()), 60)
+            plots = "document.querySelectorAll('.rarlhf-training .js-plotly-plot')"
+            page.wait_for_function(f"() => {plots}.length == 4")  # of the notebook's own training and the one below it
             yield page
     finally:
         lab.close()

@@ -554,6 +554,34 @@ def test_training_pauses_resumes_and_stops_between_iterations():
     assert widget.status.value.startswith(f"Stopped. Iteration {len(rows(widget))} of 100")
 
 
+class SlowMessage(dict):
+    """A message from the front end that the widget takes in from `begun` to `end`."""
+
+    def __init__(self, **state):
+        super().__init__(state)
+        self.begun, self.end = threading.Event(), threading.Event()
+
+    def __iter__(self):
+        self.begun.set()
+        assert self.end.wait(10)
+        return super().__iter__()
+
+
+def test_what_training_draws_while_a_message_arrives_reaches_the_front_end(monkeypatch):
+    widget = live_training(FakeTrainer.factory(texts=["first text", "second text"], iterations=1))
+    sent = []
+    for drawing in (widget.curve, widget.batch):
+        monkeypatch.setattr(drawing.widget.comm, "send", lambda data, buffers: sent.append(str(data)))
+        message = SlowMessage(_js2py_relayout=None)
+        threading.Thread(target=drawing.widget.set_state, args=[message]).start()
+        assert message.begun.wait(10)
+        threading.Timer(0.5, message.end.set).start()
+    widget.start()
+    widget.join(20)
+    assert widget.state == "done"
+    assert "1: tail, α 0.4" in "".join(sent) and "second text" in "".join(sent)
+
+
 def test_another_setting_keeps_the_earlier_curve():
     widget = live_training(FakeTrainer.factory())
     widget.start()

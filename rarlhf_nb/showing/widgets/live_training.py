@@ -188,16 +188,16 @@ class LiveTraining(VBox):
             "mean": float(batch.rewards.mean()),
             "tail": cvar(batch.rewards, self.tail_share),
         }
-        if name not in self.curves:
-            self.curves[name] = []
-            traces = training_traces(name, pd.DataFrame([row]), next(self._colors))
-            self.curve.widget.add_traces(traces, rows=[1, 1], cols=[1, 2])
-        self.curves[name].append(row)
-        self._last = row
-        table = pd.DataFrame(self.curves[name])
-        with self.curve.widget.batch_update():
-            for trace, column in zip(self.curve.widget.data[-2:], ("mean", "tail"), strict=True):
+        with self.curve.changing() as figure:
+            if name not in self.curves:
+                self.curves[name] = []
+                traces = training_traces(name, pd.DataFrame([row]), next(self._colors))
+                figure.add_traces(traces, rows=[1, 1], cols=[1, 2])
+            self.curves[name].append(row)
+            table = pd.DataFrame(self.curves[name])
+            for trace, column in zip(figure.data[-2:], ("mean", "tail"), strict=True):
                 trace.update(x=table["iteration"].to_numpy(), y=table[column].to_numpy())
+        self._last = row
         self.batch.redraw(batch_changes(batch))
         self.samples.value = samples_html(batch, rollout.episodes.prompts, rollout.episodes.completions)
         self.status.value = self._progress()
