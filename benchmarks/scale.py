@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 from transformers import DistilBertConfig, GPT2Config, GPTJConfig, LlamaConfig
 
+from rarlhf_nb.measuring.cells import markdown_table
 from rarlhf_nb.training import costs
 from rarlhf_nb.training.costs import Shape, Strategy, causal_lm, encoder
 from rarlhf_nb.training.plan import DEVICES, Plan, plan
@@ -39,9 +41,8 @@ ITERATIONS = {128: 194, 8: 3111}  # of IMDB-Gen: one pass over 24,895 prompts
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """A Markdown table, whose first column names its rows."""
+    return markdown_table(pd.DataFrame(rows, columns=header).set_index(header[0]))
 
 
 def number(value: float) -> str:

@@ -123,6 +123,7 @@ def _train_language_model(texts: list[str], tokenizer: PreTrainedTokenizerFast, 
     examples = [{"input_ids": ids} for ids in tokenizer([f"{text} [EOS]" for text in texts])["input_ids"]]
     with seeded(seed, torch.device("cpu")):
         model = GPT2LMHeadModel(config)
+        model.loss_type = "ForCausalLM"  # transformers finds none in this class's name, and would warn
         arguments = quiet_arguments(
             folder,
             per_device_train_batch_size=64,
