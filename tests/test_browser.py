@@ -179,7 +179,7 @@ def test_live_training_grows_pauses_resumes_and_stops(page):
     training.scroll_into_view_if_needed()
 
     def points() -> int:
-        return page.evaluate(f"({plot('training', 0)}.data.at(-2)?.x || []).length")
+        return page.evaluate(f"({plot('training', 0)}._fullData.at(-2)?.x || []).length")
 
     training.get_by_role("button", name="Start").click()
     until(lambda: points() >= 3, 20)
@@ -189,7 +189,7 @@ def test_live_training_grows_pauses_resumes_and_stops(page):
     paused = points()
     page.wait_for_timeout(500)
     assert points() == paused
-    until(lambda: page.evaluate(f"{plot('training', 1)}.data.map(t => t.x.length)") == [5, 3], 20)
+    until(lambda: page.evaluate(f"{plot('training', 1)}._fullData.map(t => t.x.length)") == [5, 3], 20)
     training.get_by_role("button", name="Resume").click()
     until(lambda: points() > paused + 2, 20)
     training.get_by_role("button", name="Stop").click()

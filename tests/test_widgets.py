@@ -439,7 +439,7 @@ def test_hostile_texts_are_text_in_every_widget():
 
 
 def all_hovers(trained) -> list[str]:
-    return [text for trace in trained.batch.widget.data for text in trace.text]
+    return [text for trace in trained.batch.figure.data for text in trace.text]
 
 
 # The schedule designer
@@ -449,22 +449,22 @@ def test_the_schedule_is_drawn_and_what_it_saves_is_its_area():
     widget = schedule_designer(SoftRiskSchedule(10, 0.5, 20, warm_start=5, rho=0.9))
     widget.alpha.value, widget.batch_size.value = 0.2, 40
     schedule = SoftRiskSchedule(40, 0.2, 20, warm_start=5, rho=0.9)
-    line = widget.figure.widget.data[-1]
+    line = widget.figure.figure.data[-1]
     np.testing.assert_allclose(line.y, [100 * schedule.kept(m) / 40 for m in range(1, 21)])
     assert list(line.customdata) == schedule.kept_counts()
     assert f"{100 * (1 - sum(schedule.kept_counts()) / 800):.1f} %" in widget.saved.value
     widget.along.value = "share"
-    assert widget.figure.widget.data[-1].x[-1] == widget.figure.widget.data[0].x[-1] == 100
-    assert widget.figure.widget.layout.xaxis.title.text == "share of the iterations (%)"
+    assert widget.figure.figure.data[-1].x[-1] == widget.figure.figure.data[0].x[-1] == 100
+    assert widget.figure.figure.layout.xaxis.title.text == "share of the iterations (%)"
     assert saved_share(SoftRiskSchedule(10, 1.0, 20, warm_start=0, rho=1.0)) == 0
 
 
 def test_settings_that_do_not_fit_together_are_named_and_not_drawn():
     widget = schedule_designer()
-    before = list(widget.figure.widget.data[-1].y)
+    before = list(widget.figure.figure.data[-1].y)
     widget.iterations.value = 20
     assert "warm_start = 30" in widget.saved.value and "error" in widget.saved.value
-    assert list(widget.figure.widget.data[-1].y) == before
+    assert list(widget.figure.figure.data[-1].y) == before
     widget.iterations.value = 194
     assert "gradient work saved" in widget.saved.value
 
@@ -524,10 +524,10 @@ def test_training_grows_the_curves_and_draws_the_batch():
     expected = np.random.default_rng(1).normal(size=8) + 1
     assert rows(widget)[0]["mean"] == pytest.approx(expected.mean())
     assert rows(widget)[0]["tail"] == pytest.approx(cvar(expected, 0.25))
-    mean, tail = widget.curve.widget.data[-2:]
+    mean, tail = widget.curve.figure.data[-2:]
     assert list(mean.y) == [row["mean"] for row in rows(widget)] and tail.xaxis == "x2"
     assert list(tail.y) == [row["tail"] for row in rows(widget)]
-    dropped, kept = widget.batch.widget.data
+    dropped, kept = widget.batch.figure.data
     assert len(dropped.x) == 4 and len(kept.x) == 4 and max(kept.x) < min(dropped.x)
     assert "Iteration 4 of 4" in widget.status.value and widget.samples.value.count("<tr>") == 4
 
@@ -554,46 +554,31 @@ def test_training_pauses_resumes_and_stops_between_iterations():
     assert widget.status.value.startswith(f"Stopped. Iteration {len(rows(widget))} of 100")
 
 
-class SlowMessage(dict):
-    """A message from the front end that the widget takes in from `begun` to `end`."""
-
-    def __init__(self, **state):
-        super().__init__(state)
-        self.begun, self.end = threading.Event(), threading.Event()
-
-    def __iter__(self):
-        self.begun.set()
-        assert self.end.wait(10)
-        return super().__iter__()
-
-
-def test_what_training_draws_while_a_message_arrives_reaches_the_front_end(monkeypatch):
-    widget = live_training(FakeTrainer.factory(texts=["first text", "second text"], iterations=1))
-    sent = []
-    for drawing in (widget.curve, widget.batch):
-        monkeypatch.setattr(drawing.widget.comm, "send", lambda data, buffers: sent.append(str(data)))
-        message = SlowMessage(_js2py_relayout=None)
-        threading.Thread(target=drawing.widget.set_state, args=[message]).start()
-        assert message.begun.wait(10)
-        threading.Timer(0.5, message.end.set).start()
+def test_each_message_to_the_browser_has_a_whole_figure(monkeypatch):
+    widget = live_training(FakeTrainer.factory(iterations=3))
+    drawings, sent = (widget.curve, widget.batch), ([], [])
+    for drawing, states in zip(drawings, sent, strict=True):
+        monkeypatch.setattr(drawing.comm, "send", lambda data, buffers, to=states: to.append(data["state"]))
     widget.start()
     widget.join(20)
-    assert widget.state == "done"
-    assert "1: tail, α 0.4" in "".join(sent) and "second text" in "".join(sent)
+    for drawing, states in zip(drawings, sent, strict=True):
+        assert len(states) == 3 and set(states[-1]) == {"content"}
+        assert go.Figure(states[-1]["content"]) == drawing.figure
+    assert len(widget.curve.figure.data[-1].x) == 3
 
 
 def test_another_setting_keeps_the_earlier_curve():
     widget = live_training(FakeTrainer.factory())
     widget.start()
     widget.join(20)
-    first = list(widget.curve.widget.data[-2].y)
+    first = list(widget.curve.figure.data[-2].y)
     widget.alpha.value, widget.seed.value, widget.estimator.value = 0.1, 7, "rockafellar_uryasev"
     widget.start()
     widget.join(20)
-    assert list(widget.curve.widget.data[-4].y) == first and len(widget.curves) == 2
-    names = [trace.name for trace in widget.curve.widget.data[-4::2]]
+    assert list(widget.curve.figure.data[-4].y) == first and len(widget.curves) == 2
+    names = [trace.name for trace in widget.curve.figure.data[-4::2]]
     assert names == ["1: tail, α 0.4, n 5, ρ 0.95, seed 1", "2: RU, α 0.1, n 5, ρ 0.95, seed 7"]
-    assert widget.curve.widget.data[-4].line.color != widget.curve.widget.data[-2].line.color
+    assert widget.curve.figure.data[-4].line.color != widget.curve.figure.data[-2].line.color
 
 
 def test_starting_another_widget_stops_the_one_that_trains():

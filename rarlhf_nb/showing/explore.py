@@ -20,8 +20,9 @@ from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import Profile
 from rarlhf_nb.core.runs import Run
 from rarlhf_nb.measuring.tables import load_tables
+from rarlhf_nb.showing.widgets.binding import script
 from rarlhf_nb.showing.widgets.exploration import Exploration
-from rarlhf_nb.showing.widgets.risk_explorer import SCRIPT, STYLE
+from rarlhf_nb.showing.widgets.risk_explorer import MODULE, STYLE
 from rarlhf_nb.showing.widgets.text import visible
 
 ADDRESS = "127.0.0.1"
@@ -50,11 +51,11 @@ def explorer_page(run: Run, nonce: str) -> str:
     content = json.dumps(exploration.content() | {"view": exploration.view(0.1, "reward")})
     title = html.escape(f"{visible(run.folder.name)}: risk explorer")
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width"><style>{STYLE.read_text()}{LOOK}</style></head>
+<meta name="viewport" content="width=device-width"><style>{STYLE}{LOOK}</style></head>
 <body><header><h1>{title}</h1>{html.escape(HINT)}</header><main></main>
 <script type="application/json" id="content">{content.replace("<", chr(92) + "u003c")}</script>
 <script nonce="{nonce}">{get_plotlyjs()}</script>
-<script nonce="{nonce}" type="module">{SCRIPT.read_text()}openPage();</script></body></html>"""
+<script nonce="{nonce}" type="module">{script(MODULE)}openPage();</script></body></html>"""
 
 
 def serve(run: Run, port: int, say: Callable[[str], None] = print) -> None:

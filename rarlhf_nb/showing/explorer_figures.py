@@ -1,7 +1,7 @@
 """The figures of the widgets: the risk explorer, the schedule designer, and live training.
 
-`..._figure` builds a whole figure. `..._changes` gives what a move of a control changes in each trace, so that a widget
-can redraw the figure without building it again. Both take their numbers from the same function.
+`..._figure` builds a whole figure. `..._changes` gives what a move of a control of the explorer changes in each trace,
+which the figure and the explorer in the browser share.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from rarlhf_nb.core.methods import OTHER_COLOR
+from rarlhf_nb.core.methods import METHODS, OTHER_COLOR
 from rarlhf_nb.measuring.metrics import Interval, seed_interval
 from rarlhf_nb.showing.look import REWARD, faint, label_text, laid_out, line_style, method_color
 from rarlhf_nb.showing.tails import ALPHAS, Ranking, Slot, Tails
@@ -27,6 +27,7 @@ PRICES = {
     "perplexity": "perplexity",
 }
 EARLIER_COLOR = "#8A8A8A"
+RUN_COLORS = [METHODS[key].color for key in ("ra_rlhf", "rlhf", "ra_rlhf_ru", "prompted", "dexperts", "quark", "sft")]
 ALONG_TITLES = {"iteration": "iteration m", "share": "share of the iterations (%)"}
 Change = dict  # the properties of a trace that a move of a control changes
 Sweeps = dict[str, dict[float, list[Tails]]]  # sweep -> trained alpha -> tails by seed, the shown seed first
@@ -231,26 +232,22 @@ def _price(tails: Tails, price: str, alpha: float, ranking: Ranking) -> float:
 def shares_figure(schedules: dict[str, SoftRiskSchedule], along: Literal["iteration", "share"]) -> go.Figure:
     """kept(m) / B of several schedules (eqs. 8-10), against iteration or share of training; the last one is bold."""
     figure = go.Figure()
-    for name, change in zip(schedules, shares_changes(schedules, along), strict=True):
+    for name, schedule in schedules.items():
         last = name == list(schedules)[-1]
         style = {"shape": "hv", "width": 4 if last else 2, "dash": "solid" if last else "dot"}
         style |= {"color": method_color("ra_rlhf")} if last else {}
-        figure.add_scatter(name=label_text(name), line=style, **change)
+        iterations, counts = np.arange(1, schedule.iterations + 1), np.asarray(schedule.kept_counts())
+        figure.add_scatter(
+            x=iterations if along == "iteration" else 100 * iterations / schedule.iterations,
+            y=100 * counts / schedule.batch_size,
+            customdata=counts,
+            hovertemplate="m %{x:.4g}: %{customdata} episodes",
+            name=label_text(name),
+            line=style,
+        )
     figure.update_xaxes(title_text=ALONG_TITLES[along], title_font_size=13)
     figure.update_yaxes(title_text="kept episodes (% of the batch)", range=[0, 103], title_font_size=13)
     return laid_out(figure, height=400, margin={"t": 60}, legend_y=0.99)
-
-
-def shares_changes(schedules: dict[str, SoftRiskSchedule], along: Literal["iteration", "share"]) -> list[Change]:
-    """The changing part of every trace of `shares_figure`."""
-    changes = []
-    for schedule in schedules.values():
-        iterations = np.arange(1, schedule.iterations + 1)
-        x = iterations if along == "iteration" else 100 * iterations / schedule.iterations
-        counts = np.asarray(schedule.kept_counts())
-        hover = "m %{x:.4g}: %{customdata} episodes"
-        changes.append({"x": x, "y": 100 * counts / schedule.batch_size, "customdata": counts, "hovertemplate": hover})
-    return changes
 
 
 def saved_share(schedule: SoftRiskSchedule) -> float:
@@ -270,10 +267,11 @@ class Batch(NamedTuple):
     texts: list[str]
 
 
-def training_figure(earlier: dict[str, pd.DataFrame], tail_share: float) -> go.Figure:
-    """Mean reward and CVaR of each batch during training; live training adds `training_traces`.
+def training_figure(earlier: dict[str, pd.DataFrame], runs: dict[str, pd.DataFrame], tail_share: float) -> go.Figure:
+    """Mean reward and CVaR of each batch during training.
 
-    earlier: training logs by method; the PPO logs are drawn in grey, and hold mean rewards only.
+    earlier: training logs by method; the PPO logs are drawn in grey, and hold mean rewards only. runs: by name, one row
+    per iteration with its mean and tail.
     """
     titles = ["mean reward of the batch (logit)", f"CVaR {100 * tail_share:g} % of the batch (logit)"]
     figure = make_subplots(cols=2, subplot_titles=titles, horizontal_spacing=0.1)
@@ -286,38 +284,32 @@ def training_figure(earlier: dict[str, pd.DataFrame], tail_share: float) -> go.F
             x=log["iteration"], y=log["env_reward_mean"], name=name, mode="lines", line=style, row=1, col=1
         )
     figure.add_scatter(x=[], y=[], showlegend=False, row=1, col=2)  # gives the empty panel its axes
+    for (run, table), color in zip(runs.items(), cycle(RUN_COLORS), strict=False):
+        name = label_text(run)
+        style = {"name": name, "legendgroup": name, "mode": "lines", "line": {"color": color, "width": 2.5}}
+        for col, column in enumerate(("mean", "tail"), start=1):
+            figure.add_scatter(x=table["iteration"], y=table[column], showlegend=col == 1, row=1, col=col, **style)
     figure.update_annotations(font_size=14)
     figure.update_xaxes(title_text="iteration", title_font_size=13)
     return laid_out(figure, height=400, margin={"t": 95}, legend_y=0.99)
 
 
-def training_traces(name: str, table: pd.DataFrame, color: str) -> list[go.Scatter]:
-    """The two lines of a run."""
-    shown = {"name": label_text(name), "legendgroup": label_text(name), "line": {"color": color, "width": 2.5}}
-    mean = go.Scatter(x=table["iteration"], y=table["mean"], mode="lines", **shown)
-    return [mean, go.Scatter(x=table["iteration"], y=table["tail"], mode="lines", showlegend=False, **shown)]
-
-
 def batch_figure(batch: Batch | None) -> go.Figure:
     """The episodes of a batch, reward against KL; the episodes kept for the update are coloured."""
+    batch = batch or Batch(np.empty(0), np.empty(0), np.empty(0, dtype=bool), [])
     figure = go.Figure()
-    styles = {
-        "dropped": {"color": "#BBBBBB", "size": 8, "symbol": "circle-open", "line_width": 2},
-        "kept": {"color": method_color("ra_rlhf"), "size": 9},
-    }
-    for (name, style), change in zip(styles.items(), batch_changes(batch), strict=True):
-        hover = {"hovertemplate": "%{text}<extra></extra>"}
-        figure.add_scatter(name=name, mode="markers", marker=style, **hover, **change)
+    dropped = {"color": "#BBBBBB", "size": 8, "symbol": "circle-open", "line_width": 2}
+    kept = {"color": method_color("ra_rlhf"), "size": 9}
+    for name, style, rows in (("dropped", dropped, ~batch.kept), ("kept", kept, batch.kept)):
+        figure.add_scatter(
+            x=batch.rewards[rows],
+            y=batch.kl[rows],
+            text=[batch.texts[row] for row in np.flatnonzero(rows)],
+            hovertemplate="%{text}<extra></extra>",
+            name=name,
+            mode="markers",
+            marker=style,
+        )
     figure.update_xaxes(title_text="environment reward (logit)", title_font_size=13)
     figure.update_yaxes(title_text="KL (nats)", title_font_size=13)
     return laid_out(figure, height=340, margin={"t": 40}, legend_y=0.99)
-
-
-def batch_changes(batch: Batch | None) -> list[Change]:
-    """The dots of `batch_figure`: dropped episodes, then kept episodes."""
-    if batch is None:
-        return [{"x": [], "y": [], "text": []}] * 2
-    return [
-        {"x": batch.rewards[rows], "y": batch.kl[rows], "text": [batch.texts[row] for row in np.flatnonzero(rows)]}
-        for rows in (~batch.kept, batch.kept)
-    ]

@@ -116,11 +116,6 @@ function explore(root, content, { ask = null, share, moved = () => {} }) {
 
   const height = (wide) => (root.classList.contains("narrow") ? 0.8 * wide : wide);
 
-  function draw(div, data, layout, height) {
-    window.Plotly.react(div, data, { ...layout, height, width: Math.max(div.clientWidth, 240) },
-      { displayModeBar: false, responsive: false });
-  }
-
   function drawDistributions(slots) {
     const layers = view.stacked ? slots.map((slot) => [slot]) : [slots];
     while (parts.distributions.children.length > layers.length) parts.distributions.lastChild.remove();
@@ -358,7 +353,8 @@ function pythonArguments(view) {
 }
 
 // In a notebook the completions come from its kernel.
-function render({ model, el }) {
+async function render({ model, el }) {
+  await plotly(model);
   const ask = model.get("live") ? (alpha) => model.send({ alpha }) : null;
   const { answer } = explore(el, model.get("content"), { ask, share: pythonArguments });
   model.on("msg:custom", answer);

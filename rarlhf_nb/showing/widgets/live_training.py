@@ -5,7 +5,6 @@ The training code is not imported: a factory makes the trainer, and `Steps` is a
 
 import threading
 from collections.abc import Callable, Sequence
-from itertools import cycle
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,8 +13,7 @@ from IPython.display import HTML, display
 from ipywidgets import HTML as HTMLWidget
 from ipywidgets import BoundedIntText, Button, Dropdown, FloatSlider, IntSlider, VBox
 
-from rarlhf_nb.core.methods import METHODS
-from rarlhf_nb.showing.explorer_figures import Batch, batch_changes, batch_figure, training_figure, training_traces
+from rarlhf_nb.showing.explorer_figures import Batch, batch_figure, training_figure
 from rarlhf_nb.showing.figures import training_curves
 from rarlhf_nb.showing.pictures import is_static
 from rarlhf_nb.showing.widgets.binding import Drawing, controls, page
@@ -28,7 +26,6 @@ ESTIMATORS = {
     "one policy from α to 1": "conditioned",
 }
 SHORT = {"tail_selection": "tail", "rockafellar_uryasev": "RU", "conditioned": "one policy"}
-RUN_COLORS = [METHODS[key].color for key in ("ra_rlhf", "rlhf", "ra_rlhf_ru", "prompted", "dexperts", "quark", "sft")]
 WIDE, NARROW = {"width": "22em"}, {"width": "12em"}
 SAMPLES = 3  # completions shown
 
@@ -82,23 +79,22 @@ class LiveTraining(VBox):
         tail_share: float = 0.2,
         earlier: dict[str, pd.DataFrame] | None = None,
     ) -> None:
-        self.make_trainer, self.tail_share = make_trainer, tail_share
+        self.make_trainer, self.tail_share, self.earlier = make_trainer, tail_share, earlier or {}
         self.state = "idle"
         self.curves: dict[str, list[dict]] = {}  # name -> one row per iteration
         self._last: dict | None = None
         self._stop, self._go_on = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._make_controls(start)
-        self.curve = Drawing(training_figure(earlier or {}, tail_share))
+        self.curve = Drawing(training_figure(self.earlier, {}, tail_share))
         self.batch = Drawing(batch_figure(None))
         self.status, self.samples = HTMLWidget("Choose a setting and start."), page()
-        self._colors = cycle(RUN_COLORS)
         super().__init__(
             [
                 controls(self.alpha, self.estimator, self.warm_start, self.rho, self.seed),
                 controls(self.start_button, self.pause_button, self.stop_button, self.status),
-                self.curve.box,
-                self.batch.box,
+                self.curve,
+                self.batch,
                 self.samples,
             ]
         )
@@ -188,17 +184,11 @@ class LiveTraining(VBox):
             "mean": float(batch.rewards.mean()),
             "tail": cvar(batch.rewards, self.tail_share),
         }
-        with self.curve.changing() as figure:
-            if name not in self.curves:
-                self.curves[name] = []
-                traces = training_traces(name, pd.DataFrame([row]), next(self._colors))
-                figure.add_traces(traces, rows=[1, 1], cols=[1, 2])
-            self.curves[name].append(row)
-            table = pd.DataFrame(self.curves[name])
-            for trace, column in zip(figure.data[-2:], ("mean", "tail"), strict=True):
-                trace.update(x=table["iteration"].to_numpy(), y=table[column].to_numpy())
+        self.curves.setdefault(name, []).append(row)
         self._last = row
-        self.batch.redraw(batch_changes(batch))
+        tables = {curve: pd.DataFrame(rows) for curve, rows in self.curves.items()}
+        self.curve.redraw(training_figure(self.earlier, tables, self.tail_share))
+        self.batch.redraw(batch_figure(batch))
         self.samples.value = samples_html(batch, rollout.episodes.prompts, rollout.episodes.completions)
         self.status.value = self._progress()
 

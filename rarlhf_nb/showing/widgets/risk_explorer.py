@@ -8,34 +8,32 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import anywidget
 import pandas as pd
 import traitlets
 from IPython.display import HTML, display
-from plotly.offline import get_plotlyjs
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.showing.look import laid_out
 from rarlhf_nb.showing.pictures import is_static
 from rarlhf_nb.showing.tails import Ranking
+from rarlhf_nb.showing.widgets.binding import PlotlyWidget
 from rarlhf_nb.showing.widgets.exploration import BY, Exploration
 from rarlhf_nb.showing.widgets.text import visible
 from rarlhf_nb.training.risk import check_alpha
 
-SCRIPT, STYLE = (Path(__file__).with_name(f"explorer.{ending}") for ending in ("js", "css"))
+MODULE, STYLE = "explorer.js", Path(__file__).with_name("explorer.css").read_text()
 Sampler = Callable[[list[str], float], list[tuple[str, float]]]  # prompts, alpha -> completions with their rewards
 
 
-class RiskExplorer(anywidget.AnyWidget):
+class RiskExplorer(PlotlyWidget):
     """The explorer as a widget. `sample` gives it fresh completions of the policy that is conditioned on alpha."""
 
-    content = traitlets.Dict().tag(sync=True)
     live = traitlets.Bool().tag(sync=True)
 
     def __init__(self, exploration: Exploration, view: dict[str, Any], sample: Sampler | None = None) -> None:
         self.exploration, self.sample = exploration, sample
-        self._esm, self._css = f"{get_plotlyjs()}\n{SCRIPT.read_text()}", STYLE.read_text()
-        super().__init__(content=exploration.content() | {"view": view}, live=sample is not None)
+        self._css = STYLE
+        super().__init__(MODULE, exploration.content() | {"view": view}, live=sample is not None)
         self.on_msg(self._asked)
 
     def _asked(self, _widget: Any, message: dict, _buffers: list) -> None:

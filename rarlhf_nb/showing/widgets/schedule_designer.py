@@ -9,7 +9,7 @@ from ipywidgets import BoundedIntText, FloatSlider, IntSlider, ToggleButtons, VB
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import paper_schedules
-from rarlhf_nb.showing.explorer_figures import ALONG_TITLES, saved_share, shares_changes, shares_figure
+from rarlhf_nb.showing.explorer_figures import saved_share, shares_figure
 from rarlhf_nb.showing.pictures import is_static
 from rarlhf_nb.showing.widgets.binding import Drawing, controls, page
 from rarlhf_nb.showing.widgets.text import error_html, framed, number_cell, table_html
@@ -46,7 +46,7 @@ class ScheduleDesigner(VBox):
         self.figure = Drawing(shares_figure(PAPER_SCHEDULES | {YOURS: start}, self.along.value))
         self.saved = page(saved_html(PAPER_SCHEDULES | {YOURS: start}))
         chosen = (self.warm_start, self.alpha, self.rho, self.iterations, self.batch_size)
-        super().__init__([controls(*chosen, self.along), self.figure.box, self.saved])
+        super().__init__([controls(*chosen, self.along), self.figure, self.saved])
         self.add_class("rarlhf-schedule")
         for control in (*chosen, self.along):
             control.observe(lambda _: self._moved(), names="value")
@@ -63,8 +63,7 @@ class ScheduleDesigner(VBox):
         except UserError as error:
             self.saved.value = error_html(error)
             return
-        self.figure.redraw(shares_changes(schedules, self.along.value))
-        self.figure.widget.layout.xaxis.title.text = ALONG_TITLES[self.along.value]
+        self.figure.redraw(shares_figure(schedules, self.along.value))
         self.saved.value = saved_html(schedules)
 
 
