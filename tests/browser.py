@@ -125,15 +125,20 @@ def eventually(check, seconds: float = 20) -> None:
 
 
 def plot(widget: str, place: int) -> str:
-    """JavaScript for a figure of the last widget of this kind on the page."""
-    return (
-        f"[...[...document.querySelectorAll('.rarlhf-{widget}')].at(-1).querySelectorAll('.js-plotly-plot')][{place}]"
-    )
+    """JavaScript for a figure of the first explorer, or of the last widget of another kind, on the page."""
+    which = 0 if widget == "explorer" else -1
+    found = f"[...document.querySelectorAll('.rarlhf-{widget}')].at({which})"
+    return f"[...{found}.querySelectorAll('.js-plotly-plot')][{place}]"
+
+
+def first_explorer(page):
+    """The first explorer of the page, which in a notebook is its own."""
+    return page.locator(".rarlhf-explorer").first
 
 
 def slider(page, name: str):
     """The slider with this name."""
-    return page.locator(".rarlhf-explorer").get_by_role("slider", name=name)
+    return first_explorer(page).get_by_role("slider", name=name)
 
 
 def check_explorer(page, alpha: float, swept: str) -> None:
@@ -149,20 +154,20 @@ def explorer_holds(page, alpha: float, swept: str) -> None:
     dots = page.evaluate(f"{plot('explorer', 1)}.data.slice(4, 6).map((trace) => trace.y[0])")
     means = [cvar(tables[method]["reward"], alpha) for method in shown]
     assert dots == pytest.approx(means, abs=1e-4)
-    rows = page.locator(".rarlhf-explorer .numbers tbody tr").all_inner_texts()
+    rows = first_explorer(page).locator(".numbers tbody tr").all_inner_texts()
     rows = [" ".join(row.split()) for row in rows]
     for row, method, mean in zip(rows, shown, means, strict=True):
         assert method_name(method) in row and f"{mean:.2f} [".replace("-", "−") in row
     lowest = tables["rlhf"].sort_values("reward", kind="stable").head(tail_count(alpha, SIZE))
-    texts = page.locator(".rarlhf-explorer .texts").inner_text()
+    texts = first_explorer(page).locator(".texts").inner_text()
     for row in (0, -1):
         assert f"{lowest.index[row]} by rlhf" in texts
-    assert f"of the {len(lowest)} episodes" in page.locator(".rarlhf-explorer").inner_text()
+    assert f"of the {len(lowest)} episodes" in first_explorer(page).inner_text()
 
 
 def check_measured_alpha(page) -> None:
     """Move from 0.1 to 0.2 by keyboard and further by mouse; the explorer follows."""
-    page.locator(".rarlhf-explorer").scroll_into_view_if_needed()
+    first_explorer(page).scroll_into_view_if_needed()
     page.wait_for_function(f"() => document.querySelector('.rarlhf-explorer') && {plot('explorer', 2)}?.data")
     check_explorer(page, 0.1, "ra_rlhf@0.1")
     handle = slider(page, "measured α")
@@ -191,7 +196,7 @@ def check_trained_alpha(page) -> None:
 
 def check_methods(page) -> None:
     """Add a method by its chip and take it away again, and put the distributions below each other and back."""
-    explorer = page.locator(".rarlhf-explorer")
+    explorer = first_explorer(page)
     rows = explorer.locator(".numbers tbody tr")
     for count in (3, 2):
         explorer.get_by_role("button", name="SFT").click()
@@ -203,7 +208,7 @@ def check_methods(page) -> None:
 
 def check_in_sight(page) -> None:
     """The sliders stay in sight while the page scrolls to the last figure of the explorer."""
-    page.locator(".rarlhf-explorer .js-plotly-plot").last.scroll_into_view_if_needed()
+    first_explorer(page).locator(".js-plotly-plot").last.scroll_into_view_if_needed()
     page.wait_for_timeout(300)
     at = slider(page, "measured α").bounding_box()
     assert 0 <= at["y"] < 300 and at["y"] + at["height"] < page.viewport_size["height"]

@@ -25,6 +25,8 @@ from browser import (
     check_trained_alpha,
     chromium,
     episodes,
+    eventually,
+    first_explorer,
     free_port,
     made_up_run,
     plot,
@@ -35,6 +37,11 @@ from browser import (
 from rarlhf_nb.showing.widgets import risk_explorer
 
 TOKEN = "only-for-this-test"
+# On a busy page no widget starts within the two seconds that anywidget waits; here it waits for none.
+BUSY = """
+const timeout = AbortSignal.timeout.bind(AbortSignal);
+AbortSignal.timeout = (time) => timeout(time === 2000 ? 0 : time);
+"""
 FAKE_TRAINING = """
 import time
 from types import SimpleNamespace
@@ -63,6 +70,17 @@ class Trainer:
         self.selection = SimpleNamespace(tail=np.arange(self.kept))
 
 live_training(Trainer)
+"""
+
+LIVE_EXPLORER = """
+import pandas as pd
+
+conditioned = pd.concat([tables.episodes["rlhf"].assign(alpha=alpha) for alpha in (1.0, 0.4, 0.1)], ignore_index=True)
+
+def sample(prompts, alpha):
+    return [(f"{HOSTILE} fresh for {prompt} at {alpha:.2f}", alpha) for prompt in prompts]
+
+risk_explorer(tables.episodes, alphas={"conditioned": conditioned}, sample=sample, trained=1.0, resamples=5)
 """
 
 
@@ -132,11 +150,12 @@ def page(tmp_path_factory):
     """A watched page with notebook 06, run from top to bottom."""
     browser_path = chromium()
     folder = tmp_path_factory.mktemp("browser")
-    made_up_run(folder, f"HOSTILE = {HOSTILE!r}\n{FAKE_TRAINING}")
+    made_up_run(folder, f"HOSTILE = {HOSTILE!r}\n{LIVE_EXPLORER}", FAKE_TRAINING)
     lab = Lab(folder)
     try:
         lab.wait()
         with watched_page(browser_path) as page:
+            page.add_init_script(BUSY)
             page.goto(lab.address("/lab/tree/notebooks/06_alpha_explorer.ipynb?reset"))
             page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
             until(lab.kernel_idle, 60)
@@ -166,12 +185,28 @@ def test_the_sliders_stay_in_sight(page):
 
 
 def test_share_gives_the_arguments_that_restore_the_view(page):
-    explorer = page.locator(".rarlhf-explorer")
+    explorer = first_explorer(page)
     explorer.get_by_role("button", name="share").click()
     arguments = explorer.locator(".link").inner_text()
     view = eval(f"dict({arguments})")
     assert view["methods"] == ["rlhf", "ra_rlhf"] and view["trained"] == 0.4 and view["ranking"] == "reward"
     risk_explorer({method: episodes(method) for method in METHODS}, resamples=5, **view)
+
+
+def test_a_moved_slider_gets_fresh_completions_from_the_kernel(page):
+    explorer = page.locator(".rarlhf-explorer").last
+    handle, table = explorer.get_by_role("slider", name="trained α"), explorer.locator(".columns")
+
+    def check(moved: bool) -> None:
+        alphas = [head.split()[3] for head in table.get_by_text("sampled now").locator("..").all_inner_texts()]
+        assert alphas == ["1.00", handle.get_attribute("aria-valuetext"), "0.10"] and (alphas[1] == "1.00") != moved
+        cells = table.locator("tbody td").all_inner_texts()
+        assert len(cells) == 12 and all(cells[place].endswith(f"at {alphas[place % 4 - 1]}") for place in (1, 2, 3, 10))
+
+    handle.focus()
+    for moved in (False, True):
+        eventually(lambda moved=moved: check(moved))
+        page.keyboard.press("ArrowLeft")
 
 
 def test_live_training_grows_pauses_resumes_and_stops(page):
@@ -218,11 +253,12 @@ def test_a_live_figure_is_preferred_to_its_text(page):
 
 def test_nothing_left_the_machine_no_error_and_no_payload_ran(page):
     assert page.evaluate("typeof window.hacked") == "undefined"
-    assert "<script>hacked=1</script>" in page.locator(".rarlhf-explorer .texts").inner_text()
+    assert "<script>hacked=1</script>" in first_explorer(page).locator(".texts").inner_text()
     assert "$x^2$" in page.locator(".jp-OutputArea .rarlhf", has_text="static: ").inner_text()  # TeX is active here
     assert page.locator(".rarlhf mjx-container").count() == 0
     assert page.strangers == []
-    assert [error for error in page.errors if "favicon" not in error] == []
+    late = "[anywidget] Failed to initialize model."  # see BUSY
+    assert [error for error in page.errors if "favicon" not in error and error != late] == []
 
 
 def test_screenshots(page):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import plotly.io as pio
 import pytest
 
 from rarlhf_nb.core.errors import UserError
@@ -371,7 +372,7 @@ def test_fresh_completions_come_from_the_policy():
         return [(HOSTILE[5], 1.0) for _ in prompts]
 
     widget = explorer(alphas={"conditioned": conditioned()}, sample=sample)
-    widget.send = answers.append
+    widget.mail.send = answers.append
     widget._handle_custom_msg({"alpha": 0.25}, [])
     hardest = EPISODES["sft"].drop_duplicates("prompt").nsmallest(3, "prompt_score")
     assert asked == [(hardest["prompt"].tolist(), 0.25)]
@@ -387,7 +388,7 @@ def test_what_the_policy_cannot_do_is_said_as_text():
         raise UserError("alpha = <b>0.01</b> is too small")
 
     widget, answers = explorer(alphas={"conditioned": conditioned()}, sample=sample), []
-    widget.send = answers.append
+    widget.mail.send = answers.append
     widget._handle_custom_msg({"alpha": 0.01}, [])
     assert answers == [{"alpha": 0.01, "error": "alpha = <b>0.01</b> is too small"}]
 
@@ -558,12 +559,12 @@ def test_each_message_to_the_browser_has_a_whole_figure(monkeypatch):
     widget = live_training(FakeTrainer.factory(iterations=3))
     drawings, sent = (widget.curve, widget.batch), ([], [])
     for drawing, states in zip(drawings, sent, strict=True):
-        monkeypatch.setattr(drawing.comm, "send", lambda data, buffers, to=states: to.append(data["state"]))
+        monkeypatch.setattr(drawing.mail.comm, "send", lambda data, buffers, to=states: to.append(data["state"]))
     widget.start()
     widget.join(20)
     for drawing, states in zip(drawings, sent, strict=True):
-        assert len(states) == 3 and set(states[-1]) == {"content"}
-        assert go.Figure(states[-1]["content"]) == drawing.figure
+        assert len(states) == 3 and set(states[-1]) == {"value"}
+        assert pio.from_json(states[-1]["value"]) == drawing.figure
     assert len(widget.curve.figure.data[-1].x) == 3
 
 

@@ -1,14 +1,14 @@
 """Widgets that draw with Plotly in the browser, and rows of controls."""
 
-import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import plotly.graph_objects as go
-import traitlets
-from ipywidgets import HTML, HBox, Layout, Widget
+from ipywidgets import HTML, HBox, Label, Layout, Widget, widget_serialization
 from plotly.offline import get_plotlyjs
+from traitlets import Instance
 
 
 def script(name: str) -> str:
@@ -16,31 +16,41 @@ def script(name: str) -> str:
     return "\n".join(Path(__file__).with_name(file).read_text() for file in ("plot.js", name))
 
 
+@cache
+def plotly_source() -> Label:
+    """Plotly for the browser, which the kernel sends once: no page loads it from elsewhere."""
+    return Label(get_plotlyjs())
+
+
 class PlotlyWidget(anywidget.AnyWidget):
-    """A widget whose module draws with Plotly, which the kernel brings along: no page loads it from elsewhere."""
+    """A widget whose module draws with Plotly. Python's later messages to it go through `mail`, which is never shown.
 
-    plotlyjs = traitlets.Unicode().tag(sync=True)
-    content = traitlets.Dict().tag(sync=True)
+    The mail is a core widget, since anywidget delivers nothing to a widget that took over two seconds to start, as it
+    does on a busy page.
+    """
 
-    def __init__(self, module: str, content: dict[str, Any], **state: Any) -> None:
+    plotlyjs = Instance(Label).tag(sync=True, **widget_serialization)
+    mail = Instance(Label).tag(sync=True, **widget_serialization)
+
+    def __init__(self, module: str, mail: str = "", **state: Any) -> None:
         self._esm = script(module)
-        super().__init__(plotlyjs=get_plotlyjs(), content=content, **state)
+        super().__init__(plotlyjs=plotly_source(), mail=Label(mail), **state)
 
 
 class Drawing(PlotlyWidget):
-    """A figure that the browser draws whole at each change, so that it shows the newest one whatever it has missed.
+    """A figure that the browser draws whole at each change. It is complete from the start, as a saved page shows it.
 
     A thread may redraw it: the browser sends nothing back that could come in between.
     """
 
     def __init__(self, figure: go.Figure) -> None:
-        super().__init__("drawing.js", {}, layout=Layout(width="100%", min_width="0", overflow="hidden"))
-        self.redraw(figure)
+        self.figure = figure
+        layout = Layout(width="100%", min_width="0", overflow="hidden")
+        super().__init__("drawing.js", figure.to_json(), layout=layout)
 
     def redraw(self, figure: go.Figure) -> None:
         """Show this figure instead."""
-        self.figure = figure
-        self.content = json.loads(figure.to_json())
+        self.figure, self.mail.value = figure, figure.to_json()
 
 
 def controls(*children: Widget) -> HBox:

@@ -1,12 +1,13 @@
 // A figure that Python has made, drawn anew whenever it changes. What the reader has zoomed or switched off stays so.
 
 async function render({ model, el }) {
-  await plotly(model);
+  const mail = await part(model, "mail");
+  await loadPlotly(model);
   const redraw = () => {
-    const { data, layout } = structuredClone(model.get("content"));
+    const { data, layout } = JSON.parse(mail.get("value"));
     draw(el, data, { ...layout, uirevision: true }, layout.height);
   };
-  model.on("change:content", redraw);
+  mail.on("change:value", redraw);
   new ResizeObserver(redraw).observe(el);
 }
 

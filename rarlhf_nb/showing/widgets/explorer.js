@@ -354,10 +354,11 @@ function pythonArguments(view) {
 
 // In a notebook the completions come from its kernel.
 async function render({ model, el }) {
-  await plotly(model);
+  await loadPlotly(model);
+  const mail = await part(model, "mail");
   const ask = model.get("live") ? (alpha) => model.send({ alpha }) : null;
   const { answer } = explore(el, model.get("content"), { ask, share: pythonArguments });
-  model.on("msg:custom", answer);
+  mail.on("msg:custom", answer);
 }
 
 // As a page of its own, the address holds the view.

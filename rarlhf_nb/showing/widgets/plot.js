@@ -1,10 +1,13 @@
 // What the widgets in the browser share: Plotly, and a figure in the width that there is.
 
-// The module that brings Plotly, once per page. A widget's own module is small without it: anywidget delivers no message
-// to a widget whose module takes more than two seconds to load.
-function plotly(model) {
-  window.rarlhfPlotly ??= import(URL.createObjectURL(new Blob([model.get("plotlyjs")], { type: "text/javascript" })));
-  return window.rarlhfPlotly;
+// Another widget that `model` names.
+const part = (model, name) => model.widget_manager.get_model(model.get(name).replace("IPY_MODEL_", ""));
+
+// Loads Plotly, once per page.
+async function loadPlotly(model) {
+  const source = (await part(model, "plotlyjs")).get("value");
+  window.rarlhfPlotly ??= import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+  await window.rarlhfPlotly;
 }
 
 function draw(div, data, layout, height) {

@@ -28,12 +28,13 @@ Sampler = Callable[[list[str], float], list[tuple[str, float]]]  # prompts, alph
 class RiskExplorer(PlotlyWidget):
     """The explorer as a widget. `sample` gives it fresh completions of the policy that is conditioned on alpha."""
 
+    content = traitlets.Dict().tag(sync=True)
     live = traitlets.Bool().tag(sync=True)
 
     def __init__(self, exploration: Exploration, view: dict[str, Any], sample: Sampler | None = None) -> None:
         self.exploration, self.sample = exploration, sample
         self._css = STYLE
-        super().__init__(MODULE, exploration.content() | {"view": view}, live=sample is not None)
+        super().__init__(MODULE, content=exploration.content() | {"view": view}, live=sample is not None)
         self.on_msg(self._asked)
 
     def _asked(self, _widget: Any, message: dict, _buffers: list) -> None:
@@ -42,9 +43,9 @@ class RiskExplorer(PlotlyWidget):
         alpha = float(message["alpha"])
         try:
             found = [[visible(text), round(float(reward), 5)] for text, reward in self.sample(prompts, alpha)]
-            self.send({"alpha": alpha, "completions": found})
+            self.mail.send({"alpha": alpha, "completions": found})
         except Exception as error:  # show the reader any error here
-            self.send({"alpha": alpha, "error": visible(str(error))})
+            self.mail.send({"alpha": alpha, "error": visible(str(error))})
 
 
 def risk_explorer(
