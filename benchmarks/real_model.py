@@ -125,20 +125,29 @@ def rows(output: Path) -> pd.DataFrame:
 
 
 def report(output: Path) -> None:
-    """For each profile and beta: scores over seeds with differences to RLHF, seconds; at equal KL; texts to read."""
+    """For each profile and beta: scores over seeds with differences, seconds; at equal KL; texts to read."""
     found = rows(output).assign(budget="iterations")
     for profile, own in found.groupby("profile"):
-        print(f"## {profile}\n\n{markdown_table(own[own['training'] == 'sft'][MEASURES].round(2))}\n")
-        own = own[own["training"] != "sft"]
+        start, own = own[own["training"] == "sft"], own[own["training"] != "sft"]
+        print(f"## {profile}\n\n{markdown_table(start.set_index('method')[MEASURES].round(2))}\n")
+        own = own.sort_values("training", key=lambda names: names.map(METHODS.index), kind="stable")
         for kl_coef, part in own.groupby("kl_coef"):
             whole = part.groupby("seed").filter(lambda one: one["training"].nunique() == len(METHODS))
             print(f"## {profile}, β {kl_coef:g}, {whole['seed'].nunique()} seeds\n")
-            print(markdown_table(seed_table(whole, MEASURES)), end="\n\n")
+            print(markdown_table(scores(whole)), end="\n\n")
             trainings = whole.drop_duplicates(["training", "seed"]).pivot(index="seed", columns="training")
-            print(markdown_table(trainings["seconds"].round()), end="\n\n")
+            print(markdown_table(trainings["seconds"].round().astype(int)), end="\n\n")
         if own["kl_coef"].nunique() > 1:  # with one there is no curve over beta
             print(f"## {profile}, at equal KL\n\n{markdown_table(own_kl_table(own, own, method_name))}\n")
         print(texts_to_read(output, profile))
+
+
+def scores(whole: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds and paired differences to RLHF, and those of the conditioned policy to itself at alpha 1."""
+    conditioned, plain = whole[whole["training"] == CONDITIONED], sweep_key(CONDITIONED, 1.0)
+    inside = seed_table(conditioned, MEASURES, than=plain).filter(like="minus", axis=0)
+    cells = pd.concat([seed_table(whole, MEASURES), inside])
+    return cells.rename(index=lambda name: name.replace(", equal iterations", ""))
 
 
 def texts_to_read(output: Path, profile: str) -> str:
