@@ -450,22 +450,22 @@ def test_the_schedule_is_drawn_and_what_it_saves_is_its_area():
     widget = schedule_designer(SoftRiskSchedule(10, 0.5, 20, warm_start=5, rho=0.9))
     widget.alpha.value, widget.batch_size.value = 0.2, 40
     schedule = SoftRiskSchedule(40, 0.2, 20, warm_start=5, rho=0.9)
-    line = widget.figure.figure.data[-1]
+    line = widget.shares.figure.data[-1]
     np.testing.assert_allclose(line.y, [100 * schedule.kept(m) / 40 for m in range(1, 21)])
     assert list(line.customdata) == schedule.kept_counts()
     assert f"{100 * (1 - sum(schedule.kept_counts()) / 800):.1f} %" in widget.saved.value
     widget.along.value = "share"
-    assert widget.figure.figure.data[-1].x[-1] == widget.figure.figure.data[0].x[-1] == 100
-    assert widget.figure.figure.layout.xaxis.title.text == "share of the iterations (%)"
+    assert widget.shares.figure.data[-1].x[-1] == widget.shares.figure.data[0].x[-1] == 100
+    assert widget.shares.figure.layout.xaxis.title.text == "share of the iterations (%)"
     assert saved_share(SoftRiskSchedule(10, 1.0, 20, warm_start=0, rho=1.0)) == 0
 
 
 def test_settings_that_do_not_fit_together_are_named_and_not_drawn():
     widget = schedule_designer()
-    before = list(widget.figure.figure.data[-1].y)
+    before = list(widget.shares.figure.data[-1].y)
     widget.iterations.value = 20
     assert "warm_start = 30" in widget.saved.value and "error" in widget.saved.value
-    assert list(widget.figure.figure.data[-1].y) == before
+    assert list(widget.shares.figure.data[-1].y) == before
     widget.iterations.value = 194
     assert "gradient work saved" in widget.saved.value
 

@@ -51,7 +51,7 @@ def explorer_page(run: Run, nonce: str) -> str:
     content = json.dumps(exploration.content() | {"view": exploration.view(0.1, "reward")})
     title = html.escape(f"{visible(run.folder.name)}: risk explorer")
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width"><style>{STYLE}{LOOK}</style></head>
+<meta name="viewport" content="width=device-width"><style>{STYLE.read_text()}{LOOK}</style></head>
 <body><header><h1>{title}</h1>{html.escape(HINT)}</header><main></main>
 <script type="application/json" id="content">{content.replace("<", chr(92) + "u003c")}</script>
 <script nonce="{nonce}">{get_plotlyjs()}</script>

@@ -21,7 +21,7 @@ from rarlhf_nb.showing.widgets.exploration import BY, Exploration
 from rarlhf_nb.showing.widgets.text import visible
 from rarlhf_nb.training.risk import check_alpha
 
-MODULE, STYLE = "explorer.js", Path(__file__).with_name("explorer.css").read_text()
+MODULE, STYLE = "explorer.js", Path(__file__).with_name("explorer.css")
 Sampler = Callable[[list[str], float], list[tuple[str, float]]]  # prompts, alpha -> completions with their rewards
 
 
@@ -33,7 +33,7 @@ class RiskExplorer(PlotlyWidget):
 
     def __init__(self, exploration: Exploration, view: dict[str, Any], sample: Sampler | None = None) -> None:
         self.exploration, self.sample = exploration, sample
-        self._css = STYLE
+        self._css = STYLE.read_text()
         super().__init__(MODULE, content=exploration.content() | {"view": view}, live=sample is not None)
         self.on_msg(self._asked)
 

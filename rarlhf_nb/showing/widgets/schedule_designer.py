@@ -43,10 +43,10 @@ class ScheduleDesigner(VBox):
         self.iterations = BoundedIntText(start.iterations, 1, 100_000, description="M", layout=NARROW)
         self.batch_size = BoundedIntText(start.batch_size, 1, 100_000, description="B", layout=NARROW)
         self.along = ToggleButtons(options=ALONG, value=along, style={"button_width": "13em"})
-        self.figure = Drawing(shares_figure(PAPER_SCHEDULES | {YOURS: start}, self.along.value))
+        self.shares = Drawing(shares_figure(PAPER_SCHEDULES | {YOURS: start}, self.along.value))
         self.saved = page(saved_html(PAPER_SCHEDULES | {YOURS: start}))
         chosen = (self.warm_start, self.alpha, self.rho, self.iterations, self.batch_size)
-        super().__init__([controls(*chosen, self.along), self.figure, self.saved])
+        super().__init__([controls(*chosen, self.along), self.shares, self.saved])
         self.add_class("rarlhf-schedule")
         for control in (*chosen, self.along):
             control.observe(lambda _: self._moved(), names="value")
@@ -63,7 +63,7 @@ class ScheduleDesigner(VBox):
         except UserError as error:
             self.saved.value = error_html(error)
             return
-        self.figure.redraw(shares_figure(schedules, self.along.value))
+        self.shares.redraw(shares_figure(schedules, self.along.value))
         self.saved.value = saved_html(schedules)
 
 
