@@ -146,8 +146,7 @@ def scores(whole: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds and paired differences to RLHF, and those of the conditioned policy to itself at alpha 1."""
     conditioned, plain = whole[whole["training"] == CONDITIONED], sweep_key(CONDITIONED, 1.0)
     inside = seed_table(conditioned, MEASURES, than=plain).filter(like="minus", axis=0)
-    cells = pd.concat([seed_table(whole, MEASURES), inside])
-    return cells.rename(index=lambda name: name.replace(", equal iterations", ""))
+    return pd.concat([seed_table(whole, MEASURES), inside])
 
 
 def texts_to_read(output: Path, profile: str) -> str:

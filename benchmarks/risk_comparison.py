@@ -256,19 +256,26 @@ def seed_table(
 ) -> pd.DataFrame:
     """Means over seeds, one row per method and budget, and differences to one method at equal iterations.
 
-    The differences are paired by seed, with t-intervals.
+    The differences are paired by seed, with t-intervals. The rows are named by `row_names`.
     """
-    measures = list(measures)
+    measures, names = list(measures), row_names(runs, title)
     first = runs[(runs["method"] == than) & (runs["budget"] == "iterations")].set_index("seed")[measures]
     rows = {}
     for (budget, method), group in runs.groupby(["budget", "method"], sort=False):
         values = group.set_index("seed")[measures]
-        label = f"{title(method)}, equal {budget}"
+        label = names[budget, method]
         rows[label] = {key: f"{values[key].mean():.2f}" for key in measures}
         if method != than:
             differences = {key: seed_interval((values - first)[key].dropna()) for key in measures}
             rows[f"{label}: minus {title(than)}"] = {key: signed(interval) for key, interval in differences.items()}
     return pd.DataFrame(rows).T
+
+
+def row_names(runs: pd.DataFrame, title: Callable[[str], str]) -> dict[tuple[str, str], str]:
+    """What a table calls each budget and method; it names the budget where there is more than one."""
+    several = runs["budget"].nunique() > 1
+    pairs = runs[["budget", "method"]].drop_duplicates().itertuples(index=False, name=None)
+    return {(budget, method): title(method) + (f", equal {budget}" if several else "") for budget, method in pairs}
 
 
 def equal_kl_table(runs: pd.DataFrame, levels: list[float]) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from benchmarks.risk_comparison import (
     iterations_for,
     prepare,
     rlhf_units,
+    row_names,
     seed_table,
     sft_folder,
     test_episodes,
@@ -131,9 +132,10 @@ def collect(ways: dict[str, Way], runs: list[Run], output: Path) -> pd.DataFrame
 
 def table(ways: dict[str, Way], runs: pd.DataFrame, than: str = "rlhf") -> pd.DataFrame:
     """`seed_table` of one profile, with the number of seeds and iterations and the compute of each way."""
+    names = row_names(runs, lambda key: ways[key].title)
     cells = seed_table(runs, MEASURES, lambda key: ways[key].title, than)
-    for (budget, key), group in runs.groupby(["budget", "method"]):
+    for pair, group in runs.groupby(["budget", "method"]):
         first = group.iloc[0]
         numbers = [str(len(group)), str(first["iterations"]), f"{first['compute']:.2f}"]
-        cells.loc[f"{ways[key].title}, equal {budget}", ["seeds", "iterations", "compute"]] = numbers
+        cells.loc[names[pair], ["seeds", "iterations", "compute"]] = numbers
     return cells.fillna("")
