@@ -7,8 +7,7 @@ from huggingface_hub import HfApi, get_token, is_offline_mode
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.lock import held
-from rarlhf_nb.core.methods import CONDITIONED, METHODS, policy_name
-from rarlhf_nb.core.runs import Run
+from rarlhf_nb.core.methods import CONDITIONED, policy_name
 from rarlhf_nb.running.model_card import is_hub_id, model_card
 from rarlhf_nb.running.workspace import Workspace
 from rarlhf_nb.worlds.cache import build_once
@@ -30,7 +29,9 @@ def export_policy(workspace: Workspace, method: str, folder: Path, name: str | N
     without one policy in the run, and for a folder that is not empty.
     """
     folder = folder.expanduser().resolve()
-    policy = _policy_folder(workspace.run, method)
+    if method in REFUSED:
+        raise UserError(f"method = {method!r} has no policy of its own to export: {REFUSED[method]}.")
+    policy = workspace.policy_folder(policy_name(method))
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"folder = {str(folder)!r} is not empty, and nothing is overwritten: name a new folder.")
 
@@ -52,18 +53,6 @@ def export_policy(workspace: Workspace, method: str, folder: Path, name: str | N
             return build_once(folder, fill)
     except OSError as error:
         raise UserError(f"folder = {str(folder)!r} was not written: {error}") from error
-
-
-def _policy_folder(run: Run, method: str) -> Path:
-    """The folder of the method's one policy."""
-    if method in REFUSED:
-        raise UserError(f"method = {method!r} has no policy of its own to export: {REFUSED[method]}.")
-    there = sorted(path.name for path in run.path("policies").glob("[!.]*") if path.name not in REFUSED)
-    name = policy_name(method)
-    if name not in there and name not in METHODS:
-        raise UserError(f"method = {method!r} has no policy in this run; there are: {', '.join(there) or 'none'}.")
-    made_by = METHODS[name].notebook if name in METHODS else ""
-    return run.require(f"policies/{name}", made_by=made_by)
 
 
 def check_push(repo: str) -> None:

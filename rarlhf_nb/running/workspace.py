@@ -10,14 +10,8 @@ import torch
 from rarlhf_nb.baselines.best_of_n import BestOfN
 from rarlhf_nb.baselines.dexperts import DExperts
 from rarlhf_nb.core.checksums import checksum
-from rarlhf_nb.core.methods import (
-    BASELINES_NOTEBOOK,
-    CONDITIONED,
-    DATA_NOTEBOOK,
-    SFT_NOTEBOOK,
-    find_method,
-    split_alpha,
-)
+from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.methods import BASELINES_NOTEBOOK, CONDITIONED, DATA_NOTEBOOK, METHODS, SFT_NOTEBOOK, split_alpha
 from rarlhf_nb.core.profiles import Profile
 from rarlhf_nb.core.records import recorded_checksums
 from rarlhf_nb.core.runs import Run
@@ -28,6 +22,8 @@ from rarlhf_nb.worlds.rewards import ClassifierReward, load_reward
 from rarlhf_nb.worlds.smollm2 import smollm2_folder
 
 EXPERTS = ("expert", "anti_expert")
+MADE_BY = {name: method.notebook for name, method in METHODS.items()}  # policy -> notebook
+MADE_BY |= {f"dexperts/{name}": BASELINES_NOTEBOOK for name in EXPERTS}
 PLACES = {"data": DATA_NOTEBOOK, "reward": DATA_NOTEBOOK, "evaluation": SFT_NOTEBOOK}  # folder -> notebook
 
 
@@ -53,9 +49,10 @@ class Workspace:
         Raises `UserError` with the notebook to run where there is nothing.
         """
         folder, _, name = place.partition("/")
-        made_by = find_method(name).notebook if folder == "policies" else PLACES[folder]
-        if not self.run.path(place).exists():
-            self.run.require(place, made_by)
+        if not self.run.path(place).exists() and folder == "policies":
+            self.policy_folder(name)
+        elif not self.run.path(place).exists():
+            self.run.require(place, PLACES[folder])
         return recorded_checksums(self.run.folder, place)
 
     def models(self) -> dict[str, Any]:
@@ -87,7 +84,7 @@ class Workspace:
 
     def start(self) -> ActorCritic:
         """The SFT policy, from which every RL method starts, with a fresh adapter on it if the profile has one."""
-        return self._load(self._policy_folder("sft", SFT_NOTEBOOK), with_adapter=True)
+        return self._load(self.policy_folder("sft"), with_adapter=True)
 
     def reference(self) -> Reference:
         """pi_ref of every method: the SFT policy, frozen."""
@@ -95,7 +92,7 @@ class Workspace:
 
     def saved(self, method: str) -> ActorCritic:
         """The policy in policies/<method>/."""
-        return load_policy(self._policy_folder(method, find_method(method).notebook), dtype=self._dtype)
+        return load_policy(self.policy_folder(method), dtype=self._dtype)
 
     def policy(self, method: str, base: ActorCritic | None = None) -> Policy:
         """The policy of a method for evaluation; `base` is the profile's model.
@@ -106,15 +103,22 @@ class Workspace:
             return base or self.base()
         if method == "dexperts":
             settings = self.profile.dexperts
-            experts = (
-                load_policy(self._policy_folder(f"dexperts/{name}", BASELINES_NOTEBOOK), dtype=self._dtype)
-                for name in EXPERTS
-            )
+            experts = (self.saved(f"dexperts/{name}") for name in EXPERTS)
             return DExperts(base or self.base(), *experts, settings.alpha, settings.top_p)
         if method == "best_of_n":
             return BestOfN(self.saved("sft"), self.reward(), self.profile.best_of_n.samples)
         name, alpha = split_alpha(method)
         return self.saved(CONDITIONED).at(alpha) if name == CONDITIONED else self.saved(method)
+
+    def policy_folder(self, name: str) -> Path:
+        """The folder policies/<name>/, whole: a method's, `dexperts/expert`, or one that the user has put there.
+
+        Raises `UserError` with the notebook to run, or with the policies of the run where no notebook makes this one.
+        """
+        there = sorted(folder.name for folder in self.run.path("policies").glob("[!.]*"))
+        if name not in there and name not in MADE_BY:
+            raise UserError(f"method = {name!r} has no policy in this run; there are: {', '.join(there) or 'none'}.")
+        return self.run.require(f"policies/{name}", made_by=MADE_BY.get(name, ""))
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -132,9 +136,6 @@ class Workspace:
         adapter = {"lora": policy.lora, "quantization": policy.quantization} if with_adapter else {}
         checkpointing = policy.gradient_checkpointing
         return load_policy(folder, dtype=self._dtype, seed=self.seed, gradient_checkpointing=checkpointing, **adapter)
-
-    def _policy_folder(self, name: str, made_by: str) -> Path:
-        return self.run.require(f"policies/{name}", made_by=made_by)
 
 
 def identity(source: str) -> Any:
