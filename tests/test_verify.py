@@ -13,6 +13,7 @@ from rarlhf_nb.core.runs import Run
 from rarlhf_nb.running.cli import app
 from rarlhf_nb.running.experiment import Experiment
 from rarlhf_nb.running.verify import SCRATCH, verify
+from rarlhf_nb.training.watch import INCIDENTS
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +27,11 @@ def finished(tmp_path_factory):
         experiment = Experiment.open("pocket", "mine", 1, SMALL)
         experiment.prepare_data()
         experiment.train_sft()
-        for method in ("rlhf", "ra_rlhf_ru", "quark"):
+        for method in ("rlhf", "ra_rlhf_ru@0.2", "quark", "conditioned"):
             experiment.train(method)
-        for method in ("base", "rlhf"):
+        for method in ("base", "rlhf", "conditioned"):
             experiment.evaluate(method)
+        experiment.run.write_text(f"training/ra_rlhf_ru@0.2{INCIDENTS}", "{}\n")
     return folder
 
 
@@ -51,7 +53,8 @@ def test_an_untouched_run_agrees_and_is_only_read(experiment):
     assert differences(found) == {}
     files = {finding.what for finding in found}
     assert {"data/test.parquet", "policies/sft/model.safetensors", "training/quark.jsonl"} <= files
-    assert {"policies/ra_rlhf_ru/model.safetensors", "evaluation/base.parquet", "evaluation/rlhf.parquet"} <= files
+    assert {"policies/ra_rlhf_ru@0.2/model.safetensors", "evaluation/base.parquet", "evaluation/rlhf.parquet"} <= files
+    assert {"policies/conditioned/model.safetensors", "evaluation/conditioned.alphas.parquet"} <= files
     after = {path: path.read_bytes() for path in experiment.run.folder.rglob("*") if path.is_file()}
     assert {path.name: after[path] for path in before} == {path.name: before[path] for path in before}
     assert not experiment.run.path(SCRATCH).exists()

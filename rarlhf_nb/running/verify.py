@@ -14,8 +14,10 @@ from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.lock import held
 from rarlhf_nb.core.records import damaged_files, read_records
 from rarlhf_nb.core.runs import MANIFEST, Run, git_commit, installed_versions
+from rarlhf_nb.measuring.tables import ALPHAS, HELD_OUT, SAMPLES
 from rarlhf_nb.running.experiment import Experiment
 from rarlhf_nb.running.stages import training_stage
+from rarlhf_nb.training.watch import INCIDENTS
 
 SCRATCH = ".verify"  # in the run folder, removed at the end
 TIMES = {"seconds"}  # the one thing that a repetition need not share
@@ -65,8 +67,8 @@ def _repeat(again: Experiment, run: Run, iterations: int | None, say: Callable[[
     again.prepare_data()
     say("sft")
     again.train_sft()
-    methods = sorted(path.stem for path in run.path("training").glob("*.jsonl") if "." not in path.stem.split("@")[0])
-    for method in methods:
+    logs = [path for path in sorted(run.path("training").glob("*.jsonl")) if not path.name.endswith(INCIDENTS)]
+    for method in (path.stem for path in logs):
         say(f"train {method}")
         if iterations is None:
             again.train(method)
@@ -79,9 +81,10 @@ def _repeat(again: Experiment, run: Run, iterations: int | None, say: Callable[[
     if run.path("policies/dexperts").exists():
         again.train_experts()
     for path in sorted(run.path("evaluation").glob("[!.]*.parquet")):
-        if not path.name.endswith((".held_out.parquet", ".samples.parquet")):
-            say(f"evaluate {path.stem}")
-            again.evaluate(path.stem)
+        if not path.name.endswith((HELD_OUT, SAMPLES)):
+            method = path.name.removesuffix(ALPHAS).removesuffix(".parquet")
+            say(f"evaluate {method}")
+            again.evaluate(method)
 
 
 def _comparable(run: Run, scratch: Run) -> Iterator[str]:
