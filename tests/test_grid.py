@@ -1,5 +1,7 @@
 """The grid of a sweep, and what is refused before any work begins."""
 
+import json
+
 import pytest
 from typer.testing import CliRunner
 
@@ -7,7 +9,7 @@ from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.runs import Run
 from rarlhf_nb.running import sweep_commands
 from rarlhf_nb.running.cli import app, join_pairs
-from rarlhf_nb.running.grid import Grid, read_alphas, read_seeds, read_values
+from rarlhf_nb.running.grid import Grid, read_alphas, read_seeds, read_values, to_json
 from rarlhf_nb.running.sweep import Sweep
 
 
@@ -32,6 +34,20 @@ def test_a_value_that_is_no_file_name_is_named_by_its_place():
     assert [cell.name for cell in grid.cells()] == ["alpha_0.4-prefixes_no1-seed_1", "alpha_0.4-prefixes_no2-seed_1"]
 
 
+def test_values_are_those_that_the_profile_reads_and_columns_of_one_kind():
+    free = {
+        "ppo.learning_rate": ["1e-4", 0.0003],
+        "ppo.kl_target": [6, None],
+        "policy.lora": [{"r": 4, "alpha": 8}, None],
+    }
+    grid = Grid("pocket", [0.4], [1], free)
+    assert grid.free["ppo.learning_rate"] == [0.0001, 0.0003]  # YAML reads 1e-4 as text
+    first, last = grid.columns(grid.cells()[0]), grid.columns(grid.cells()[-1])
+    assert first["ppo.learning_rate"] == 0.0001 and first["ppo.kl_target"] == "6.0"
+    assert '"r": 4' in first["policy.lora"] and last["policy.lora"] == last["ppo.kl_target"] == "null"
+    assert Grid(**json.loads(json.dumps(to_json(grid)))) == grid
+
+
 def test_values_are_read_as_people_write_them():
     assert read_alphas("1,0.4") == [1.0, 0.4]
     assert read_seeds("1-3, 7") == [1, 2, 3, 7]
@@ -54,6 +70,9 @@ def test_values_are_read_as_people_write_them():
         (["--seed", "-1"], "--seed '-1' is no seed"),
         (["-p", "ppo.kl_coeff", "0.1"], "parameter 'ppo.kl_coeff' is unknown (did you mean 'ppo.kl_coef'?)"),
         (["-p", "ppo.kl_coef", "0.1,0.1"], "-p ppo.kl_coef: 0.1 is listed twice"),
+        (["-p", "ppo.learning_rate", "1e-4,0.0001"], "-p ppo.learning_rate: 0.0001 is listed twice"),
+        (["-p", "ppo.kl_coef", "2020-99-99,0.1"], "this is not a list of YAML values"),
+        (["--alpha", "0.1234567,0.1234568"], "would share the folder alpha_0.123457-seed_1"),
         (["-p", "ppo.kl_coef", "0.1,yes"], "ppo.kl_coef"),
         (["-p", "ppo.kl_coef"], "-p ppo.kl_coef: the values are missing"),
         (["-p", "ppo.kl_coef", "[0.1"], "this is not a list of YAML values"),
@@ -85,6 +104,14 @@ def test_a_sweep_may_grow_and_nothing_else(tmp_path):
     with pytest.raises(UserError, match="A sweep may only grow"):
         Sweep.open("grid", Grid("pocket-jigsaw", [1.0, 0.4], [1, 2, 3]), tmp_path)
     assert (tmp_path / "grid" / "sweep.json").read_bytes() == before
+    named_by_place = [
+        Grid("pocket", [1.0], [1], {"prompted.prefixes": two}) for two in ([["a"], ["b"]], [["b"], ["c"]])
+    ]
+    Sweep.open("prefixes", named_by_place[0], tmp_path)
+    with pytest.raises(UserError, match="A sweep may only grow"):
+        Sweep.open("prefixes", named_by_place[1], tmp_path)
+    with pytest.raises(UserError, match="sweep = 'grid/inner': a sweep lies beside the runs"):
+        Sweep.open("grid/inner", Grid("pocket", [1.0], [1]), tmp_path)
     Run.open("mine", {}, 1, tmp_path)
     with pytest.raises(UserError, match="sweep = 'mine' is the name of a run"):
         Sweep.open("mine", Grid("pocket", [1.0], [1]), tmp_path)

@@ -1,5 +1,6 @@
 """A sweep ends with every cell that can be finished, whoever dies on the way; its state is told from its files."""
 
+import io
 import json
 import os
 import shutil
@@ -13,17 +14,20 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
+from rich.live import Live
 from typer.testing import CliRunner
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.runs import Run
-from rarlhf_nb.running import workers
+from rarlhf_nb.running import sweep_commands, workers
 from rarlhf_nb.running.cli import app
 from rarlhf_nb.running.experiment import Experiment
 from rarlhf_nb.running.grid import Grid
-from rarlhf_nb.running.status import sweep_progress
+from rarlhf_nb.running.status import Progress, SweepProgress, sweep_progress
 from rarlhf_nb.running.sweep import CELL_NOTEBOOKS, SWEEP_NOTEBOOKS, Sweep
 from rarlhf_nb.running.sweep_experiment import sweep_scores
+from rarlhf_nb.running.sweeping import write_sweep_report
 from rarlhf_nb.running.workers import DaskWorkers
 
 PARAMETERS = 'profile: str = "pocket"\nrun: str = ""\nseed: int = 1\noverrides: dict = {}'
@@ -119,6 +123,37 @@ def test_the_same_command_finishes_what_failed_and_reports_over_seeds(finished):
     assert "02_baseline_rlhf: unchanged, kept" in again
 
 
+def test_a_cell_is_a_run_that_the_command_line_reopens(finished, monkeypatch):
+    monkeypatch.chdir(finished[0])
+    runs = finished[0] / "papermill_runs"
+    before = sorted(path.name for path in runs.iterdir())
+    words = ["run", "--run", "grid/alpha_0.4-seed_1", "-p", "risk.alpha", "0.4", "-p", "sweep.alphas", "[]"]
+    out, errors = rarlhf(finished[0], *words).communicate(timeout=300)
+    assert "run grid/alpha_0.4-seed_1, seed 1" in out and "02_baseline_rlhf: unchanged, kept" in out, (out, errors)
+    assert sorted(path.name for path in runs.iterdir()) == before
+
+
+def test_one_damaged_sweep_hides_no_other_run(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished[0] / "papermill_runs", tmp_path / "papermill_runs")
+    shutil.copytree(tmp_path / "papermill_runs" / "grid", tmp_path / "papermill_runs" / "other")
+    (tmp_path / "papermill_runs" / "grid" / "sweep.json").write_text("{")
+    shutil.copytree(finished[0] / "notebooks", tmp_path / "notebooks")
+    monkeypatch.chdir(tmp_path)
+    told = CliRunner().invoke(app, ["status"])
+    assert told.exit_code == 0 and "grid: sweep.json of sweep 'grid' is damaged" in told.stdout
+    assert "other: sweep, 2 done" in told.stdout
+
+
+def test_an_error_in_brackets_is_shown_as_it_is():
+    cells = {"alpha_0.4-seed_1": Progress("failed", "03_ra_rlhf", 1.0, "pip install 'rarlhf_nb[cluster]' [/y]")}
+    display = sweep_commands.Display()
+    display.console = Console(force_terminal=True, width=200, file=io.StringIO())
+    display.live = Live(console=display.console, auto_refresh=False)
+    with display:
+        display.show(SweepProgress(cells, None))
+    assert "'rarlhf_nb[cluster]' [/y]" in display.console.file.getvalue()
+
+
 def test_a_sweep_opens_like_a_run(finished, monkeypatch):
     monkeypatch.chdir(finished[0])
     experiment = Experiment.open("pocket", "grid", seed=2)
@@ -156,7 +191,7 @@ def test_the_scores_of_a_sweep_count_every_seed_once(tmp_path, monkeypatch):
         run = Run.open(f"grid/{cell.name}", grid.settings(cell).model_dump(mode="json"), cell.seed)
         value = cell.seed + cell.alpha
         values = {"sft": cell.seed, "rlhf": cell.seed + 1.0, "ra_rlhf": value, "ra_rlhf_ru": value}
-        methods = {method: {"reward": {"value": reward}} for method, reward in values.items()}
+        methods = {name: dict.fromkeys(("reward", "tail_reward"), {"value": reward}) for name, reward in values.items()}
         run.write_text("report.json", json.dumps({"methods": methods}))
     assert len(sweep_scores(sweep)) == 8 * 4
     experiment = Experiment.open("pocket", "grid", overrides={"ppo.kl_coef": 0.2})
@@ -167,6 +202,9 @@ def test_the_scores_of_a_sweep_count_every_seed_once(tmp_path, monkeypatch):
     assert set(scores["kl_coef"]) == {0.2} and scores.loc[scores["method"] == "rlhf", "reward"].tolist() == [2.0, 3.0]
     over_beta = experiment.scores(free=["ppo.kl_coef"])
     assert len(over_beta) == 16 and set(over_beta["kl_coef"]) == {0.1, 0.2}
+    report = write_sweep_report(sweep)
+    assert list(report.settings) == ["kl_coef 0.1", "kl_coef 0.2"]
+    assert not [note for note in report.notes if note.startswith("Missing")]
 
 
 def test_a_killed_cell_is_tried_again_and_a_killed_sweep_leaves_nobody_behind(tmp_path):
@@ -203,10 +241,26 @@ def test_ctrl_c_reaches_the_notebooks_and_the_same_command_goes_on(tmp_path):
     sweep.send_signal(signal.SIGINT)
     _, errors = sweep.communicate(timeout=300)
     assert sweep.returncode == 130 and "interrupted: the same command goes on from here" in errors
-    assert (folder / "saved").exists() and states(folder) == {"alpha_0.4-seed_1": "failed"}
+    assert (folder / "saved").exists() and states(folder) == {"alpha_0.4-seed_1": "interrupted"}
     write_notebook(folder, CELL_NOTEBOOKS[2], "print('goes on')")
     _, errors = rarlhf(folder, *words).communicate(timeout=300)
     assert states(folder) == {"alpha_0.4-seed_1": "done"}, errors
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path):
+    stubborn = "import time\nwhile True:\n    try:\n        time.sleep(60)\n    except KeyboardInterrupt:\n        pass"
+    folder = checkout(tmp_path / "checkout", stubborn)
+    sweep = rarlhf(folder, "sweep", "grid", "--alpha", "0.4", "--seed", "1", "--workers", "1")
+    log = folder / "papermill_runs" / "grid" / "alpha_0.4-seed_1" / "cell.log"
+    until(lambda: log.exists() and "03_ra_rlhf: running" in log.read_text())
+    time.sleep(3)  # until the kernel is in the cell
+    sweep.send_signal(signal.SIGINT)
+    time.sleep(2)
+    assert sweep.poll() is None
+    sweep.send_signal(signal.SIGINT)
+    _, errors = sweep.communicate(timeout=30)
+    assert sweep.returncode == 130 and states(folder) == {"alpha_0.4-seed_1": "interrupted"}, errors
+    assert not (folder / "papermill_runs" / "grid" / ".stop").exists()
 
 
 @pytest.fixture

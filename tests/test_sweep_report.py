@@ -107,6 +107,12 @@ def test_repeated_rows_count_once_and_alpha_1_is_rlhf():
     other = build_sweep_report(pd.concat([once, once.assign(run="again", cvar_10=once["cvar_10"] + 0.25)]))
     assert any("runs with the same settings and seed differ, by up to 0.25 in CVaR 10 %" in n for n in other.notes)
     assert distinct_scores(once)["method"].unique().tolist() == list(TAILS)
+    grpo = scores({"cvar_grpo@1": TAILS["rlhf"]})  # which is GRPO, and GRPO is not always there
+    assert distinct_scores(grpo)["method"].unique().tolist() == ["cvar_grpo@1"]
+
+
+def test_beta_as_a_setting_of_the_sweep_is_named_once():
+    assert grid_settings(scores().assign(**{"ppo.kl_coef": 0.2, "ppo.epochs": 2})) == ["kl_coef", "ppo.epochs"]
 
 
 def test_what_the_grid_lacks_is_named_and_pairs_keep_the_seeds_of_both():

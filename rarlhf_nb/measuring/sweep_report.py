@@ -24,7 +24,7 @@ from rarlhf_nb.measuring.cells import (
 )
 from rarlhf_nb.measuring.finding import finding, tail_metric
 from rarlhf_nb.measuring.metrics import seed_interval, seeds_needed
-from rarlhf_nb.measuring.sweeps import distinct_scores, grid_settings, paired_differences
+from rarlhf_nb.measuring.sweeps import SAME_AS_RLHF, distinct_scores, grid_settings, paired_differences
 
 BASELINE = "rlhf"
 RL_METHODS = (*RISK_NEUTRAL, *RISK_AVERSE)  # with any trained alpha; each pair of them is compared
@@ -276,7 +276,7 @@ def _notes(scores: pd.DataFrame, kept: pd.DataFrame, keys: list[str], names: dic
     seeds = sorted(kept["seed"].unique())
     listed = f"{_counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))})"
     brackets = "Brackets hold 95 % t intervals over training seeds" if len(seeds) > 1 else "One seed has no interval"
-    renamed = [method for method in method_order(scores["method"].unique()) if split_alpha(method)[1] == 1]
+    renamed = [method for method in method_order(scores["method"].unique()) if method in SAME_AS_RLHF]
     notes = [
         f"{listed}. {brackets}; test prompts are not resampled.",
         "Differences are paired: both methods have the same seed. Nothing is corrected for multiple comparisons, and "

@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.methods import CONDITIONED, method_name, method_order, policy_name, split_alpha, sweep_key
+from rarlhf_nb.core.methods import method_name, method_order, split_alpha, sweep_key
 from rarlhf_nb.core.runs import MANIFEST, Run
 from rarlhf_nb.measuring.cells import interval_cell
 from rarlhf_nb.measuring.metrics import seed_interval, stratified_interval
 from rarlhf_nb.measuring.tables import Tables
 from rarlhf_nb.training.risk import cvar
+
+SAME_AS_RLHF = ("ra_rlhf@1", "ra_rlhf_ru@1")  # step for step
 
 
 def related_scores(run: Run, free: Sequence[str] = ()) -> pd.DataFrame:
@@ -91,18 +93,19 @@ def paired_differences(scores: pd.DataFrame, metrics: Sequence[str], method: str
 
 
 def grid_settings(scores: pd.DataFrame) -> list[str]:
-    """The columns that hold settings of the runs: kl_coef, and those with a dotted key."""
-    return [column for column in scores if column == "kl_coef" or re.fullmatch(r"[a-z_]+(\.[a-z]\w*)+", column)]
+    """The columns that hold settings of the runs: kl_coef (`ppo.kl_coef` is the same), and those with a dotted key."""
+    dotted = re.compile(r"(?!ppo\.kl_coef$)[a-z_]+(\.[a-z]\w*)+")
+    return [column for column in scores if column == "kl_coef" or dotted.fullmatch(column)]
 
 
 def distinct_scores(scores: pd.DataFrame) -> pd.DataFrame:
     """One row per setting, seed and method, in the order of the table.
 
-    A method that does not depend on a setting of the sweep appears once per run, and its first row is kept. A method
-    trained at alpha = 1 is RLHF under another name, and is left out; the conditioned policy at alpha = 1 is not.
+    A method that does not depend on a setting of the sweep appears once per run, and its first row is kept. Those of
+    `SAME_AS_RLHF` are left out.
     """
-    own = [policy_name(method) == CONDITIONED or split_alpha(method)[1] != 1 for method in scores["method"]]
-    return scores[own].drop_duplicates([*grid_settings(scores), "seed", "method"], ignore_index=True)
+    own = scores[~scores["method"].isin(SAME_AS_RLHF)]
+    return own.drop_duplicates([*grid_settings(scores), "seed", "method"], ignore_index=True)
 
 
 def alpha_scores(tables: Tables, profile_alpha: float, seed: int) -> pd.DataFrame:

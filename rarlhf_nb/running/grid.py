@@ -1,5 +1,6 @@
 """The grid of a sweep: every combination of α, seed and other settings, one run each."""
 
+import json
 import re
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -29,7 +30,7 @@ class Grid:
     """What a sweep varies, and what it keeps.
 
     free: dotted key -> the values to try. fixed: dotted key -> value. Raises `UserError` for an α outside (0, 1], for
-    a value listed twice, and for settings that do not fit.
+    a value listed twice, for settings that do not fit, and for runs that would share a folder.
     """
 
     profile: str
@@ -41,16 +42,23 @@ class Grid:
     def __post_init__(self) -> None:
         for alpha in self.alphas:
             check_alpha(alpha)
-        lists = {"--alpha": self.alphas, "--seed": self.seeds} | {f"-p {key}": self.free[key] for key in self.free}
-        for name, values in lists.items():
-            twice = [value for place, value in enumerate(values) if value in values[:place]]
-            if twice:
-                raise UserError(f"{name}: {twice[0]} is listed twice; remove one of them.")
+        for name, values in self._lists().items():
             if not values:
                 raise UserError(f"{name} is empty: give at least one value.")
         for key in ("risk.alpha", "sweep.alphas"):
             if key in self.free or key in self.fixed:
                 raise UserError(f"-p {key}: a sweep takes its α from --alpha; give it there.")
+        object.__setattr__(self, "free", {key: self._read(key) for key in self.free})
+        for name, values in self._lists().items():
+            twice = [value for place, value in enumerate(values) if value in values[:place]]
+            if twice:
+                raise UserError(f"{name}: {twice[0]} is listed twice; remove one of them.")
+        names = [cell.name for cell in self.cells()]
+        alike = [name for place, name in enumerate(names) if name in names[:place]]
+        if alike:
+            raise UserError(
+                f"two runs of the grid would share the folder {alike[0]}: leave out one of the close values."
+            )
         for combination in self._combinations():
             for alpha in self.alphas:
                 load_profile(self.profile, self._overrides(alpha, combination))
@@ -71,7 +79,26 @@ class Grid:
     def extends(self, other: "Grid") -> bool:
         """Whether this grid has every cell of `other`, so that a sweep may grow into it."""
         same = (self.profile, self.fixed, list(self.free)) == (other.profile, other.fixed, list(other.free))
-        return same and {cell.name for cell in other.cells()} <= {cell.name for cell in self.cells()}
+        mine = {cell.name: cell.overrides for cell in self.cells()}
+        return same and all(mine.get(cell.name) == cell.overrides for cell in other.cells())
+
+    def columns(self, cell: Cell) -> dict[str, Any]:
+        """The free settings of a cell for a table: numbers, and text where not all values of a setting are numbers."""
+        return {key: value if self._numeric(key) else _text(value) for key, value in cell.free.items()}
+
+    def _numeric(self, key: str) -> bool:
+        return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in self.free[key])
+
+    def _lists(self) -> dict[str, list[Any]]:
+        return {"--alpha": self.alphas, "--seed": self.seeds} | {f"-p {key}": self.free[key] for key in self.free}
+
+    def _read(self, key: str) -> list[Any]:
+        """The values of a free setting as the profile reads them: YAML takes 1e-4 for text."""
+        others = {name: values[0] for name, values in self.free.items()}
+        return [
+            _setting(load_profile(self.profile, self._overrides(self.alphas[0], others | {key: value})), key)
+            for value in self.free[key]
+        ]
 
     def _combinations(self) -> list[dict[str, Any]]:
         return [dict(zip(self.free, values, strict=True)) for values in product(*self.free.values())]
@@ -82,11 +109,23 @@ class Grid:
     def _name(self, alpha: float, seed: int, free: dict[str, Any]) -> str:
         parts = [f"alpha_{alpha:g}"]
         for key, value in free.items():
-            text = f"{value:g}" if isinstance(value, float) else str(value)
+            text = f"{value:g}" if isinstance(value, float) else _text(value)
             # a value that is no file name is named by its place in the list
             shown = text if re.fullmatch(r"[A-Za-z0-9_.-]{1,20}", text) else f"no{self.free[key].index(value) + 1}"
             parts.append(f"{key.split('.')[-1]}_{shown}")
         return "-".join([*parts, f"seed_{seed}"])
+
+
+def _setting(profile: Profile, key: str) -> Any:
+    """The value under a dotted key, as JSON."""
+    value = profile.model_dump(mode="json")
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def to_json(grid: Grid) -> dict[str, Any]:
@@ -127,7 +166,7 @@ def read_values(pairs: list[str]) -> dict[str, list[Any]]:
         key, equals, text = pair.partition("=")
         try:
             found = yaml.safe_load(f"[{text}]")
-        except yaml.YAMLError:
+        except Exception:  # besides its own errors, PyYAML lets those of int(), datetime() and deep nesting through
             raise UserError(f"-p {key} {text!r}: this is not a list of YAML values, such as 0.1,0.2.") from None
         if not equals or not found:
             raise UserError(f"-p {key}: the values are missing; write -p KEY VALUE or -p KEY VALUE,VALUE.")

@@ -9,7 +9,7 @@ import pandas as pd
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.lock import holder
-from rarlhf_nb.core.methods import CRITIC_FREE, split_alpha
+from rarlhf_nb.core.methods import CONDITIONED, CRITIC_FREE, split_alpha
 from rarlhf_nb.core.records import read_records
 from rarlhf_nb.core.runs import MANIFEST, Run
 from rarlhf_nb.running.sweep import CELL_NOTEBOOKS, Sweep
@@ -130,14 +130,22 @@ def _training(run: Run) -> str:
     for folder in sorted(run.path("training").glob("*.checkpoints")):
         method = folder.name.removesuffix(".checkpoints")
         settings, log = run.manifest["settings"], run.path("training", f"{method}.jsonl")
-        section = "critic_free" if split_alpha(method)[0] in CRITIC_FREE else "ppo"
-        total = settings["quark"]["steps"] if method == "quark" else settings[section]["iterations"]
+        total = _length(settings, method)
         try:
             last = json.loads(log.read_text().splitlines()[-1])
             return f": {method} {last.get('iteration', last.get('step'))}/{total}"
         except (OSError, ValueError, IndexError):  # it has none, or it is being written
             return f": {method}"
     return ""
+
+
+def _length(settings: dict[str, Any], method: str) -> int:
+    """How many iterations the training of a method has; of Quark, steps."""
+    if method == "quark":
+        return settings["quark"]["steps"]
+    if method == CONDITIONED:
+        return settings["conditioned"]["iterations"] or 2 * settings["ppo"]["iterations"]
+    return settings["critic_free" if split_alpha(method)[0] in CRITIC_FREE else "ppo"]["iterations"]
 
 
 def _last_write(run: Run) -> float:

@@ -36,6 +36,8 @@ class Sweep:
         Raises `UserError` for a name that is taken by a run or by another grid, which is left untouched.
         """
         check_name(name)
+        if "/" in name:
+            raise UserError(f"sweep = {name!r}: a sweep lies beside the runs; leave out the /.")
         folder = (root or default_root()) / name
         if (folder / MANIFEST).exists() and not (folder / SWEEP).exists():
             raise UserError(f"sweep = {name!r} is the name of a run; choose another.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from rarlhf_nb.core.errors import UserError
@@ -126,7 +127,7 @@ def _table(progress: "SweepProgress") -> Table:
     for column in ("cell", *rows.columns):
         table.add_column(column, overflow="fold")
     for name, row in rows.iterrows():
-        table.add_row(name, *row)
+        table.add_row(name, *map(escape, row))
     return table
 
 
@@ -149,11 +150,15 @@ def _status(name: str | None) -> list[str]:
     if name is None:
         lines = []
         for folder in sorted(path.parent for path in root.glob(f"*/{MANIFEST}")):
-            if (folder / SWEEP).exists():
-                lines.append(f"{folder.name}: sweep, {sweep_progress(Sweep.reopen(folder.name)).headline()}")
-            else:
-                found = run_progress(Run(folder), notebooks)
-                lines.append(": ".join(part for part in (folder.name, found.state, found.at) if part))
+            try:
+                if (folder / SWEEP).exists():
+                    found = f"sweep, {sweep_progress(Sweep.reopen(folder.name)).headline()}"
+                else:
+                    progress = run_progress(Run(folder), notebooks)
+                    found = ": ".join(part for part in (progress.state, progress.at) if part)
+            except UserError as error:
+                found = str(error)
+            lines.append(f"{folder.name}: {found}")
         return lines or ["there are no runs yet"]
     check_name(name)
     if (root / name / SWEEP).exists():

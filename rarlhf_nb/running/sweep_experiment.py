@@ -86,7 +86,7 @@ class SweepExperiment(Experiment):
         A method that does not depend on α has one row per seed, not one per cell.
         """
         scores = distinct_scores(sweep_scores(self.sweep))
-        for key, value in self.chosen[0].free.items():
+        for key, value in self.sweep.grid.columns(self.chosen[0]).items():
             if key not in free:
                 scores = scores[[other == value for other in scores[key]]]
         return scores.reset_index(drop=True)
@@ -107,7 +107,7 @@ def sweep_scores(sweep: Sweep) -> pd.DataFrame:
         for row in run_scores(sweep.cell_run(cell)):
             averse = row["method"] in RISK_AVERSE
             alpha = cell.alpha if averse else 1.0 if row["method"] in RISK_NEUTRAL else np.nan
-            rows.append(cell.free | row | {"method": _key(row["method"], cell.alpha), "alpha": alpha})
+            rows.append(sweep.grid.columns(cell) | row | {"method": _key(row["method"], cell.alpha), "alpha": alpha})
     return pd.DataFrame(rows)
 
 

@@ -21,6 +21,7 @@ from rarlhf_nb.core.sources import PACKAGE, code_of
 ATTEMPTS = 2
 ANSWER_SECONDS = 5  # for a scheduler to answer
 LOG, STOP = "cell.log", ".stop"  # in a cell's folder, and in that of the sweep: the wish to stop
+AT_ONCE = "at once"  # what the latter says if no checkpoint is to be saved first
 
 
 class Workers(Protocol):
@@ -57,13 +58,24 @@ def attempt(folder: str, cell: str, threads: int | None = None) -> int:
         try:
             asked = False
             while process.poll() is None:
-                if not asked and (sweep / STOP).exists():
+                wish = _wish(sweep)
+                if wish == AT_ONCE:
+                    os.killpg(process.pid, signal.SIGKILL)
+                elif wish is not None and not asked:
                     process.send_signal(signal.SIGINT)
                     asked = True
                 time.sleep(0.2)
             return process.returncode
         finally:
             process.stdin.close()
+
+
+def _wish(sweep: Path) -> str | None:
+    """What the wish to stop says, None where there is none."""
+    try:
+        return (sweep / STOP).read_text()
+    except OSError:
+        return None
 
 
 class LocalWorkers:
@@ -161,7 +173,11 @@ def wait_for(folder: Path, done: Callable[[], bool], tell: Callable[[], None]) -
         _wait(done, tell)
     except KeyboardInterrupt:
         (folder / STOP).touch()
-        _wait(done, tell)
+        try:
+            _wait(done, tell)
+        except KeyboardInterrupt:
+            (folder / STOP).write_text(AT_ONCE)
+            _wait(done, tell)
         raise
 
 
