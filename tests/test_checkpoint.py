@@ -93,6 +93,17 @@ def test_the_last_two_are_kept_and_none_after_the_training(tmp_path):
     assert not rare.folder.exists()
 
 
+def test_a_damaged_checkpoint_is_none_of_the_two_that_are_kept(tmp_path):
+    checkpoints = every_iteration(tmp_path)
+    for iteration in (10, 20):
+        checkpoints.save(iteration, Checkpoint({}, {"iteration": iteration}))
+    (checkpoints.folder / "00000020" / "state.json").write_text("{}")
+    with pytest.warns(UserWarning, match="is damaged: an older checkpoint is used"):
+        assert checkpoints.latest().state["iteration"] == 10
+    checkpoints.save(11, Checkpoint({}, {"iteration": 11}))
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["00000010", "00000011"]
+
+
 def test_ctrl_c_saves_after_the_iteration_and_a_second_one_stops_at_once(tmp_path):
     interrupts = {3: 1}
 

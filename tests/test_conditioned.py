@@ -135,6 +135,9 @@ def test_what_alpha_it_gets_is_checked():
             policy.sample(PROMPTS[:2], SAMPLING, seed=1, alpha=alpha)
     with pytest.warns(UserWarning, match=r"alpha = 0.05 is below alpha_min = 0.1.*extrapolates"):
         policy.sample(PROMPTS, SAMPLING, seed=1, alpha=0.05)
+    policy.risk.alpha_min = 0.35  # which float32 rounds down
+    policy.sample(PROMPTS[:2], SAMPLING, seed=1, alpha=torch.tensor([1.0, 0.35]))
+    policy.risk.alpha_min = 0.1
     with pytest.raises(UserError, match=r"alpha is missing: .*from 0.1 to 1"):
         policy.sample(PROMPTS, SAMPLING, seed=1)
     with pytest.raises(UserError, match=r"alpha is missing"):

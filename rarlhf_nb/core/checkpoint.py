@@ -48,7 +48,10 @@ class Checkpoints:
         return time.monotonic() - self.saved_at >= wait
 
     def save(self, iteration: int, checkpoint: Checkpoint) -> None:
-        """Write the checkpoint of an iteration and drop all but the last two."""
+        """Write the checkpoint of an iteration and drop all but the last two.
+
+        Later ones, which a training that went on from here has passed over, are dropped too.
+        """
         started = time.monotonic()
         unfinished = self.folder / UNFINISHED
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -64,8 +67,10 @@ class Checkpoints:
         shutil.rmtree(place, ignore_errors=True)
         os.rename(unfinished, place)
         _flush(self.folder)
-        for old in self._places()[KEPT:]:
-            shutil.rmtree(old)
+        places = self._places()
+        at = places.index(place)
+        for dropped in places[:at] + places[at + KEPT :]:
+            shutil.rmtree(dropped)
         self.saved_at = time.monotonic()
         self.cost = self.saved_at - started
 

@@ -25,6 +25,7 @@ RISK_EMBEDDING = "risk_embedding.safetensors"
 FORMAT = 1  # of the folder; a change that this code could not read would get the next number
 FORM = "log_alpha"  # e(alpha) = -SCALE ln(alpha) w
 SCALE = 3.0  # Adam moves every weight by as much; so e moves three times as far, chosen on training prompts
+ROUNDING = 1e-6  # of an alpha in float32, relative
 KEY, SUFFIX = "risk_embedding", "-conditioned-on-alpha"  # in config.json, and after its model_type
 
 
@@ -42,7 +43,7 @@ class RiskEmbedding(nn.Module):
 
     def check(self, alpha: float) -> float:
         """Return alpha; raise `UserError` unless it lies in (0, 1], and warn where it was not trained on."""
-        if check_alpha(alpha) < self.alpha_min:
+        if check_alpha(alpha) < self.alpha_min * (1 - ROUNDING):
             warnings.warn(
                 f"alpha = {alpha:g} is below alpha_min = {self.alpha_min:g}, the smallest that this policy was trained "
                 "for: it extrapolates.",

@@ -292,7 +292,8 @@ class CVaRPPOTrainer(TrainingLoop):
         """
         mask = rollout.episodes.completion_mask
         sizes = masked_sum(whiten(estimates.advantages, mask).abs(), mask)
-        ((number,),) = uniforms(hash_seed(self.seed, self.iteration), first=len(mask), rows=1, length=1)  # no episode's
+        no_episode = self.args.batch_size  # whose random number draws no token
+        ((number,),) = uniforms(hash_seed(self.seed, self.iteration), first=no_episode, rows=1, length=1)
         return drawn_above(rollout.env_rewards, sizes, kept, self.risk.above_share, number)
 
     def update(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> dict[str, float]:

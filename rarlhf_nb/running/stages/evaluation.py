@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import CONDITIONED, find_method, policy_name
 from rarlhf_nb.measuring.evaluation import evaluate, held_out_log_likelihoods
 from rarlhf_nb.measuring.tables import ALPHAS, HELD_OUT, SAMPLES
@@ -80,6 +81,7 @@ class Evaluate(Stage):
         settings, test = profile.evaluation, workspace.data("test")
         base = workspace.base()
         policy = workspace.policy(self.method, base)
+        _check_vocabulary(policy, base, self.method)
         measure = self._measure(base)
         tables = {".parquet": measure(policy, prompts=test, settings=settings)}
         if settings.repeated_prompts:
@@ -129,6 +131,19 @@ class EvaluateAlphas(Evaluate):
         alphas = (policy.risk.alpha_min ** np.linspace(0, 1, settings.alphas)).tolist()
         tables = [measure(policy.at(alpha), prompts=test, settings=settings).assign(alpha=alpha) for alpha in alphas]
         self._write({ALPHAS: pd.concat(tables, ignore_index=True)})
+
+
+def _check_vocabulary(policy: Policy, base: Policy, method: str) -> None:
+    """Raise `UserError` for a policy without the base model's tokens, in which KL and perplexity are measured.
+
+    It may have more, like Quark's.
+    """
+    own, wanted = (model.processing_class.get_vocab().items() for model in (policy, base))
+    if not wanted <= own:
+        raise UserError(
+            f"method = {method!r}: its tokenizer has another vocabulary than the profile's model, so a KL between them "
+            "has no meaning; train it from a model of the same family."
+        )
 
 
 def evaluation_stage(workspace: Workspace, method: str) -> Evaluate:
