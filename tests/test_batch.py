@@ -30,9 +30,9 @@ def run(tmp_path):
     return Run.open("mine", {}, seed=5, root=tmp_path / "runs")
 
 
-def execute(run, notebooks, parameters=PARAMETERS, inputs=(), **options):
+def execute(run, notebooks, parameters=PARAMETERS, sources=(), **options):
     said = []
-    run_notebooks(run, notebooks, parameters, list(inputs), say=said.append, **options)
+    run_notebooks(run, notebooks, parameters, list(map(str, sources)), say=said.append, **options)
     return [line.split(":")[0] for line in said if line.endswith("running")]
 
 
@@ -41,20 +41,25 @@ def test_notebooks_run_in_order_once_and_again_from_where_something_changed(run,
     second = notebook(tmp_path, "02_second", "seed + 1")
     data = tmp_path / "data.csv"
     data.write_text("text\n")
-    assert execute(run, [first, second], inputs=[data]) == ["01_first", "02_second"]
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_text("weights")
+    assert execute(run, [first, second], sources=[data, model]) == ["01_first", "02_second"]
     executed = nbformat.read(run.path("01_first.ipynb"), 4)
     assert "seed 5" in str(executed.cells[-1].outputs) and "widgets" not in executed.metadata
     assert str(tmp_path) not in run.path("01_first.ipynb").read_text()
     entry = run.manifest["notebooks"]["02_second"]
     assert entry["state"] == "done" and entry["seconds"] > 0
-    assert execute(run, [first, second], inputs=[data]) == []
+    assert execute(run, [first, second], sources=[data, model]) == []
     run.note_notebook("02_second", **entry | {"state": "running"})  # as a runner that was killed leaves it
-    assert execute(run, [first, second], inputs=[data]) == ["02_second"]
+    assert execute(run, [first, second], sources=[data, model]) == ["02_second"]
     second = notebook(tmp_path, "02_second", "seed + 2")
-    assert execute(run, [first, second], inputs=[data]) == ["02_second"]
+    assert execute(run, [first, second], sources=[data, model]) == ["02_second"]
     data.write_text("text\nother\n")
-    assert execute(run, [first, second], inputs=[data]) == ["01_first", "02_second"]
-    assert execute(run, [first], inputs=[data], force=True) == ["01_first"]
+    assert execute(run, [first, second], sources=[data, model]) == ["01_first", "02_second"]
+    (model / "model.safetensors").write_text("other weights")
+    assert execute(run, [first, second], sources=[data, model]) == ["01_first", "02_second"]
+    assert execute(run, [first], sources=[data, model], force=True) == ["01_first"]
 
 
 def test_a_damaged_or_missing_executed_notebook_is_made_again(run, tmp_path):

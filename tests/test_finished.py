@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from small_run import SMALL
+from tiny import tiny_policy
 
 from rarlhf_nb.core import sources
+from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.records import read_records
 from rarlhf_nb.core.runs import SWEEP, Run
 from rarlhf_nb.running.experiment import Experiment
@@ -144,3 +146,27 @@ def test_a_killed_training_continues_inside_its_stage(work, capsys):
     assert not list(experiment.run.path("training").glob("*.checkpoints"))
     rows = [json.loads(line) for line in experiment.run.path("training/rlhf.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
+
+
+def test_a_run_whose_texts_have_moved_is_reopened_and_says_so_when_it_needs_them(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "this film is good"}\n')
+    tiny_policy().save(tmp_path / "tiny")
+    moved = TINY | {"task.source": "files", "task.train_file": str(file), "task.test_file": str(file)}
+    moved |= dict.fromkeys(("policy.model", "reward.model"), str(tmp_path / "tiny")) | {"task.prompt_length": 4}
+    Experiment.open("pocket", "moved", 1, moved)
+    file.unlink()
+    assert Experiment.reopen("moved").profile.task.train_file == str(file)
+    for ask in (lambda: Experiment.open("pocket", "moved", 1, moved), Experiment.reopen("moved").prepare_data):
+        with pytest.raises(UserError, match=r"task.train_file = '.*texts.jsonl'.*[Nn]o such file"):
+            ask()
+
+
+def test_a_policy_of_another_family_is_not_measured(work):
+    work()
+    tiny_policy().save(Path("papermill_runs/mine/policies/other"))
+    with pytest.raises(UserError, match="method = 'other': its tokenizer has another vocabulary"):
+        Experiment.reopen("mine").evaluate("other")

@@ -134,6 +134,7 @@ def test_overrides_replace_values_of_the_profile():
         ("pocket", {"sampling.minimum_completion_length": 99}, ["99", "sampling.completion_length = 18"]),
         ("pocket", {"risk.alpha": {"a": 1}}, ["risk.alpha = {'a': 1}", "valid number"]),
         ("pocket", {"evaluation.cvar_levels": [0.1, 2]}, ["evaluation.cvar_levels.1 = 2", "less than or equal to 1"]),
+        ("pocket", FILES | {"task.source": "files"}, ["policy.model = 'pocket'", "name a folder or a hub id"]),
         ("pocket", {"task.train_file": "x" * 5000}, ["task.train_file = 'xxx", "no such file"]),
         ("pocket", {"policy.lora.r": 4}, ["policy.lora.alpha", "required"]),
         ("pocket", {"policy.lora": "x", "policy.lora.r": 4}, ["'policy.lora.r' lies in lora, which is 'x'"]),

@@ -14,6 +14,19 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def identity(source: str) -> Any:
+    """What tells the content of a model or data set apart from others under the same name, as JSON.
+
+    For a file its checksum; for a folder its files' names, sizes and times, since models are large; a hub id stands for
+    itself.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return checksum(path)
+    files = sorted(inner for inner in path.rglob("*") if inner.is_file()) if path.is_dir() else []
+    return [source, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
+
+
 def files_of(place: Path) -> list[Path]:
     """A file, or all files in a folder, sorted; hidden ones, which are still being written, are left out."""
     if place.is_file():

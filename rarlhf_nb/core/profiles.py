@@ -67,9 +67,14 @@ class TaskSettings(Section):
                     f"task.{field} is missing: name a JSONL, CSV or Parquet file with a `text` column, "
                     f"for example -p task.{field} reviews.jsonl"
                 )
-            if path is not None and not os.path.isfile(path):  # Path.is_file raises for a name that is too long
-                raise ValueError(f"task.{field} = {path!r}: there is no such file")
         return self
+
+    def check_files(self) -> None:
+        """Raise `UserError` for a file that is not there; a run that has its data is opened without them."""
+        for field in ("train_file", "test_file"):
+            path = getattr(self, field)
+            if path is not None and not os.path.isfile(path):  # Path.is_file raises for a name that is too long
+                raise UserError(f"task.{field} = {_shown(path)}: there is no such file")
 
     @model_validator(mode="after")
     def dataset_is_given(self) -> "TaskSettings":
@@ -383,6 +388,22 @@ class Profile(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def pocket_models_have_their_world(self) -> "Profile":
+        for name in ("policy", "reward"):
+            if getattr(self, name).model == "pocket" and not self.task.source.startswith("pocket"):
+                raise ValueError(
+                    f"{name}.model = 'pocket' has learnt the texts of a pocket world, and task.source is "
+                    f"{self.task.source!r}; name a folder or a hub id"
+                )
+        return self
+
+    def sources(self) -> list[str]:
+        """Where its texts and models come from: files, folders, hub ids, and the names of what is built in."""
+        task = self.task
+        named = [task.train_file, task.test_file, task.dataset, self.policy.model, self.reward.model]
+        return [source for source in named if source is not None]
+
     def schedule(self) -> SoftRiskSchedule:
         """The soft-risk schedule of this profile's risk settings."""
         risk, ppo = self.risk, self.ppo
@@ -408,9 +429,11 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
     for key, value in (overrides or {}).items():
         _override(settings, key, value)
     try:
-        return Profile(**settings)
+        profile = Profile(**settings)
     except ValidationError as error:
         raise UserError("; ".join(_readable(item) for item in error.errors())) from None
+    profile.task.check_files()
+    return profile
 
 
 def paper_schedules() -> dict[str, SoftRiskSchedule]:

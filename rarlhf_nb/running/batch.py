@@ -1,6 +1,7 @@
 """A headless run: papermill executes the notebooks in order, skipping those whose inputs have not changed."""
 
 import ast
+import json
 import os
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import nbformat
 import papermill
 from papermill.exceptions import strip_color
 
-from rarlhf_nb.core.checksums import checksum
+from rarlhf_nb.core.checksums import checksum, identity
 from rarlhf_nb.core.errors import UserError, storage_trouble
 from rarlhf_nb.core.interrupts import InterruptLater
 from rarlhf_nb.core.lock import held
@@ -39,7 +40,7 @@ def run_notebooks(
     run: Run,
     notebooks: list[Path],
     parameters: dict[str, Any],
-    inputs: list[Path],
+    sources: list[str],
     force: bool = False,
     wait: float = 0.0,
     say: Callable[[str], None] = print,
@@ -47,12 +48,12 @@ def run_notebooks(
     """Execute `notebooks` in order into the run folder.
 
     A notebook is skipped where nothing that determines its outputs has changed since it last succeeded (its code, the
-    library modules that it imports, the parameters, the inputs, and the notebooks before it) and all that it left is
+    library modules that it imports, the parameters, the sources, and the notebooks before it) and all that it left is
     whole. One that runs again repeats only the stages that have changed themselves. `force` repeats everything.
-    parameters: the values for every notebook's parameters cell. inputs: the data files that the run reads. A notebook
-    that fails is kept as <name>.failed.ipynb beside the result of an earlier execution. Ctrl-C reaches the notebook, so
-    that a training under way saves a checkpoint first; a second one ends it at once. wait: seconds to wait for a run
-    that another process works on.
+    parameters: the values for every notebook's parameters cell. sources: the data and models that the run reads: files,
+    folders or hub ids. A notebook that fails is kept as <name>.failed.ipynb beside the result of an earlier execution.
+    Ctrl-C reaches the notebook, so that a training under way saves a checkpoint first; a second one ends it at once.
+    wait: seconds to wait for a run that another process works on.
 
     Raises `UserError` for a notebook without a `parameters` cell or without one of the parameters, and passes on a
     `UserError` that a notebook raised; also where another process works on the run. Any other failure becomes
@@ -61,7 +62,7 @@ def run_notebooks(
     check_parameters(notebooks, parameters)
     share_imports(sorted({module for notebook in notebooks for module in imported_modules(notebook)}))
     past = ""
-    digests = [checksum(path) for path in inputs]
+    digests = [json.dumps(identity(source)) for source in sources]
     with held(run, wait):
         if force:
             run.forget()
@@ -106,8 +107,9 @@ def _execute(run: Run, notebook: Path, parameters: dict[str, Any], past: str) ->
             _papermill(notebook, working, parameters, folder)
     except BaseException as error:
         trouble = storage_trouble(getattr(error, "evalue", error))
+        interrupted = interrupt.asked or not isinstance(error, Exception)
         with suppress(OSError if trouble else ()):
-            note("failed")
+            note("interrupted" if interrupted else "failed")
         if working.exists():
             os.replace(working, failed)
         if trouble:
@@ -116,7 +118,7 @@ def _execute(run: Run, notebook: Path, parameters: dict[str, Any], past: str) ->
             ) from None
         if getattr(error, "ename", None) in USER_ERRORS:
             raise UserError(error.evalue) from None
-        if interrupt.asked or not isinstance(error, Exception):
+        if interrupted:
             raise KeyboardInterrupt from None
         account = _account(error, notebook, failed)
         raise NotebookFailed(account, notebook.stem, getattr(error, "exec_count", None)) from error

@@ -6,7 +6,6 @@ ends with whoever started it, which holds the other end of its standard input, s
 
 import sys
 from datetime import datetime
-from pathlib import Path
 
 from rarlhf_nb.core.checksums import sealed
 from rarlhf_nb.core.errors import UserError
@@ -28,14 +27,13 @@ def run_cell(sweep: Sweep, cell: Cell) -> None:
     root = repository()
     profile = sweep.grid.settings(cell)
     name = f"{sweep.folder.name}/{cell.name}"
-    run = Run.open(name, profile.model_dump(mode="json"), cell.seed, sweep.folder.parent)
+    notebooks = [root / "notebooks" / f"{stem}.ipynb" for stem in CELL_NOTEBOOKS]
+    run = sweep.cell_run(cell)
     run.path(FAILURE).unlink(missing_ok=True)
     parameters = {"profile": sweep.grid.profile, "run": name, "seed": cell.seed, "overrides": cell.overrides}
-    inputs = [Path(path) for path in (profile.task.train_file, profile.task.test_file) if path is not None]
     try:
-        run_notebooks(
-            run, [root / "notebooks" / f"{stem}.ipynb" for stem in CELL_NOTEBOOKS], parameters, inputs, wait=WAIT
-        )
+        Run.open(name, profile.model_dump(mode="json"), cell.seed, sweep.folder.parent)
+        run_notebooks(run, notebooks, parameters, profile.sources(), wait=WAIT)
         Experiment.reopen(name).report()
     except Exception as error:
         failure = {

@@ -137,15 +137,14 @@ def execute(profile: str, run_name: str | None, seed: int, overrides: dict[str, 
     settings = load_profile(profile, overrides)
     root = repository()
     run = Run.open(run_name or settings.name, settings.model_dump(mode="json"), seed, root / "papermill_runs")
-    typer.echo(f"profile {settings.name}, run {run.folder.name}, seed {seed}")
+    typer.echo(f"profile {settings.name}, run {run.name}, seed {seed}")
     from rarlhf_nb.running.batch import NotebookFailed, run_notebooks
 
     started = time.perf_counter()
     notebooks = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    parameters = {"profile": profile, "run": run.folder.name, "seed": seed, "overrides": overrides}
-    inputs = [Path(path) for path in (settings.task.train_file, settings.task.test_file) if path is not None]
+    parameters = {"profile": profile, "run": run.name, "seed": seed, "overrides": overrides}
     try:
-        run_notebooks(run, notebooks, parameters, inputs, force, say=typer.echo)
+        run_notebooks(run, notebooks, parameters, settings.sources(), force, say=typer.echo)
     except NotebookFailed as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None

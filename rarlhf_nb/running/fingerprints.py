@@ -14,7 +14,8 @@ from rarlhf_nb.core.sources import code_of, imported_files
 def fingerprint(notebook: Path, parameters: dict[str, Any], digests: list[str], past: str) -> str:
     """A hash of everything that determines the outputs of a notebook.
 
-    digests: hashes of the data files. past: the fingerprint of the notebook before this one.
+    digests: what tells the content of the data and models apart from others. past: the fingerprint of the notebook
+    before this one.
     """
     code = "\n".join(cell.source for cell in cells(notebook))
     parts = [past, code, json.dumps(parameters, sort_keys=True, default=str), *digests]

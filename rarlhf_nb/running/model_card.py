@@ -80,7 +80,7 @@ def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
         notes=report and _notes(report),
         evaluated=run.path("evaluation", f"{method}.parquet").exists(),
         notebook=find_method(method).notebook,
-        run=run.folder.name,
+        run=run.name,
         seed=workspace.seed,
         versions=", ".join(f"{package} {run.manifest['versions'].get(package)}" for package in PACKAGES),
         literal=literal,

@@ -38,8 +38,8 @@ def run_sweep(
     report = write_sweep_report(sweep)
     parameters = {"profile": sweep.grid.profile, "run": sweep.folder.name, "seed": sweep.grid.seeds[0], "overrides": {}}
     notebooks = [repository() / "notebooks" / f"{stem}.ipynb" for stem in SWEEP_NOTEBOOKS]
-    inputs = [sweep.cell_run(cell).path("report.json") for cell in finished_cells(sweep)]
-    run_notebooks(run, notebooks, parameters, inputs, say=say)
+    reports = [str(sweep.cell_run(cell).path("report.json")) for cell in finished_cells(sweep)]
+    run_notebooks(run, notebooks, parameters, reports, say=say)
     return report
 
 

@@ -9,7 +9,7 @@ import torch
 
 from rarlhf_nb.baselines.best_of_n import BestOfN
 from rarlhf_nb.baselines.dexperts import DExperts
-from rarlhf_nb.core.checksums import checksum
+from rarlhf_nb.core.checksums import identity
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import BASELINES_NOTEBOOK, CONDITIONED, DATA_NOTEBOOK, METHODS, SFT_NOTEBOOK, split_alpha
 from rarlhf_nb.core.profiles import Profile
@@ -136,16 +136,3 @@ class Workspace:
         adapter = {"lora": policy.lora, "quantization": policy.quantization} if with_adapter else {}
         checkpointing = policy.gradient_checkpointing
         return load_policy(folder, dtype=self._dtype, seed=self.seed, gradient_checkpointing=checkpointing, **adapter)
-
-
-def identity(source: str) -> Any:
-    """What tells the content of a model or data set apart from others under the same name, as JSON.
-
-    For a file its checksum; for a folder its files' names, sizes and times, since models are large; a hub id stands for
-    itself.
-    """
-    path = Path(source)
-    if path.is_file():
-        return checksum(path)
-    files = sorted(inner for inner in path.rglob("*") if inner.is_file()) if path.is_dir() else []
-    return [source, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]

@@ -4,10 +4,10 @@ from typing import Any
 
 import pandas as pd
 
+from rarlhf_nb.core.checksums import identity
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import DATA_NOTEBOOK
 from rarlhf_nb.running.stages.stage import Stage
-from rarlhf_nb.running.workspace import identity
 from rarlhf_nb.training.policy import check_context
 from rarlhf_nb.worlds.smollm2 import train_text_reward
 from rarlhf_nb.worlds.tasks import UNKNOWN_LABEL, load_task
