@@ -48,7 +48,7 @@ def test_the_course_takes_ninety_minutes_and_says_where_its_words_are():
     tops = [nbformat.read(path, 4).cells[0].source for path in NOTEBOOKS]
     minutes = [re.search(r"\*\*Takes\*\* (\d+) minutes of your time, .+ of computing", top) for top in tops]
     assert sum(int(found[1]) for found in minutes) == 90
-    assert all("end of 01 explains the words" in top for top in tops[1:])
+    assert all("end of 01 explains all terms" in top for top in tops[1:])
 
 
 def tagged(cell, tag):

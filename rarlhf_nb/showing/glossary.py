@@ -73,9 +73,9 @@ COURSE_GLOSSARY = {
         "How many episodes each iteration keeps: all for n iterations, then ever fewer, and from ρM on the share α.",
         "8-10",
     ),
-    "kept": Word("The number of lowest-return episodes that an iteration trains on (a count).", "8-10"),
+    "kept": Word("The number of episodes in the tail. Tail selection trains on these alone, RU on all.", "8-10"),
     "RA-RLHF": Word("Risk-averse RLHF, the paper's method: PPO on the kept episodes only (tail selection).", "11-13"),
-    "RU": Word("Rockafellar-Uryasev: the second estimator of CVaR; it keeps every episode and changes its reward."),
+    "RU": Word("Rockafellar-Uryasev: the second estimator of CVaR; it trains on every episode and changes its reward."),
     "conditioned policy": Word(
         "One policy for every α, which reads it with the prompt; trained with RU in groups, each with its own α."
     ),
