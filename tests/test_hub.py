@@ -1,9 +1,11 @@
 """A model's name resolves to a folder, or to a clear error at once."""
 
+import json
 import time
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub._tree_cache import read_tree_cache
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.worlds import hub
@@ -68,6 +70,13 @@ def test_a_cached_snapshot_needs_no_network(monkeypatch, empty_cache):
     with pytest.raises(UserError, match="no network"):  # the weights are not there yet
         resolve_model("someone/model")
     (snapshot / "model.safetensors").write_bytes(b"")
+    # what the repository holds beside it, in the hub's own list, was never asked for
+    names = ["config.json", "model.safetensors", "pytorch_model.bin", "README.md"]
+    entries = {name: {"size": 1, "blob_id": "0" * 40} for name in names}
+    (repository / "trees").mkdir()
+    listing = repository / "trees" / "0123456789.json"
+    listing.write_text(json.dumps({"format_version": 1, "files": entries}))
+    assert set(read_tree_cache(str(repository), "0123456789")) == set(names)
     assert resolve_model("someone/model") == str(snapshot)
 
 

@@ -267,6 +267,14 @@ def test_a_data_set_that_does_not_fit_is_named(paper, tmp_path, source, name, co
         assert word in str(caught.value)
 
 
+def test_the_broken_file_of_a_folder_is_blamed_and_not_a_sound_one(paper, tmp_path):
+    (tmp_path / "dataset_infos.json").write_text(json.dumps({"default": {}}, indent=2))
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 cut off")
+    with pytest.raises(UserError, match=r"task.dataset.*cannot be read") as caught:
+        load_paper_texts(paper("imdb", tmp_path))
+    assert "dataset_infos.json" not in str(caught.value)
+
+
 def test_a_class_that_is_empty_after_filtering_is_named(paper, tmp_path):
     rows = pd.DataFrame({"comment_text": ["short"] * 5 + ["long " * 20 + str(i) for i in range(9)]})
     rows.assign(label=[1] * 5 + [0] * 9).to_csv(tmp_path / "a.csv", index=False)

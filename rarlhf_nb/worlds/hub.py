@@ -25,7 +25,7 @@ def resolve_model(name: str) -> str:
     if Path(name).expanduser().is_dir():
         return _local_folder(Path(name).expanduser())
     try:
-        cached = Path(snapshot_download(name, local_files_only=True))
+        cached = Path(snapshot_download(name, local_files_only=True, allow_patterns=PATTERNS))
         if _is_complete(cached):
             return _without_adapter(cached)
     except HFValidationError as error:

@@ -97,7 +97,7 @@ def _read(settings: TaskSettings, where: str) -> dict[str, pd.DataFrame]:
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         broken = _broken_line(path)
         # the library's outer error names only its cache; the reason is in the cause
-        reason = broken or (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+        reason = broken or " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__
         raise UserError(f"{where} cannot be read: {reason}") from None
     splits = {name: loaded[name].flatten().to_pandas() for name in ("train", "test") if name in loaded}
     if "train" not in splits:
@@ -144,7 +144,7 @@ def _data_files(folder: Path) -> list[Path]:
 def _broken_line(path: Path) -> str | None:
     """A description of the first line of a JSON Lines file that is not JSON; None if all lines are."""
     for file in [path] if path.is_file() else _data_files(path):
-        if BUILDERS.get(file.suffix) != "json":
+        if BUILDERS.get(file.suffix) != "json" or _is_json(file):
             continue
         with file.open(encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, start=1):
@@ -153,6 +153,15 @@ def _broken_line(path: Path) -> str | None:
                 except json.JSONDecodeError as error:
                     return f"{file.name}, line {number} is not JSON ({error.msg}): is the file cut off?"
     return None
+
+
+def _is_json(file: Path) -> bool:
+    """Whether the file is one JSON document, and not one per line."""
+    try:
+        json.loads(file.read_text(encoding="utf-8", errors="replace"))
+    except json.JSONDecodeError:
+        return False
+    return True
 
 
 # From columns to texts and labels
