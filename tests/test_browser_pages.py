@@ -84,7 +84,8 @@ def test_the_report_opens_from_the_disk_offline(tmp_path):
 def test_a_conditioned_policy_moves_with_its_slider(tmp_path):
     path, run = chromium(), made_up_run(tmp_path)
     alphas = {
-        alpha: episodes("rlhf").assign(alpha=alpha, completion=f"{HOSTILE} at {alpha}") for alpha in (1.0, 0.4, 0.1)
+        alpha: episodes("rlhf").assign(alpha=alpha, completion=f"{HOSTILE} {'and on ' * 40}at {alpha}")
+        for alpha in (1.0, 0.4, 0.1)
     }
     table = pd.concat([rows.assign(reward=rows["reward"] + 1 - alpha) for alpha, rows in alphas.items()])
     run.write_table("evaluation/conditioned.alphas.parquet", table.reset_index(drop=True))
@@ -97,20 +98,38 @@ def test_a_conditioned_policy_moves_with_its_slider(tmp_path):
         mean.wait_for()
         first, rlhf = float(mean.inner_text().replace("−", "-")), episodes("rlhf")["reward"].mean()
         assert first == pytest.approx(rlhf, abs=0.006)
+        for column in range(1, 4):
+            columns.nth(column).locator("summary").click()
         assert [text.split()[-2:] for text in columns.all_inner_texts()[1:4]] == [
             ["at", at] for at in ("1.0", "1.0", "0.1")
         ]
+        page.wait_for_timeout(300)  # the taller page redraws nothing
+        assert page.locator(".columns details[open]").count() == 3
         moved = [first]
         slider(page, "trained α").focus()
         for _ in range(12):
             page.keyboard.press("ArrowLeft")
             moved.append(float(mean.inner_text().replace("−", "-")))
         assert moved == sorted(moved) and moved[-1] > first + 0.2 and len(set(moved)) > 8
+        columns.nth(2).locator("summary").click()
         assert columns.nth(2).inner_text().endswith("at 0.4")
+        swatches = page.locator(".chips [aria-pressed=true] .swatch, .numbers tbody .swatch")
+        colors = swatches.evaluate_all("marks => marks.map(mark => getComputedStyle(mark).backgroundColor)")
+        assert colors[:2] == colors[2:] and len(set(colors)) == 2  # the chips are the legend
         page.get_by_role("button", name="play").click()
         until(lambda: slider(page, "trained α").input_value() == "0", 30)
         assert float(mean.inner_text()) == pytest.approx(rlhf + 0.9, abs=0.006)
+        columns.nth(2).locator("summary").click()
         assert "trained=0.1" in page.url and columns.nth(2).inner_text().endswith("at 0.1")
+        texts = page.locator(".texts article").first
+        assert [name.inner_text() for name in texts.locator("p:not(.prompt) small").all()] == [
+            "RLHF",
+            "Conditioned α 0.1",
+        ]
+        stacked = page.get_by_role("button", name="stacked")
+        for address, pressed in (("alpha=0.2&stacked=true", "true"), ("alpha=0.3", "false")):
+            page.evaluate(f"location.hash = '#{address}'")
+            until(lambda pressed=pressed: stacked.get_attribute("aria-pressed") == pressed, 10)
         assert page.evaluate("typeof window.hacked") == "undefined" and page.locator("img").count() == 0
         assert page.errors == []
 

@@ -263,6 +263,8 @@ def test_bad_settings_are_refused_before_any_training(alpha, tmp_path):
     with pytest.raises(UserError, match="multi_objective_aggregation = 'normalize_then_sum'"):
         risk = CVaRConfig(estimator="rockafellar_uryasev")
         make(CVaRGRPOTrainer, GRPOConfig, tmp_path, risk=risk, multi_objective_aggregation="normalize_then_sum")
+    with pytest.raises(UserError, match=r"reward_clip_range = \(-1.0, 1.0\): TRL would clip"):
+        make(CVaRRLOOTrainer, RLOOConfig, tmp_path, risk=CVaRConfig(), reward_clip_range=(-1.0, 1.0))
     with pytest.raises(UserError, match="loss_type = 'bnpo' with beta = 0.05"):
         make(CVaRGRPOTrainer, GRPOConfig, tmp_path, risk=CVaRConfig(), loss_type="bnpo")
     with pytest.raises(UserError, match="warm_start = 9"):

@@ -163,6 +163,16 @@ def test_histograms_count_every_row_once_on_common_bins():
     }
 
 
+def test_the_wanted_texts_are_the_positive_ones_whatever_their_label():
+    toxic = EPISODES["rlhf"].assign(label=[1] * 10 + [0] * 85 + [-1] * 5, group="all")
+    for figure in (
+        figures.prompt_score_histogram(toxic, positive_label=0),
+        figures.distribution_shift(toxic, {}, positive_label=0),
+    ):
+        counts = {trace.name: sum(trace.y if trace.orientation == "v" else trace.x) for trace in figure.data}
+        assert counts == {"negative text": 10, "positive text": 85, "unlabelled text": 5}
+
+
 def test_training_curves_show_the_iterations_and_do_not_smooth_what_was_set():
     figure = figures.training_curves(TRAINING)
     assert len(figure.data) == 2 * 2 * len(figures.TRAINING_PANELS)
@@ -188,6 +198,13 @@ def test_frontier_joins_the_means_of_the_seeds():
     assert list(dots.x) == [4.0, 6.0, 1.0, 3.0]
     assert (list(line.x), list(line.y)) == ([5.0, 2.0], [1.5, 0.5])
     assert list(sweep_figures.frontier(POINTS).data[3].y) == [-0.5, -2.0]
+
+
+def test_frontier_shows_the_tail_that_was_measured():
+    figure = sweep_figures.frontier(POINTS.rename(columns={"cvar_10": "cvar_5"}))
+    assert figure.layout.yaxis2.title.text == "CVaR 5 % of reward (logit)"
+    figure = sweep_figures.frontier(POINTS.rename(columns={"cvar_10": "tail_reward"}))
+    assert figure.layout.yaxis2.title.text == "tail reward (logit)"
 
 
 def test_frontier_joins_the_alphas_of_a_sweep_from_the_smallest_to_rlhf():

@@ -313,8 +313,11 @@ def test_what_does_not_fit_is_named():
         explorer(methods=["ra_rlhf@0.1"])
     with pytest.raises(UserError, match="'nobody' is not in this run"):
         explorer(anchor="nobody")
-    with pytest.raises(UserError, match=r"alpha = 0"):
-        explorer(alpha=0)
+    for wrong in ({"alpha": 0}, {"trained": 0}):
+        with pytest.raises(UserError, match=r"alpha = 0"):
+            explorer(**wrong)
+    with pytest.raises(UserError, match=r"methods = \[\] is empty: choose among sft, rlhf"):
+        explorer(methods=[])
     broken = EPISODES["ra_rlhf@0.1"].drop(columns="reward")
     with pytest.raises(
         UserError, match=r"other_seeds, seed 7: evaluation/ra_rlhf@0\.1\.parquet lacks the column reward"
@@ -352,6 +355,23 @@ def test_a_conditioned_policy_moves_between_its_evaluations():
     np.testing.assert_array_equal(slot["counts"], np.histogram(quantiles, widget.exploration.axes.edges)[0])
     assert slot["source"] == ("conditioned@0.4" if weight > 0.5 else "conditioned@0.1")
     np.testing.assert_allclose(price(widget).data[2].x, [0.1, 0.4, 1.0])  # its evaluations, after the other sweeps
+
+
+def test_a_batch_run_shows_the_tail_by_prompt_score_of_a_policy_between_evaluations(monkeypatch):
+    monkeypatch.setenv("RARLHF_STATIC", "1")
+    shown = []
+    monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
+    view = {"ranking": "prompt_score", "trained": 0.25, "alpha": 0.137, "methods": ["conditioned"]}
+    assert explorer(alphas={"conditioned": conditioned()}, resamples=0, **view) is None
+    distributions, curve, _ = shown
+    assert "α = 0.14" in distributions.layout.title.text  # a step of the slider
+    inside, whole = distributions.data[:2]
+    nearest = conditioned().query("alpha == 0.4")  # the evaluation nearest to 0.25
+    tail = nearest.nsmallest(int(sum(inside.y)), "prompt_score", keep="first")
+    assert sum(inside.y) == tail_count(0.14, len(nearest)) and sum(whole.y) == len(nearest)
+    edges = np.asarray(inside.x)[1:]
+    np.testing.assert_array_equal(np.asarray(inside.y)[1:-1], np.histogram(tail["reward"], edges)[0])
+    assert len(curve.data)
 
 
 def test_at_an_evaluated_alpha_and_beyond_the_ends_the_evaluation_itself_is_shown():

@@ -169,6 +169,10 @@ class Experiment(Workspace):
         own["risk"] = profile.risk.model_copy(update={"alpha": alpha, "estimator": estimator} | schedule)
         return self.trainer("ra_rlhf", **own)
 
+    def live_warm_start(self) -> int:
+        """n for live training: the same share of its iterations as of the profile's."""
+        return self.profile.risk.warm_start * LIVE_ITERATIONS // self.profile.ppo.iterations
+
     def train(self, method: str) -> pd.DataFrame:
         """Train a method and save its policy; returns the training log, one row per iteration.
 

@@ -66,10 +66,10 @@ class SweepExperiment(Experiment):
         return _merged([(cell.alpha, load_tables(self.sweep.cell_run(cell))) for cell in self.chosen])
 
     def other_seeds(self) -> dict[int, dict[str, pd.DataFrame]]:
-        """The episodes tables of the same settings with the sweep's other seeds: seed -> method -> table."""
-        free, found = self.chosen[0].free, {}
+        """The episodes tables of the same settings and α with the sweep's other seeds: seed -> method -> table."""
+        free, alphas, found = self.chosen[0].free, {cell.alpha for cell in self.chosen}, {}
         for cell in finished_cells(self.sweep):
-            if cell.seed != self.seed and cell.free == free:
+            if cell.seed != self.seed and cell.free == free and cell.alpha in alphas:
                 found.setdefault(cell.seed, []).append((cell.alpha, load_tables(self.sweep.cell_run(cell))))
         return {seed: _merged(parts).episodes for seed, parts in found.items()}
 

@@ -1,6 +1,7 @@
 """A sweep's progress in a notebook."""
 
-from rarlhf_nb.running.status import FINAL, sweep_progress
+from rarlhf_nb.core.lock import holder
+from rarlhf_nb.running.status import sweep_progress
 from rarlhf_nb.running.sweep import Sweep
 from rarlhf_nb.showing.widgets.progress_table import ProgressTable, Shown, progress_table
 
@@ -11,6 +12,6 @@ def sweep_table(name: str, interactive: bool = True) -> ProgressTable | None:
 
     def read() -> Shown:
         found = sweep_progress(sweep)
-        return Shown(found.headline(), found.table(), all(cell.state in FINAL for cell in found.cells.values()))
+        return Shown(found.headline(), found.table(), not holder(sweep.run))
 
     return progress_table(read, interactive)

@@ -124,7 +124,7 @@ def _distribution_changes(slot: Slot, alpha: float, ranking: Ranking, axes: Axes
 
 def _curve_changes(slot: Slot, alpha: float, ranking: Ranking) -> list[Change]:
     curve, color = slot.tails.means[ranking], method_color(slot.method)
-    low, high = np.quantile(curve[:, 1:], [0.025, 0.975], axis=1)
+    low, high = np.quantile(curve[:, 1:], [0.025, 0.975], axis=1) if curve.shape[1] > 1 else (curve[:, 0],) * 2
     line = {"color": color, "dash": line_style(slot.method)["dash"]}
     return [
         {"x": 100 * np.concatenate([ALPHAS, ALPHAS[::-1]]), "y": np.concatenate([low, high[::-1]]), "fillcolor": color},

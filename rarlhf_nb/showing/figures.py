@@ -42,17 +42,21 @@ FROM_ZERO = (*EXACT, "completion_length")  # often constant, so that an automati
 NAMED = {"showlegend": False, "margin_l": 160, "margin_t": 90}  # for figures whose y axis names the methods
 
 
-def prompt_score_histogram(test: pd.DataFrame, tail_threshold: float | None = None) -> go.Figure:
+def prompt_score_histogram(
+    test: pd.DataFrame, tail_threshold: float | None = None, positive_label: int = 1
+) -> go.Figure:
     """The scores of the test prompts by class label, one panel per group of prompts.
 
     test: columns prompt_score, label, group. The dashed line is `tail_threshold`; tail prompts lie to its left.
+    positive_label: that of the texts that are wanted.
     """
     groups = test["group"].value_counts().index.tolist()
     titles = [_group_title(group, int((test["group"] == group).sum())) for group in groups]
     figure = make_subplots(rows=len(groups), shared_xaxes=True, vertical_spacing=0.1, subplot_titles=titles)
     edges = _bin_edges(test["prompt_score"])
     for row, group in enumerate(groups, start=1):
-        _add_histogram(figure, test[test["group"] == group], "prompt_score", edges, row, upright=True)
+        own = test[test["group"] == group]
+        _add_histogram(figure, own, "prompt_score", edges, row, positive_label, upright=True)
     if tail_threshold is not None:
         figure.add_vline(x=tail_threshold, line={"dash": "dash", "color": "#222222"})
     figure.update_yaxes(title_text="prompts (count)")
@@ -62,11 +66,11 @@ def prompt_score_histogram(test: pd.DataFrame, tail_threshold: float | None = No
     return laid_out(figure, f"Scores of the test prompts{dashed}", 170 + 230 * len(groups), barmode="stack")
 
 
-def distribution_shift(test: pd.DataFrame, episodes: dict[str, pd.DataFrame]) -> go.Figure:
+def distribution_shift(test: pd.DataFrame, episodes: dict[str, pd.DataFrame], positive_label: int = 1) -> go.Figure:
     """How each method shifts the distribution: one column per method, after one for the prompts' own scores.
 
     Counts go to the right and logits upwards, on one shared axis, by class label of the prompt's text; the line is the
-    mean. test: columns prompt_score, label.
+    mean. test: columns prompt_score, label. positive_label: that of the texts that are wanted.
     """
     methods = method_order(episodes)
     columns = [("Prompts", OTHER_COLOR, test.assign(reward=test["prompt_score"]))]
@@ -78,7 +82,7 @@ def distribution_shift(test: pd.DataFrame, episodes: dict[str, pd.DataFrame]) ->
     ]
     figure = make_subplots(cols=len(columns), shared_yaxes=True, horizontal_spacing=0.008, subplot_titles=titles)
     for col, (_, color, table) in enumerate(columns, start=1):
-        _add_histogram(figure, table, "reward", edges, col)
+        _add_histogram(figure, table, "reward", edges, col, positive_label)
         # one round count per axis, since the tick labels of neighbours would overlap
         most = np.histogram(table["reward"], edges)[0].max()
         figure.update_xaxes(tickvals=[float(f"{0.75 * most:.0e}")], row=1, col=col)
@@ -221,14 +225,20 @@ def schedule_figure(schedules: dict[str, SoftRiskSchedule]) -> go.Figure:
 
 
 def _add_histogram(
-    figure: go.Figure, table: pd.DataFrame, column: str, edges: np.ndarray, panel: int, upright: bool = False
+    figure: go.Figure,
+    table: pd.DataFrame,
+    column: str,
+    edges: np.ndarray,
+    panel: int,
+    positive_label: int,
+    upright: bool = False,
 ) -> None:
     """Stacked bars by class label, in a row of panels or (upright) in a column of them.
 
     The legend shows the first bars of each label.
     """
     shown = {trace.name for trace in figure.data}
-    labels = table["label"].where(table["label"].isin(LABELS), 2)
+    labels = table["label"].map({1 - positive_label: 0, positive_label: 1, -1: -1}).fillna(2)
     values, counted = ("x", "y") if upright else ("y", "x")
     for label, (name, color) in LABELS.items():
         counts = np.histogram(table.loc[labels == label, column], edges)[0]

@@ -11,7 +11,7 @@ SCHEDULE_COLORS = ["#332288", "#999933", "#882255", "#222222"]  # not used for a
 # Tol's "muted" colours, with different symbols, since eight colours alone are hard to tell apart.
 CLUSTER_COLORS = ["#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#AA4499"]
 CLUSTER_SYMBOLS = ["circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon"]
-LABELS = {
+LABELS = {  # with 1 for the label of the wanted texts
     0: ("negative text", "#CC6677"),
     1: ("positive text", "#4477AA"),
     -1: ("unlabelled text", "#8A8A8A"),

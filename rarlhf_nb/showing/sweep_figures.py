@@ -10,11 +10,11 @@ from plotly.subplots import make_subplots
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import method_order, split_alpha
+from rarlhf_nb.measuring.finding import tail_metric
 from rarlhf_nb.measuring.metrics import seed_interval
 from rarlhf_nb.measuring.sweeps import distinct_scores, grid_settings, sweep_families
 from rarlhf_nb.showing.look import KL, faint, label_text, laid_out, line_style, method_color
 
-FRONTIER_PANELS = {"reward": "mean reward (logit)", "cvar_10": "CVaR 10 % of reward (logit)"}
 ALPHA_PANELS = {"cvar_10": "CVaR 10 % of reward (logit)", "reward": "mean reward (logit)", "kl": "KL (nats)"}
 BASELINE = "rlhf"  # the policy at alpha = 1, where every sweep over alpha ends
 SIDES = ("bottom center", "top center")  # of the points, for the labels of one sweep and of the next
@@ -24,31 +24,39 @@ ROOM = np.array([0.09, 0.07])  # the size of a label, in shares of a panel
 def frontier(points: pd.DataFrame) -> go.Figure:
     """Mean reward and CVaR 10 % against KL from the SFT policy, one line per method over kl_coef.
 
-    points: scores (see `measuring.sweeps`) with the columns kl, reward and cvar_10, equal in all other settings. Faint
+    points: scores (see `measuring.sweeps`) with the columns kl and reward, equal in all other settings; where CVaR 10 %
+    was not measured, `tail_metric` says what takes its place. Faint
     dots are seeds, and lines join their means. A sweep of more alphas than there are kl_coefs has one line over alpha
     per kl_coef instead: from RLHF, its alpha = 1, to the smallest alpha, which is darkest. The numbers at its points
     are alphas; where kl_coefs differ, those of RLHF are named.
     """
     points = distinct_scores(points)
+    tail = tail_metric(points.columns)
+    panels = {"reward": "mean reward (logit)", tail: _tail_title(tail)}
     methods = method_order(points["method"].unique())
-    means = points.groupby(["method", "kl_coef"], as_index=False)[["kl", *FRONTIER_PANELS]].mean()
+    means = points.groupby(["method", "kl_coef"], as_index=False)[["kl", *panels]].mean()
     kl_coefs = means["kl_coef"].unique().tolist()
     sweeps = {name: members for name, members in sweep_families(methods).items() if len(members) > len(kl_coefs)}
     swept = {method for members in sweeps.values() for method in members.values()}
     figure = make_subplots(cols=2, horizontal_spacing=0.14)
     for method in methods:
-        for col, metric in enumerate(FRONTIER_PANELS, start=1):
+        for col, metric in enumerate(panels, start=1):
             _add_seeds(figure, method, points[points["method"] == method], metric, col)
             if method not in swept:
                 _add_line(figure, method, means[means["method"] == method], metric, col)
-    for col, metric in enumerate(FRONTIER_PANELS, start=1):
+    for col, metric in enumerate(panels, start=1):
         _add_sweep_lines(figure, sweeps, means, metric, col)
         if sweeps and len(kl_coefs) > 1:
             _label_kl_coefs(figure, means[means["method"] == BASELINE], metric, col)
-    for col, title in enumerate(FRONTIER_PANELS.values(), start=1):
+    for col, title in enumerate(panels.values(), start=1):
         figure.update_xaxes(title_text=KL, title_font_size=13, row=1, col=col)
         figure.update_yaxes(title_text=title, row=1, col=col)
     return laid_out(figure, "Reward against KL" + ("; numbers: trained α" if sweeps else ""), 480)
+
+
+def _tail_title(metric: str) -> str:
+    name = "tail reward" if metric == "tail_reward" else f"CVaR {metric.removeprefix('cvar_')} % of reward"
+    return f"{name} (logit)"
 
 
 def alpha_curves(scores: pd.DataFrame) -> go.Figure:

@@ -91,6 +91,11 @@ class CVaRMixin:
                 f"multi_objective_aggregation = {self._aggregation!r} with estimator = 'rockafellar_uryasev': "
                 'the CVaR is that of the summed reward. Set "sum_then_normalize", or another estimator.'
             )
+        if getattr(self.args, "reward_clip_range", None) is not None:
+            raise UserError(
+                f"reward_clip_range = {self.args.reward_clip_range}: TRL would clip what the tail has made of the "
+                "rewards. Clip them in the reward function."
+            )
         if self._masks_kl and self.loss_type == "bnpo":
             raise UserError(
                 f"loss_type = 'bnpo' with beta = {self.beta} and estimator = {self.risk.estimator!r}: this loss is the "

@@ -189,7 +189,7 @@ class _Method(ResumableTrainer):
             "env_reward_mean": entry["reward"],
             "env_reward_std": entry["reward_std"] * math.sqrt(1 - 1 / episodes),  # TRL divides by B - 1
             "tail_env_reward_mean": entry["cvar/cvar"],
-            "kl": entry.get("completion_kl"),  # none without a reference
+            "kl": entry.get("completion_kl"),  # none without a reference, nor where GRPO makes a single epoch
             "entropy": entry["entropy"],
             "completion_length": entry["completions/mean_length"],
             "kl_coef": self.beta,

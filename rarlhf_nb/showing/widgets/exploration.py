@@ -3,6 +3,7 @@
 import html
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,9 @@ from rarlhf_nb.showing.explorer_figures import (
 )
 from rarlhf_nb.showing.interpolation import between, steps_between
 from rarlhf_nb.showing.look import faint, label_text, line_style, method_color
-from rarlhf_nb.showing.tails import ALPHAS, RANKINGS, Ranking, Slot, Tails, measure_tails, tail_table
+from rarlhf_nb.showing.tails import ALPHAS, RANKINGS, Ranking, Slot, Tails, alpha_index, measure_tails, tail_table
 from rarlhf_nb.showing.widgets.text import framed, name_cell, number_cell, table_html, text_cell, visible
-from rarlhf_nb.training.risk import tail_count
+from rarlhf_nb.training.risk import check_alpha, tail_count
 
 BY = {"reward": "reward", "prompt_score": "prompt score"}
 FIRST = ("rlhf", "ra_rlhf", "ra_rlhf_ru")  # shown at first, with the conditioned policy
@@ -92,7 +93,7 @@ class Exploration:
             return {alpha: self._slot(members[alpha]) for alpha in sorted(members)}
         evaluated = {alpha: self.tails[method] for alpha, method in members.items()}
         return {
-            alpha: Slot(sweep_key(name, round(alpha, 2)), between(evaluated, alpha), members[_nearest(members, alpha)])
+            alpha: Slot(_rounded_key(name, alpha), between(evaluated, alpha), members[_nearest(members, alpha)])
             for alpha in self.trained_alphas
         }
 
@@ -110,7 +111,14 @@ class Exploration:
         anchor: str | None = None,
         stacked: bool = False,
     ) -> dict[str, Any]:
-        """The state of the explorer's controls, complete. Raises `UserError` for a method that is not shown."""
+        """The state of the explorer's controls, complete; alpha becomes the nearest step of its slider.
+
+        Raises `UserError` for an alpha outside (0, 1], for no method, and for one that is not shown.
+        """
+        if trained is not None:
+            check_alpha(trained)
+        if methods is not None and not len(methods):
+            raise UserError(f"methods = {methods!r} is empty: choose among {', '.join(self.groups)}.")
         for name in [*(methods or []), *([anchor] if anchor is not None else [])]:
             if name not in self.groups:
                 raise UserError(f"methods, anchor: {name!r} is not in this run: choose among {', '.join(self.groups)}.")
@@ -119,7 +127,7 @@ class Exploration:
         if trained is None and self.trained_alphas:  # halfway where it moves the policy, otherwise the first stop
             trained = self.trained_alphas[len(self.trained_alphas) // 2 if self.conditioned else 0]
         return {
-            "alpha": alpha,
+            "alpha": float(ALPHAS[alpha_index(alpha)]),
             "ranking": ranking,
             "trained": trained,
             "methods": chosen,
@@ -146,10 +154,18 @@ class Exploration:
     def figures(self, alpha: float, ranking: Ranking, trained: float | None, methods: Sequence[str]) -> list[go.Figure]:
         """Distributions, the curve over alpha, and for a sweep its price."""
         shown = self.shown(trained, methods)
-        figures = [distribution_figure(shown, alpha, ranking, self.axes), curve_figure(shown, alpha, ranking)]
+        drawn = [self._drawn(slot, ranking) for slot in shown]
+        figures = [distribution_figure(drawn, alpha, ranking, self.axes), curve_figure(shown, alpha, ranking)]
         if self.families:
             figures.append(price_figure(self.sweeps, alpha, ranking, trained))
         return figures
+
+    def _drawn(self, slot: Slot, ranking: Ranking) -> Slot:
+        """By prompt score, a slot with the episodes of its evaluated method, since interpolated ones have no prompt."""
+        if ranking == "reward":
+            return slot
+        source = self.tails[slot.source]
+        return slot._replace(tails=replace(slot.tails, rewards=source.rewards, orders=source.orders))
 
     def table_html(self, alpha: float, ranking: Ranking, trained: float | None) -> str:
         """The tail mean of every method and its paired differences; a star if the interval excludes 0."""
@@ -340,6 +356,10 @@ def _split(alphas: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         for name, table in alphas.items()
         for alpha, rows in table.groupby("alpha")
     }
+
+
+def _rounded_key(name: str, alpha: float) -> str:
+    return sweep_key(name, float(f"{alpha:.2g}"))
 
 
 def _resampled(tails: Tails) -> dict[str, np.ndarray]:

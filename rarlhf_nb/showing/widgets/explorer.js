@@ -44,7 +44,7 @@ function readView(text, content) {
   const methods = (found.get("methods") ?? "").split(",").filter((key) => known.includes(key));
   if (methods.length) view.methods = methods;
   if (known.includes(found.get("anchor"))) view.anchor = found.get("anchor");
-  if (found.get("stacked") === "true") view.stacked = true;
+  view.stacked = found.get("stacked") === "true";
   return view;
 }
 
@@ -172,7 +172,9 @@ function explore(root, content, { ask = null, share, moved = () => {} }) {
         ...slots.map((slot) => {
           const [text, reward, ...ranks] = content.methods[slot.source].completions[row];
           const inTail = ranks[Object.keys(content.rankings).indexOf(view.ranking)] < kept;
-          return make("p", {}, make("i", { class: "swatch", style: inTail ? `background:${slot.color}` : `box-shadow:inset 0 0 0 1.5px ${slot.color}`, title: slot.label }), make("b", {}, signed(reward)), " ", foldedText(text));
+          const style = inTail ? `background:${slot.color}` : `box-shadow:inset 0 0 0 1.5px ${slot.color}`;
+          const swatch = make("i", { class: "swatch", role: "img", "aria-label": inTail ? "in its tail" : "not in its tail", style });
+          return make("p", {}, swatch, make("small", {}, slot.label), " ", make("b", {}, signed(reward)), " ", foldedText(text));
         }));
     }));
   }
@@ -288,6 +290,7 @@ function explore(root, content, { ask = null, share, moved = () => {} }) {
     const slots = chosen().map(slotOf);
     parts["measured α"]();
     parts["trained α"]?.();
+    [...parts.chips.children].forEach((chip, place) => { chip.firstChild.style.background = slotOf(content.groups[place]).color; });
     drawDistributions(slots);
     drawCurve(slots);
     clearTimeout(waiting);
@@ -335,15 +338,26 @@ function explore(root, content, { ask = null, share, moved = () => {} }) {
     ...(content.columns ? [make("section", {}, make("h3", {}, "The same prompts, one policy, three α"), parts.columns)] : []),
     ...(content.price ? [make("section", {}, make("h3", {}, content.price.title), parts.price)] : []));
   root.classList.add("rarlhf-explorer");
-  new ResizeObserver(() => {
-    root.classList.toggle("narrow", root.clientWidth < 700);
-    if (root.clientWidth) update();
-  }).observe(root);
-  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", update);
+  let width = 0;
+  const resized = new ResizeObserver(() => {
+    if (root.clientWidth === width) return; // a text was unfolded
+    width = root.clientWidth;
+    root.classList.toggle("narrow", width < 700);
+    if (width) update();
+  });
+  resized.observe(root);
+  const theme = window.matchMedia("(prefers-color-scheme: dark)");
+  theme.addEventListener("change", update);
+  const end = () => {
+    stop();
+    clearTimeout(waiting);
+    resized.disconnect();
+    theme.removeEventListener("change", update);
+  };
   writeChips();
   writeOptions();
   request();
-  return { answer, restore: (changes) => { Object.assign(view, changes); change(); } };
+  return { answer, end, restore: (changes) => { Object.assign(view, changes); change(); } };
 }
 
 // The view as arguments of `risk_explorer`.
@@ -357,8 +371,12 @@ async function render({ model, el }) {
   await loadPlotly(model);
   const mail = await part(model, "mail");
   const ask = model.get("live") ? (alpha) => model.send({ alpha }) : null;
-  const { answer } = explore(el, model.get("content"), { ask, share: pythonArguments });
+  const { answer, end } = explore(el, model.get("content"), { ask, share: pythonArguments });
   mail.on("msg:custom", answer);
+  return () => {
+    mail.off("msg:custom", answer);
+    end();
+  };
 }
 
 // As a page of its own, the address holds the view.

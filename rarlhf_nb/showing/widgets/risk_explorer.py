@@ -19,7 +19,6 @@ from rarlhf_nb.showing.tails import Ranking
 from rarlhf_nb.showing.widgets.binding import PlotlyWidget
 from rarlhf_nb.showing.widgets.exploration import BY, Exploration
 from rarlhf_nb.showing.widgets.text import visible
-from rarlhf_nb.training.risk import check_alpha
 
 MODULE, STYLE = "explorer.js", Path(__file__).with_name("explorer.css")
 Sampler = Callable[[list[str], float], list[tuple[str, float]]]  # prompts, alpha -> completions with their rewards
@@ -75,16 +74,16 @@ def risk_explorer(
     that seed; they give the price of the trained alpha its bands. alphas: the episodes of a policy that is conditioned
     on alpha, under its name, with a column alpha. sample(prompts, alpha): its fresh completions and their rewards.
 
-    Returns the widget; a batch run shows its content at this view instead. Raises `UserError` for an unknown ranking or
-    method, and where methods of one seed were not evaluated on the same prompts.
+    Returns the widget; a batch run shows its content at this view instead, all distributions in one figure. Raises
+    `UserError` for an unknown ranking or method, and where methods of one seed were not evaluated on the same prompts.
     """
     if ranking not in BY:
         raise UserError(f"ranking = {ranking!r} is unknown: choose one of {', '.join(BY)}.")
     exploration = Exploration(episodes, held_out, profile_alpha, resamples, seed, other_seeds, alphas)
-    view = exploration.view(check_alpha(alpha), ranking, trained, methods, anchor, stacked)
+    view = exploration.view(alpha, ranking, trained, methods, anchor, stacked)
     if not is_static(interactive):
         return RiskExplorer(exploration, view, sample)
-    trained, methods, anchor = view["trained"], view["methods"], view["anchor"]
+    alpha, trained, methods, anchor = view["alpha"], view["trained"], view["methods"], view["anchor"]
     titles = [f"Rewards and their tail, α = {alpha:g}", "The tail at every α", "What the trained α brings and costs"]
     for figure, title in zip(exploration.figures(alpha, ranking, trained, methods), titles, strict=False):
         laid_out(figure, title, figure.layout.height + 60, margin_t=100).show()
