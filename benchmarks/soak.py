@@ -50,10 +50,10 @@ def soak(
     run_once(folder, "whole", settings)
     whole = time.perf_counter() - started
     say(f"uninterrupted: {whole:.0f} s")
-    run = Run(folder / "papermill_runs" / "killed")
+    run, met = Run(folder / "papermill_runs" / "killed"), []
     started = time.perf_counter()
     for _ in range(kills):
-        where = kill_once(folder, run, settings, dice, longest=4 * whole / kills)
+        where = kill_once(folder, run, settings, dice, 4 * whole / kills, met)
         if where is None:
             break
         figures["kills"] += 1
@@ -63,7 +63,8 @@ def soak(
         say(f"kill {figures['kills']} in {where}")
     run_once(folder, "killed", settings)
     figures["seconds uninterrupted"], figures["seconds killed"] = round(whole), round(time.perf_counter() - started)
-    figures["orphaned kernels"] = len(kernels(run))
+    figures["kernels met"] = len(met)
+    figures["orphaned kernels"] = sum(lives(kernel) for kernel in met)
     different, compared = compare(folder / "papermill_runs" / "whole", run.folder)
     figures["files compared"], figures["files that differ"] = compared, len(different)
     return dict(figures) | {"different": different}
@@ -79,10 +80,17 @@ def run_once(folder: Path, run: str, settings: Sequence[str]) -> None:
     subprocess.run(command(run, settings), cwd=folder, check=True, capture_output=True)
 
 
-def kill_once(folder: Path, run: Run, settings: Sequence[str], dice: random.Random, longest: float) -> str | None:
+def kill_once(
+    folder: Path,
+    run: Run,
+    settings: Sequence[str],
+    dice: random.Random,
+    longest: float,
+    met: list[psutil.Process],
+) -> str | None:
     """Continue the run and kill it after a random time, once its work has begun.
 
-    Returns where it was, or None if the run ended before.
+    Returns where it was, or None if the run ended before. met: gets the kernel that it had.
     """
     before = newest(run)
     runner = subprocess.Popen(
@@ -96,7 +104,9 @@ def kill_once(folder: Path, run: Run, settings: Sequence[str], dice: random.Rand
     if runner.poll() is not None:
         return None
     where = moment(run)
-    victims = kernels(run) if dice.random() < 0.5 else []
+    living = kernels(run)
+    met += living
+    victims = living if dice.random() < 0.5 else []
     runner.kill()
     for kernel in victims:
         kernel.kill()
@@ -136,13 +146,21 @@ def newest(run: Run) -> float:
 
 
 def kernels(run: Run) -> list[psutil.Process]:
-    """The kernels of the run that live."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = " ".join(process.info["cmdline"] or [])
-        if "ipykernel" in words and f"{run.folder.name}/.kernel" in words:
-            found.append(process)
-    return found
+    """The kernel of the run, if it lives: a list of one process or none."""
+    try:
+        note = json.loads(run.path(".kernel", "process.json").read_text())
+        process = psutil.Process(note["pid"])
+    except (OSError, ValueError, psutil.NoSuchProcess):  # it has none, or the note is being written
+        return []
+    return [process] if process.create_time() == note["started"] else []
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether this very process still runs."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def unsaved_iterations(run: Run) -> int:

@@ -1,4 +1,5 @@
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -11,6 +12,9 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",  # the same numbers in a test and in its subprocesses, and room for tests side by side
 }
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is in its background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # `ci` draws the same examples in every run; HYPOTHESIS_PROFILE=soak draws others each time, and a hundred times as many
 settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True, database=None)
 settings.register_profile("soak", settings.get_profile("ci"), max_examples=20_000, derandomize=False)
@@ -18,6 +22,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # The files that take longest. They come first, so that no worker is left alone with one at the end.
 LONG = ("test_sweep", "test_resumable", "test_notebooks", "test_soak", "test_disk", "test_ranks", "test_batch")
+LONG += (
+    "test_verify",
+    "test_checkpoint",
+    "test_critic_free",
+    "test_properties_of_input",
+    "test_stages",
+    "test_finished",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -59,7 +59,10 @@ def test_notebooks_run_in_order_once_and_again_from_where_something_changed(run,
     assert execute(run, [first, second], sources=[data, model]) == ["01_first", "02_second"]
     (model / "model.safetensors").write_text("other weights")
     assert execute(run, [first, second], sources=[data, model]) == ["01_first", "02_second"]
+    run.write_text("stages/data.json", "{}")
+    run.write_text("training/rlhf.checkpoints/00000001/state.json", "{}")
     assert execute(run, [first], sources=[data, model], force=True) == ["01_first"]
+    assert not run.path("stages").exists() and not run.path("training/rlhf.checkpoints").exists()
 
 
 def test_a_damaged_or_missing_executed_notebook_is_made_again(run, tmp_path):
@@ -147,9 +150,11 @@ def test_only_a_module_that_the_notebook_imports_changes_its_fingerprint(tmp_pat
 @pytest.mark.parametrize("forks", [kernels.FORKS, False])
 def test_the_kernel_has_no_bars_and_no_widgets_and_the_runner_keeps_its_environment(forks, run, tmp_path, monkeypatch):
     monkeypatch.setattr(kernels, "FORKS", forks)
-    monkeypatch.delenv("RARLHF_STATIC", raising=False)
+    for name in ("RARLHF_STATIC", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TQDM_DISABLE", "0")  # what the user sets stays
-    code = "import os; assert (os.environ['RARLHF_STATIC'], os.environ['TQDM_DISABLE']) == ('1', '0')"
+    names = ["RARLHF_STATIC", "HF_HUB_DISABLE_TELEMETRY", "TQDM_DISABLE"]
+    code = f"import os; assert [os.environ[name] for name in {names}] == ['1', '1', '0']"
     execute(run, [notebook(tmp_path, "01_first", code)])
     assert "RARLHF_STATIC" not in os.environ
 
@@ -195,8 +200,8 @@ def test_kernels_are_forked_from_one_process_that_has_imported_what_they_import(
     assert first[1] != runner.stdout.split()[-1]  # the parent of both is not the runner
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_runs_at_once_from_one_folder_never_meet(count, tmp_path):
+def test_runs_at_once_from_one_folder_never_meet(tmp_path):
+    count = 4
     notebook(tmp_path, "01_first", "import os, time; time.sleep(2); print('kernel of', os.environ['WHO'])")
     names = [f"run_{number}" for number in range(count)]
     runners = [start(tmp_path, name) for name in names]

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 
 import pandas as pd
+import psutil
 import pytest
 from browser import (
     HOSTILE,
@@ -154,6 +155,8 @@ def served(tmp_path_factory):
         until(lambda: server.poll() is not None or "Ctrl-C" in output.read_text(), 120)
         address = re.match(rf"http://127\.0\.0\.1:{port}/\?token=\S{{20,}}", output.read_text())
         assert address, output.read_text()
+        listening = [c.laddr for c in psutil.Process(server.pid).net_connections() if c.status == psutil.CONN_LISTEN]
+        assert [place.ip for place in listening if place.port == port] == ["127.0.0.1"]  # and on no other address
         with watched_page(path) as page:
             page.server, page.address, page.output, page.run, page.before = server, address[0], output, run, before
             page.goto(address[0], timeout=120_000)

@@ -93,6 +93,17 @@ def test_the_last_two_are_kept_and_none_after_the_training(tmp_path):
     assert not rare.folder.exists()
 
 
+def test_a_checkpoint_is_due_after_its_seconds_or_twenty_times_what_the_last_one_took(tmp_path, monkeypatch):
+    checkpoints, moments = Checkpoints(tmp_path / "checkpoints"), [109.9, 110.0, 139.9, 140.0]
+    due = []
+    for cost in (0.0, 0.4, 2.0):
+        clock = iter(moments)
+        monkeypatch.setattr("rarlhf_nb.core.checkpoint.time.monotonic", lambda clock=clock: next(clock))
+        checkpoints.cost, checkpoints.saved_at = cost, 100.0
+        due.append([checkpoints.due() for _ in moments])
+    assert due == [[False, True, True, True]] * 2 + [[False, False, False, True]]
+
+
 def test_a_damaged_checkpoint_is_none_of_the_two_that_are_kept(tmp_path):
     checkpoints = every_iteration(tmp_path)
     for iteration in (10, 20):

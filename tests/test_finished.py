@@ -2,20 +2,23 @@
 
 import json
 import os
+import shutil
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from small_run import SMALL
 from tiny import tiny_policy
 
-from rarlhf_nb.core import sources
+from rarlhf_nb.core import shelf, sources
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.records import read_records
 from rarlhf_nb.core.runs import SWEEP, Run
 from rarlhf_nb.running.experiment import Experiment
 from rarlhf_nb.running.stages import Evaluate, FineTune, PrepareData, Train
+from rarlhf_nb.worlds.pocket import pocket_world
 
 TINY = SMALL | {"evaluation.repeated_prompts": 0, "sweep.alphas": []}
 
@@ -163,6 +166,38 @@ def test_a_run_whose_texts_have_moved_is_reopened_and_says_so_when_it_needs_them
     for ask in (lambda: Experiment.open("pocket", "moved", 1, moved), Experiment.reopen("moved").prepare_data):
         with pytest.raises(UserError, match=r"task.train_file = '.*texts.jsonl'.*[Nn]o such file"):
             ask()
+
+
+def test_a_model_that_changes_in_its_place_is_noticed(work, tmp_path):
+    world = pocket_world("pocket-imdb")
+    models = {"policy": world.policy, "reward": world.reward}
+    for name, folder in models.items():
+        shutil.copytree(folder, tmp_path / name)
+    own = {f"{name}.model": str(tmp_path / name) for name in models}
+    everything = ["data", "sft", "train rlhf", "evaluate rlhf"]
+    assert work(**own) == everything and work(**own) == []
+    weights = tmp_path / "reward" / "model.safetensors"
+    os.utime(weights, ns=(1, 1))  # another file of the same size
+    assert work(**own) == everything
+
+
+def test_a_data_file_that_changes_in_its_place_is_noticed(work, tmp_path):
+    world = pocket_world("pocket-imdb")
+    own = {"policy.model": str(world.policy), "reward.model": str(world.reward), "task.source": "files"}
+    for split in ("train", "test"):
+        texts = [{"text": text.text, "label": text.label} for text in world.texts(split, 300)]
+        own[f"task.{split}_file"] = str(tmp_path / f"{split}.jsonl")
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    assert "data" in work(methods=(), **own) and work(methods=(), **own) == []
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "this film is superb . " * 12, "label": 1}) + "\n")
+    assert "data" in work(methods=(), **own)
+
+
+def test_of_two_runs_of_a_sweep_one_works_on_a_stage(tmp_path):
+    (tmp_path / "sweep.json").write_text("{}")
+    with shelf.alone(Run(tmp_path / "cell"), "print"), pytest.raises(Timeout):
+        FileLock(tmp_path / shelf.SHELF / "print.lock").acquire(timeout=0)
 
 
 def test_a_policy_of_another_family_is_not_measured(work):

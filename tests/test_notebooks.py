@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -210,6 +211,8 @@ def test_the_main_job_ends_with_a_table_of_all_methods(tmp_path):
     figures = nbformat.read(run / "05_analysis.ipynb", 4)
     kinds = [kind for cell in figures.cells for out in cell.get("outputs", []) for kind in out.get("data", {})]
     assert kinds.count("application/vnd.plotly.v1+json") == 11
+    if any(map(shutil.which, ("chromium", "google-chrome"))):
+        assert kinds.count("image/png") == 11  # a picture beside each
     ledger = json.loads((run / "ledger.json").read_text())
     assert len(ledger) == 24 and not any(row["comparable"] for row in ledger)
     page = subprocess.run(

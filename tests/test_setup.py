@@ -4,6 +4,7 @@ import importlib
 import re
 import subprocess
 import tomllib
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,16 @@ def test_the_lock_holds_every_requirement_in_its_range():
     wanted = PROJECT["dependencies"] + [r for extra in PROJECT["optional-dependencies"].values() for r in extra]
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_lock_holds_what_its_packages_require():
+    versions, missing = locked(), []
+    for name in versions:
+        for requirement in map(Requirement, requires(name) or []):
+            wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if wanted and canonicalize_name(requirement.name) not in versions:
+                missing.append(f"{name} needs {requirement}")
+    assert missing == []
 
 
 def test_make_conda_and_ci_share_the_lock():

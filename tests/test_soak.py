@@ -18,4 +18,5 @@ def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(tmp_path, mon
     if not figures.get("kills"):
         pytest.fail(f"no kill met the run: {figures}")
     assert figures["different"] == [] and figures["files compared"] >= 15, figures
+    assert figures["kernels met"] > 0, figures
     assert figures["corrupt files"] == figures["orphaned kernels"] == 0, figures

@@ -230,14 +230,14 @@ def test_a_killed_cell_is_tried_again_and_a_killed_sweep_leaves_nobody_behind(tm
 
 def test_ctrl_c_reaches_the_notebooks_and_the_same_command_goes_on(tmp_path):
     caught = (
-        "import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    open('saved', 'w').close()\n    raise"
+        "import time\nopen('begun', 'w').close()\n"
+        "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    open('saved', 'w').close()\n    raise"
     )
     folder = checkout(tmp_path / "checkout", caught)
     words = ("sweep", "grid", "--alpha", "0.4", "--seed", "1", "--workers", "1")
     sweep = rarlhf(folder, *words)
-    log = folder / "papermill_runs" / "grid" / "alpha_0.4-seed_1" / "cell.log"
-    until(lambda: log.exists() and "03_ra_rlhf: running" in log.read_text())
-    time.sleep(3)  # until the kernel is in the cell
+    until((folder / "begun").exists)
+    time.sleep(0.5)  # until the cell waits
     sweep.send_signal(signal.SIGINT)
     _, errors = sweep.communicate(timeout=300)
     assert sweep.returncode == 130 and "interrupted: the same command goes on from here" in errors
@@ -248,12 +248,14 @@ def test_ctrl_c_reaches_the_notebooks_and_the_same_command_goes_on(tmp_path):
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
-    stubborn = "import time\nwhile True:\n    try:\n        time.sleep(60)\n    except KeyboardInterrupt:\n        pass"
+    stubborn = (
+        "import time\nopen('begun', 'w').close()\n"
+        "while True:\n    try:\n        time.sleep(60)\n    except KeyboardInterrupt:\n        pass"
+    )
     folder = checkout(tmp_path / "checkout", stubborn)
     sweep = rarlhf(folder, "sweep", "grid", "--alpha", "0.4", "--seed", "1", "--workers", "1")
-    log = folder / "papermill_runs" / "grid" / "alpha_0.4-seed_1" / "cell.log"
-    until(lambda: log.exists() and "03_ra_rlhf: running" in log.read_text())
-    time.sleep(3)  # until the kernel is in the cell
+    until((folder / "begun").exists)
+    time.sleep(0.5)  # until the cell waits
     sweep.send_signal(signal.SIGINT)
     time.sleep(2)
     assert sweep.poll() is None

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
 
@@ -27,6 +28,23 @@ def make_trainer(policy=None, reward=good_minus_bad, args=None, risk=None, sampl
         seed=changes.pop("seed", 1),
         **changes,
     )
+
+
+@pytest.fixture
+def another_precision():
+    """A process has one precision, that of its first accelerator."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("half", ["weights", "autocast"])
+def test_in_half_precision_the_first_epoch_begins_at_a_ratio_of_one(half, another_precision):
+    """Read token by token, bf16 rounds otherwise than read at once; the update must not take this for a move."""
+    policy = tiny_policy(dtype=torch.bfloat16 if half == "weights" else torch.float32)
+    mixed_precision = "no" if half == "weights" else "bf16"
+    log = make_trainer(policy, args=ppo_settings(epochs=1, iterations=3), mixed_precision=mixed_precision).train()
+    assert log["ratio_mean"].tolist() == [1.0] * 3 and log["clip_fraction"].tolist() == [0.0] * 3
 
 
 def gradients(policy):

@@ -109,7 +109,7 @@ class DaskWorkers:
         try:
             from distributed import Client
         except ModuleNotFoundError:
-            raise UserError("--scheduler needs Dask: pip install 'rarlhf_nb[cluster]'.") from None
+            raise UserError("--scheduler needs Dask: pip install distributed.") from None
         self.folder = folder.resolve()
         try:
             self.client = Client(address, timeout=ANSWER_SECONDS, set_as_default=False)
