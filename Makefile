@@ -43,8 +43,8 @@ lint: $(STAMP)  ## what CI checks besides the tests
 
 setup: $(STAMP)
 
-# The stamp is written last, so that a broken set-up is done again.
-$(STAMP): requirements.lock pyproject.toml
+# The stamp is written last, so that a broken set-up is done again. __init__.py holds the version, which runs record.
+$(STAMP): requirements.lock pyproject.toml rarlhf_nb/__init__.py
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: PYTHON = '$(PYTHON)' is no Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "setting up .venv, once; some minutes"

@@ -18,7 +18,6 @@ from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import split_alpha
 from rarlhf_nb.training.risk import SoftRiskSchedule
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 PROFILE_FOLDER = Path(__file__).parent / "profiles"
 Share = Field(gt=0, le=1)
 
@@ -426,7 +425,7 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
     files = profile_files()
     if name not in files:
         raise UserError(f"profile = {name!r} is unknown{_nearest(name, files)}; there are: {', '.join(sorted(files))}.")
-    settings = yaml.load(files[name].read_text(), Loader=LOADER)
+    settings = yaml.safe_load(files[name].read_text())
     for key, value in (overrides or {}).items():
         _override(settings, key, value)
     try:
