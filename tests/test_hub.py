@@ -43,7 +43,7 @@ def test_offline_mode_is_reported_at_once_with_the_profiles_that_work(monkeypatc
     start = time.perf_counter()
     with pytest.raises(UserError, match="'someone/model'.*no network.*pocket-imdb.*pocket-jigsaw"):
         resolve_model("someone/model")
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 1
 
 
 def test_a_silent_network_is_not_waited_for(monkeypatch, empty_cache):
@@ -57,7 +57,7 @@ def test_a_silent_network_is_not_waited_for(monkeypatch, empty_cache):
     start = time.perf_counter()
     with pytest.raises(UserError, match="no network"):
         resolve_model("someone/model")
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 1
 
 
 def test_a_cached_snapshot_needs_no_network(monkeypatch, empty_cache):
