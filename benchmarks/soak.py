@@ -25,6 +25,7 @@ import yaml
 from rarlhf_nb.core.checksums import files_of
 from rarlhf_nb.core.records import damaged_files, read_records
 from rarlhf_nb.core.runs import Run, repository
+from rarlhf_nb.running.kernels import living_kernel
 
 SECONDS = "seconds"
 RUNNER = "rarlhf_nb.running.cli"
@@ -104,11 +105,11 @@ def kill_once(
     if runner.poll() is not None:
         return None
     where = moment(run)
-    living = kernels(run)
-    met += living
-    victims = living if dice.random() < 0.5 else []
+    kernel = living_kernel(run.path(".kernel"))
+    met += [kernel] if kernel else []
+    with_kernel = dice.random() < 0.5
     runner.kill()
-    for kernel in victims:
+    if kernel and with_kernel:
         kernel.kill()
     runner.wait()
     return where
@@ -143,16 +144,6 @@ def newest(run: Run) -> float:
         except OSError:  # removed in the meantime
             continue
     return max(times, default=0.0)
-
-
-def kernels(run: Run) -> list[psutil.Process]:
-    """The kernel of the run, if it lives: a list of one process or none."""
-    try:
-        note = json.loads(run.path(".kernel", "process.json").read_text())
-        process = psutil.Process(note["pid"])
-    except (OSError, ValueError, psutil.NoSuchProcess):  # it has none, or the note is being written
-        return []
-    return [process] if process.create_time() == note["started"] else []
 
 
 def lives(process: psutil.Process) -> bool:

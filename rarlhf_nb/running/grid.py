@@ -50,11 +50,10 @@ class Grid:
                 raise UserError(f"-p {key}: a sweep takes its α from --alpha; give it there.")
         object.__setattr__(self, "free", {key: self._read(key) for key in self.free})
         for name, values in self._lists().items():
-            twice = [value for place, value in enumerate(values) if value in values[:place]]
+            twice = _repeated(values)
             if twice:
                 raise UserError(f"{name}: {twice[0]} is listed twice; remove one of them.")
-        names = [cell.name for cell in self.cells()]
-        alike = [name for place, name in enumerate(names) if name in names[:place]]
+        alike = _repeated([cell.name for cell in self.cells()])
         if alike:
             raise UserError(
                 f"two runs of the grid would share the folder {alike[0]}: leave out one of the close values."
@@ -114,6 +113,11 @@ class Grid:
             shown = text if re.fullmatch(r"[A-Za-z0-9_.-]{1,20}", text) else f"no{self.free[key].index(value) + 1}"
             parts.append(f"{key.split('.')[-1]}_{shown}")
         return "-".join([*parts, f"seed_{seed}"])
+
+
+def _repeated(values: list[Any]) -> list[Any]:
+    """The values that stand in the list before; they need not be hashable."""
+    return [value for place, value in enumerate(values) if value in values[:place]]
 
 
 def _setting(profile: Profile, key: str) -> Any:

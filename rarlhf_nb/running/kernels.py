@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +93,22 @@ def interrupt_kernel(folder: str) -> None:
         os.kill(json.load(file)["pid"], signal.SIGINT)
 
 
-def _end_orphan(folder: str) -> None:
-    """End the kernel that a killed runner on this machine left in `folder`, and wait until it is gone."""
+def living_kernel(folder: str | Path) -> psutil.Process | None:
+    """The kernel on this machine whose files lie in `folder`, if it lives."""
     try:
         with open(os.path.join(folder, PROCESS)) as file:
             note = json.load(file)
         kernel = psutil.Process(note["pid"])
-        if note["host"] == socket.gethostname() and kernel.create_time() == note["started"]:
+        here = note["host"] == socket.gethostname() and kernel.create_time() == note["started"]
+    except (OSError, ValueError, KeyError, psutil.NoSuchProcess):  # there is none, or it is gone already
+        return None
+    return kernel if here else None
+
+
+def _end_orphan(folder: str) -> None:
+    """End the kernel that a killed runner on this machine left in `folder`, and wait until it is gone."""
+    kernel = living_kernel(folder)
+    if kernel is not None:
+        with suppress(psutil.NoSuchProcess):
             kernel.kill()
             kernel.wait(timeout=30)
-    except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
-        pass  # there is none, or it is gone already

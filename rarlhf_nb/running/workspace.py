@@ -48,11 +48,12 @@ class Workspace:
 
         Raises `UserError` with the notebook to run where there is nothing.
         """
-        folder, _, name = place.partition("/")
-        if not self.run.path(place).exists() and folder == "policies":
-            self.policy_folder(name)
-        elif not self.run.path(place).exists():
-            self.run.require(place, PLACES[folder])
+        if not self.run.path(place).exists():
+            folder, _, name = place.partition("/")
+            if folder == "policies":
+                self.policy_folder(name)
+            else:
+                self.run.require(place, PLACES[folder])
         return recorded_checksums(self.run.folder, place)
 
     def models(self) -> dict[str, Any]:

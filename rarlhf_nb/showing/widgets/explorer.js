@@ -257,8 +257,7 @@ function explore(root, content, { ask = null, share, moved = () => {} }) {
     writeColumns();
   }
 
-  const toggle = (name, pressed, onclick, color = null) => make("button", { type: "button", "aria-pressed": String(pressed), onclick },
-    color && make("i", { class: "swatch", style: `background:${color}` }), name);
+  const toggle = (name, pressed, onclick, swatch = null) => make("button", { type: "button", "aria-pressed": String(pressed), onclick }, swatch, name);
 
   function writeChips() {
     const focused = [...parts.chips.children].indexOf(document.activeElement);
@@ -267,7 +266,7 @@ function explore(root, content, { ask = null, share, moved = () => {} }) {
       if (others.length === view.methods.length) others.push(group.key);
       if (others.length) view.methods = others; // the last one stays
       change();
-    }, slotOf(group).color)));
+    }, make("i", { class: "swatch" })))); // its colour comes with `update`
     if (focused >= 0) parts.chips.children[focused].focus();
   }
 
