@@ -6,7 +6,7 @@ imports only from its own floor and from those below it. The names below are imp
 
 import lazy_loader
 
-__version__ = "0.7.3"
+__version__ = "0.7.4"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
