@@ -17,6 +17,7 @@ from rarlhf_nb.running.stages import (
     TrainCriticFree,
     TrainExperts,
     WriteReport,
+    training_stage,
 )
 
 EVALUATED = [
@@ -93,6 +94,16 @@ def test_stages_read_and_write_what_they_say(open_experiment):
     assert asked[0] == asked[1] and [len(text) > 0 for text, _ in asked[2]] == [True, True]
     assert [reward for _, reward in asked[0]] == whole.reward()(["this film is", "the plot"], [t for t, _ in asked[0]])
     assert list(whole.report().table.index) == EVALUATED
+
+
+def test_no_two_methods_share_a_training(open_experiment):
+    experiment = open_experiment("mine")
+    for place in ("data/train.parquet", "policies/sft/model.safetensors"):
+        experiment.run.write_text(place, "what all of them start from")
+    methods = ["rlhf", "ra_rlhf", "ra_rlhf_ru", "conditioned", "grpo", "cvar_grpo", "rloo", "cvar_rloo"]
+    trainings = {training_stage(experiment, method).fingerprint() for method in methods}
+    assert len(trainings) == len(methods)
+    assert training_stage(experiment, "cvar_rloo@1").fingerprint() == training_stage(experiment, "rloo").fingerprint()
 
 
 def test_a_stage_without_its_files_names_the_notebook_to_run(open_experiment):

@@ -29,7 +29,12 @@ class TrainCriticFree(Train):
             mode="json", exclude={"methods", *(("estimator", "tail") if plain else ())}
         )
         risk = None if plain else self.risk.model_dump(mode="json")
-        return self._with_common(ppo=profile.ppo) | {"critic_free": own, "risk": risk}
+        return self._with_common(ppo=profile.ppo) | {"critic_free": own, "risk": risk, "algorithm": self.algorithm}
+
+    @property
+    def algorithm(self) -> str:
+        """TRL's: "grpo" or "rloo"."""
+        return split_alpha(self.method)[0].removeprefix("cvar_")
 
     @property
     def risk(self) -> RiskSettings:
@@ -54,7 +59,7 @@ class TrainCriticFree(Train):
             profile.ppo,
             self.risk,
             profile.sampling,
-            split_alpha(self.method)[0].removeprefix("cvar_"),
+            self.algorithm,
             workspace.seed,
             profile.policy.mixed_precision,
             workspace.run.path("training", f"{self.method}.jsonl"),
