@@ -196,7 +196,7 @@ def label(method: str) -> str:
 
 
 def seed_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds, and below each the differences to its `baseline` with the same seed, with t-intervals."""
+    """Means over seeds, and below each the differences from its `baseline` with the same seed, with t-intervals."""
     rows, of = {}, {method: group.set_index("seed")[SHOWN] for method, group in runs.groupby("method", sort=False)}
     for method, values in of.items():
         rows[label(method)] = {key: f"{values[key].mean():.2f}" for key in SHOWN}

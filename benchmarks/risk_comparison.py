@@ -254,7 +254,7 @@ def seed_table(
     title: Callable[[str], str] = method_name,
     than: str = "rlhf",
 ) -> pd.DataFrame:
-    """Means over seeds, one row per method and budget, and differences to one method at equal iterations.
+    """Means over seeds, one row per method and budget, and differences from one method at equal iterations.
 
     The differences are paired by seed, with t-intervals. The rows are named by `row_names`.
     """
@@ -279,7 +279,7 @@ def row_names(runs: pd.DataFrame, title: Callable[[str], str]) -> dict[tuple[str
 
 
 def equal_kl_table(runs: pd.DataFrame, levels: list[float]) -> pd.DataFrame:
-    """Differences to RLHF at the same KL, read off each seed's curve over beta by linear interpolation."""
+    """Differences from RLHF at the same KL, read off each seed's curve over beta by linear interpolation."""
     rows = {}
     for method in METHODS[1:]:
         for level in levels:

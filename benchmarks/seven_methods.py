@@ -54,7 +54,7 @@ def run(profiles: list[str]) -> None:
 
 
 def report(profiles: list[str]) -> None:
-    """Prints three tables per profile: means over seeds, interquartile means over seeds, differences to RLHF."""
+    """Prints three tables per profile: means over seeds, interquartile means over seeds, differences from RLHF."""
     for profile in profiles:
         scores = related_scores(Experiment.open(profile, f"seeds-{profile}-{SEEDS[0]}", SEEDS[0]).run)
         table = seed_table(scores, METRICS)

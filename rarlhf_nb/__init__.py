@@ -1,7 +1,8 @@
 """Risk-averse fine-tuning of language models: RA-RLHF (Chaudhary et al., NeurIPS 2024), notebooks first.
 
 The floors, from the bottom: `core`, `worlds`, `training`, `baselines`, `measuring`, `showing`, `running`. A module
-imports only from its own floor and from those below it. The names below are imported when they are first used.
+imports only from its own floor and from those below it; `training.risk` and `training.ppo`, the equations, lie below
+`core`. The names below are imported when they are first used.
 """
 
 import lazy_loader

@@ -164,7 +164,7 @@ def test_nothing_but_this_version_loads_its_folder(tmp_path):
 def test_a_folder_without_its_embedding_is_refused(tmp_path):
     conditioned_policy().save(tmp_path)
     (tmp_path / "risk_embedding.safetensors").unlink()
-    with pytest.raises(UserError, match=r"has no risk_embedding.safetensors"):
+    with pytest.raises(UserError, match=r"has no readable risk_embedding.safetensors"):
         load_policy(tmp_path)
 
 

@@ -33,6 +33,9 @@ RL = ["rlhf", "ra_rlhf", "ra_rlhf@0.2", "ra_rlhf_ru", "grpo", "cvar_grpo@0.2"]
 
 def saved_policy(method):
     policy = tiny_policy(seed=sum(map(ord, method)))
+    if method == "ra_rlhf_ru":  # more rows than its tokenizer has tokens, as GPT-J, and likely ones
+        policy.model.resize_token_embeddings(len(policy.processing_class) + 8, mean_resizing=False)
+        policy.model.get_input_embeddings().weight.data[-8:] = torch.linspace(-1, 1, 8 * 16).reshape(8, 16)
     if method == "quark":
         policy.prefix_ids = add_reward_tokens(policy, 5, seed=0)[:1]
     return prompted_policy(policy, "the plot is good") if method == "prompted" else policy

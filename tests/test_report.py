@@ -156,7 +156,7 @@ def test_the_main_table_has_a_row_per_method():
 
 def test_a_star_marks_intervals_that_leave_out_zero():
     found = report({"sft": RLHF.assign(reward=RLHF["reward"] - 1), "rlhf": RLHF})
-    cells = found.sections()["Difference to SFT (* the interval leaves out 0)"]["RLHF"]
+    cells = found.sections()["Difference from SFT (* the interval excludes 0)"]["RLHF"]
     assert cells["reward"] == "1.00 [1.00, 1.00] *"
     assert cells["KL from the SFT policy (nats)"] == "0.00 [0.00, 0.00]"
 

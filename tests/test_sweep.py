@@ -172,8 +172,9 @@ def test_a_sweep_opens_like_a_run(finished, monkeypatch):
     assert Path("papermill_runs/grid/report.json").exists()
     page = CliRunner().invoke(app, ["report", "grid"])
     assert page.exit_code == 0 and Path("papermill_runs/grid/report.html").exists(), page.output
-    explored = CliRunner().invoke(app, ["explore", "grid"])
-    assert explored.exit_code == 2 and "name one of its runs, such as grid/alpha_0.4-seed_1" in explored.stderr
+    for words in (["explore", "grid"], ["verify", "grid"], ["export", "grid", "rlhf", "copy"]):
+        refused = CliRunner().invoke(app, words)
+        assert refused.exit_code == 2 and "name one of its runs, such as grid/alpha_0.4-seed_1" in refused.stderr
     with pytest.raises(UserError, match="seed = 3: sweep 'grid' has 1, 2"):
         Experiment.open("pocket", "grid", seed=3)
     with pytest.raises(UserError, match="profile = 'pocket-rtp': sweep 'grid' has 'pocket'"):
@@ -342,6 +343,8 @@ def test_status_reads_files_alone_and_names_what_is_not_there(finished, monkeypa
         os.utime(path, (time.time() - 1000, time.time() - 1000))  # as if nothing had been written for long
     assert "silent" in CliRunner().invoke(app, ["status", "grid"]).stdout
     assert "grid: sweep, 1 done, 1 silent" in CliRunner().invoke(app, ["status"]).stdout
+    Run.open("by_hand", {"name": "pocket"}, 1, Path("papermill_runs"))  # as in JupyterLab, where no notebook is noted
+    assert "by_hand: waiting" in CliRunner().invoke(app, ["status"]).stdout
     one = CliRunner().invoke(app, ["status", "grid/alpha_0.4-seed_2"]).stdout
     assert "03_ra_rlhf" in one and "ra_rlhf 7/40" in one
     assert before.keys() <= {path for path in run.folder.rglob("*")}

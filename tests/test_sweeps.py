@@ -13,10 +13,10 @@ from rarlhf_nb.measuring.tables import Tables
 from rarlhf_nb.running.experiment import Experiment
 
 
-def leave_report(root, name, seed, kl_coef, rewards, alpha=0.4):
+def leave_report(root, name, seed, kl_coef, rewards, alpha=0.4, epochs=4):
     # runs may differ in their sweeps (here in the alphas) and still belong together
     sweep = {"alphas": [seed / 10]}
-    settings = {"name": "x", "risk": {"alpha": alpha}, "ppo": {"kl_coef": kl_coef, "epochs": 4}, "sweep": sweep}
+    settings = {"name": "x", "risk": {"alpha": alpha}, "ppo": {"kl_coef": kl_coef, "epochs": epochs}, "sweep": sweep}
     run = Run.open(name, settings, seed, root)
     methods = {
         method: {"reward": {"value": value, "low": 0, "high": 1}, "cvar_10": {"value": None}}
@@ -42,6 +42,10 @@ def test_runs_are_related_when_only_the_seed_or_what_is_free_differs(tmp_path):
     assert np.isnan(scores["cvar_10"]).all()
     over_beta = related_scores(run, free=["ppo.kl_coef"])
     assert over_beta["run"].unique().tolist() == ["a", "b", "c"] and set(over_beta["kl_coef"]) == {0.2, 0.4}
+    leave_report(tmp_path, "e", 1, 0.2, {"rlhf": 5.0}, epochs=2)
+    over_epochs = related_scores(run, free=["ppo.epochs"])
+    assert over_epochs.loc[over_epochs["method"] == "rlhf", "ppo.epochs"].tolist() == [4, 4, 2]
+    assert related_scores(run)["run"].unique().tolist() == ["a", "b"]
 
 
 def test_seed_table_pairs_by_seed(tmp_path):

@@ -75,10 +75,10 @@ def test_texts_without_labels_are_all_positive(tmp_path):
         ("a.jsonl", '{"text": "fine"}\n{"text": null}\n', ["row 2", "no `text`"]),
         ("a.jsonl", '{"text": "fine"}\n{"label": 1}\n', ["row 2"]),
         ("a.jsonl", '{"text": "fine"}\n{"text": "fi', ["cannot be read as jsonl", "line 2 is not JSON"]),
-        ("a.jsonl", '"text"\n', ["line 1 is no object"]),
+        ("a.jsonl", '"text"\n', ["line 1 is not an object"]),
         ("a.jsonl", "[" * 100_000, ["cannot be read as jsonl"]),
-        ("a.jsonl", '{"text": "fine"}\n{"text": ["fine"]}\n', ["row 2", "['fine']", "no Unicode text"]),
-        ("a.jsonl", '{"text": "\\ud83d"}\n', ["row 1", r"'\ud83d'", "no Unicode text"]),
+        ("a.jsonl", '{"text": "fine"}\n{"text": ["fine"]}\n', ["row 2", "['fine']", "not Unicode text"]),
+        ("a.jsonl", '{"text": "\\ud83d"}\n', ["row 1", r"'\ud83d'", "not Unicode text"]),
         ("a.jsonl", '{"text": "fine", "label": 1e400}\n', ["row 1", "label inf", "whole numbers"]),
         ("a.csv", "text,label\nfine,positive\n", ["row 1", "'positive'"]),
         ("a.csv", "text,label\nfine,0.9\n", ["row 1", "'0.9'", "whole numbers"]),
@@ -122,7 +122,7 @@ def test_line_breaks_become_spaces_however_long_the_blanks_are(tmp_path):
 def test_a_task_without_prompts_or_without_positive_texts_is_named(tmp_path):
     path = tmp_path / "texts.csv"
     ROWS.to_csv(path)
-    with pytest.raises(UserError, match="task.prompt_length = 30.*no prompt of 5 texts"):
+    with pytest.raises(UserError, match="task.prompt_length = 30.*no prompt from 5 texts"):
         load_task(settings(path, path, prompt_length=30), tiny_tokenizer())
     with pytest.raises(UserError, match="task.positive_label = 7"):
         load_task(settings(path, path), tiny_tokenizer()).positive_texts("train", 7)

@@ -4,7 +4,7 @@ A pool of scored completions is cut into K quantiles. The policy learns each com
 the prompt, a token that names the completion's quantile. It then explores under the token of the best quantile, the
 pool grows, and its quantiles are computed again.
 
-Departures from the paper, or where it says so from the authors' code:
+Departures from the paper or, where stated, from the authors' code:
 1. Log-likelihood, KL and entropy are taken under the sampler's distribution (tempered, without special tokens, without
    EOS before the minimum length), as everywhere in this package; the authors take them from the bare logits.
 2. The pool keeps token ids. The authors' code keeps text, tokenises it again, and so loses EOS.
@@ -103,7 +103,7 @@ class QuarkTrainer(TrainingLoop):
 
     Args:
         model: trained in place. It gets K reward tokens and from then on reads that of the best quantile before every
-            prompt (`prefix_ids`), also after it was saved and loaded.
+            prompt (`prefix_ids`), even after it is saved and loaded.
         reward_funcs, train_dataset, log_file, checkpoints, watch: see `CVaRPPOTrainer`. Here a reward may be missing
             (None or NaN).
         reference: p_0, which reads no reward token; by default a frozen copy of the model as it is now.
@@ -176,7 +176,7 @@ class QuarkTrainer(TrainingLoop):
         self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def run_iteration(self) -> dict[str, float]:
-        """One gradient step; before every `sample_interval`-th, an exploration and new quantiles."""
+        """One gradient step; before the first of every `sample_interval` steps, an exploration and new quantiles."""
         started = time.perf_counter()
         self.watch.begin(self.iteration + 1)
         if self.iteration % self.args.sample_interval == 0:
@@ -254,7 +254,7 @@ class QuarkTrainer(TrainingLoop):
         means = {key: value.masked_fill(~mask, 0.0).sum() / tokens for key, value in vars(terms).items()}
         learning_rate = self.schedule.get_last_lr()[0]
         self.optimizer.zero_grad()
-        # accelerate averages the gradients of the processes, which belong added up
+        # accelerate averages the gradients of the processes, which must be summed
         self.accelerator.backward(self.ranks.count * means["loss"])
         stats = self.ranks.summed({key: value.item() for key, value in means.items()})
         # without a limit nothing is clipped, and the norm tells whether the gradient is finite

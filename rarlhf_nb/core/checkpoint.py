@@ -20,7 +20,7 @@ from rarlhf_nb.core.errors import UserError
 
 TENSORS, STATE, CHECKSUMS = "tensors.safetensors", "state.json", "checksums.json"
 KEPT = 2
-MOST_OFTEN = 20  # times what saving takes, so that it costs at most a twentieth
+MOST_OFTEN = 20  # the least wait, in multiples of what saving takes: it costs at most a twentieth
 UNFINISHED = ".unfinished"
 
 
@@ -50,7 +50,7 @@ class Checkpoints:
     def save(self, iteration: int, checkpoint: Checkpoint) -> None:
         """Write the checkpoint of an iteration and drop all but the last two.
 
-        Later ones, which a training that went on from here has passed over, are dropped too.
+        Later ones, which the training has passed over by going on from an earlier one, are dropped too.
         """
         started = time.monotonic()
         unfinished = self.folder / UNFINISHED
@@ -94,7 +94,7 @@ class Checkpoints:
     def latest_with(self, settings: dict[str, Any], otherwise: str = "choose another run name") -> Checkpoint | None:
         """The newest whole checkpoint, or None.
 
-        Raises `UserError` where its state has other `settings`; otherwise: what else can be done.
+        Raises `UserError` where its state has other `settings`. otherwise: what else the message offers to do.
         """
         found = self.latest()
         if found is not None and found.state["settings"] != settings:

@@ -13,8 +13,13 @@ class UserError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, or the error's name where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def storage_trouble(error: BaseException | str) -> str | None:
-    """What is wrong with the disk if this error, or a library's text of one, came from it; otherwise None."""
+    """What is wrong with the disk, if that caused this error (or a library's message about one); otherwise None."""
     if isinstance(error, OSError) and error.errno in FULL | CLOSED:
         where = f": {error.filename}" if error.filename else ""
         return f"{(FULL | CLOSED)[error.errno]}{where}"

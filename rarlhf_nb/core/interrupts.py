@@ -9,7 +9,7 @@ from typing import Any
 class InterruptLater:
     """Inside the block Ctrl-C, or a notebook's stop button, only sets `asked`; a second one interrupts at once.
 
-    then: called at the first one. Outside the main thread, where no interrupt arrives, it does nothing.
+    then: called at the first one. Outside the main thread, which no interrupt reaches, the block changes nothing.
     """
 
     def __init__(self, then: Callable[[], None] | None = None) -> None:

@@ -39,9 +39,9 @@ def held(run: Run, wait: float = 0.0) -> Iterator[None]:
 
 
 def holder(run: Run) -> dict[str, Any] | None:
-    """Who holds the run: process, host and since when; None where nobody does, as far as its note tells.
+    """Who holds the run: process, host and since when; None where the holder's note names nobody.
 
-    A holder that was killed leaves its note. On this machine it is then recognised as dead.
+    A killed holder leaves its note behind; if it ran on this machine, it is recognised as dead.
     """
     try:
         note = json.loads(run.path(HOLDER).read_text())

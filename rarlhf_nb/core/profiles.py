@@ -233,10 +233,10 @@ class RiskSettings(Section):
     warm_start: int = Field(ge=0)  # n, the first iterations, which keep every episode
     rho: float = Share  # share of the iterations at which alpha is reached
     estimator: Literal["tail_selection", "rockafellar_uryasev"] = "tail_selection"
-    above_share: float = Field(gt=0, le=1, default=1.0)  # of the episodes above VaR that an update of the latter uses
+    above_share: float = Field(gt=0, le=1, default=1.0)  # of the episodes above VaR in a Rockafellar-Uryasev update
     rank_by: Literal["return", "env_reward"] = "return"  # return: the paper
     kl_average: Literal["kept", "batch"] = "kept"  # kept: the paper; batch: sum over kept / B, the authors' code
-    whitening: Literal["kept", "batch"] = "kept"  # of tail selection's advantages, over which episodes; kept: the paper
+    whitening: Literal["kept", "batch"] = "kept"  # episodes over which tail selection whitens; kept: the paper
 
     def for_method(self, method: str) -> "RiskSettings":
         """The settings of a method, by its key; `ra_rlhf@0.2` is `ra_rlhf` at alpha = 0.2."""
@@ -250,6 +250,10 @@ class RiskSettings(Section):
             raise UserError(f"method = {method!r} is not trained by PPO; choose one of {', '.join(changes)}.")
         return RiskSettings(**self.model_dump() | changes[name] | ({} if alpha is None else {"alpha": alpha}))
 
+    def schedule(self, ppo: PPOSettings) -> SoftRiskSchedule:
+        """The soft-risk schedule over PPO's iterations."""
+        return SoftRiskSchedule(ppo.batch_size, self.alpha, ppo.iterations, self.warm_start, self.rho)
+
 
 Answer = Literal["warn", "skip", "stop"]  # skip: no further optimizer step in the iteration
 
@@ -257,16 +261,16 @@ Answer = Literal["warn", "skip", "stop"]  # skip: no further optimizer step in t
 class CriticFreeSettings(Section):
     """GRPO and RLOO of TRL, alone and on the tail (see `training.critic_free_methods`).
 
-    Epochs, clipping and the limit of the gradient are those of `ppo`; alpha and the schedule are those of `risk`, whose
+    Epochs, clipping and max_grad_norm are those of `ppo`; alpha and the schedule are those of `risk`, whose
     warm-up is the same share of these iterations.
     """
 
     methods: list[Literal["grpo", "cvar_grpo", "rloo", "cvar_rloo"]] = []  # that notebook 04 trains
     iterations: int = Field(gt=0)
     batch_size: int = Field(gt=1, default=128)  # episodes per iteration
-    samples_per_prompt: int = Field(gt=1, default=8)  # TRL's of GRPO; must divide batch_size
+    samples_per_prompt: int = Field(gt=1, default=8)  # TRL's default for GRPO; must divide batch_size
     learning_rate: float = Field(gt=0)  # constant
-    kl_coef: float = Field(ge=0)  # beta: of GRPO's loss per token, of RLOO's reward per episode; 0: no reference
+    kl_coef: float = Field(ge=0)  # beta, in GRPO's loss (per token) or RLOO's reward (per episode); 0: no reference
     estimator: Literal["tail_selection", "rockafellar_uryasev", "cvar_gradient"] = "rockafellar_uryasev"
     tail: Literal["batch", "prompt"] = "batch"
 
@@ -342,7 +346,7 @@ class EvaluationSettings(Section):
 class ComputeSettings(Section):
     """How the machine is used, as far as it changes numbers."""
 
-    threads: int | None = Field(gt=0, default=None)  # of torch on the CPU; None: as many as the first use had
+    threads: int | None = Field(gt=0, default=None)  # of torch on the CPU; None: torch's default at the first use
     processes: int = Field(gt=0, default=1)  # that train and evaluate together, each with so many threads
 
 
@@ -406,8 +410,7 @@ class Profile(Section):
 
     def schedule(self) -> SoftRiskSchedule:
         """The soft-risk schedule of this profile's risk settings."""
-        risk, ppo = self.risk, self.ppo
-        return SoftRiskSchedule(ppo.batch_size, risk.alpha, ppo.iterations, risk.warm_start, risk.rho)
+        return self.risk.schedule(self.ppo)
 
 
 @cache
@@ -469,7 +472,8 @@ def _override(settings: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         inner = settings.get(section) or {}  # an optional section that the profile lacks
         if not isinstance(inner, dict):
-            raise UserError(f"parameter {key!r} lies in {section}, which is {_shown(inner)} by another parameter.")
+            outer = key.rpartition(".")[0]
+            raise UserError(f"parameter {key!r}: another parameter sets {outer} to {_shown(inner)}; drop one of them.")
         settings[section] = dict(inner)
         settings = settings[section]
     settings[field] = value

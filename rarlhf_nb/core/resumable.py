@@ -32,7 +32,7 @@ class ResumableTrainer(Trainer, ABC):
     """A `Trainer` with exact resume, for one process; a subclass adds what else its steps depend on."""
 
     title: ClassVar[str]  # of the training, printed where it is resumed
-    steps_per_checkpoint: int = 1  # checkpoints lie between so many steps, where these share what they train on
+    steps_per_checkpoint: int = 1  # checkpoints only at its multiples, since the steps between share one batch
 
     @abstractmethod
     def own_state(self) -> dict[str, Any]:
@@ -43,13 +43,13 @@ class ResumableTrainer(Trainer, ABC):
         """Restore what `own_state` gave."""
 
     def train_resumably(self, checkpoints: Checkpoints | None, settings: dict[str, Any]) -> None:
-        """Train, from the last checkpoint on where there is one. Ctrl-C saves a checkpoint after the steps under way.
+        """Train, from the last checkpoint if there is one. Ctrl-C saves a checkpoint after the steps under way.
 
-        Nothing is printed but the step at which it is resumed.
+        Prints nothing but the step from which it resumes.
 
         Args:
             checkpoints: where to save them; with None the training is `train()`.
-            settings: what determines the training, by name, as it is read from JSON; a checkpoint must agree in it.
+            settings: what determines the training, by name, in JSON's types; those of a checkpoint must be equal.
 
         Raises `UserError` where a checkpoint belongs to a training with other settings.
         """
@@ -107,7 +107,7 @@ class ResumableTrainer(Trainer, ABC):
 
 
 class _SaveWhenDue(TrainerCallback):
-    """Has a checkpoint saved after every so many steps, once they are logged, when it is due or Ctrl-C asks for it."""
+    """After every `every` steps, has `Trainer` save a checkpoint (once it has logged) if one is due or at Ctrl-C."""
 
     def __init__(self, checkpoints: Checkpoints, interrupt: InterruptLater, every: int) -> None:
         self.checkpoints, self.interrupt, self.every = checkpoints, interrupt, every
@@ -115,7 +115,7 @@ class _SaveWhenDue(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.every:
             return
-        asked = self.interrupt.asked  # read once: what it stops after, it also saves
+        asked = self.interrupt.asked  # read once, so that a stop never comes without a checkpoint
         control.should_save = asked or self.checkpoints.due()
         control.should_training_stop = control.should_training_stop or asked
 

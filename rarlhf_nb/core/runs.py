@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow
 
 from rarlhf_nb.core.checksums import checksum, files_of, sealed, unsealed
-from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.errors import UserError, first_line
 from rarlhf_nb.core.records import RECORDS, Record, check_files, record_file
 
 PACKAGES = ("rarlhf_nb", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "papermill", "plotly")
@@ -109,7 +109,7 @@ class Run:
         self.write_text(MANIFEST, sealed(content))
 
     def record(self, writes: Sequence[str], **entries: Any) -> None:
-        """Note that a stage is finished; writes: its files, and folders of files. entries: the rest of its `Record`."""
+        """Record a finished stage. writes: its files, and folders of files. entries: the rest of its `Record`."""
         inner = [path for place in writes for path in files_of(self.folder / place)]
         files = {path.relative_to(self.folder).as_posix(): checksum(path) for path in inner}
         record = Record(writes=list(writes), files=files, versions=installed_versions(), **entries)
@@ -164,10 +164,9 @@ class Run:
         try:
             return read(self.folder / relative)
         except (ValueError, OSError, pyarrow.ArrowException) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"{relative} of run {self.folder.name!r} cannot be read ({reason}): delete it, and run the notebook "
-                "that makes it again."
+                f"{relative} of run {self.folder.name!r} cannot be read ({first_line(error)}): delete it, and run the "
+                "notebook that makes it again."
             ) from error
 
     def write_json(self, relative: str, content: Any) -> Path:

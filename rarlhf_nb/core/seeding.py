@@ -1,7 +1,7 @@
 """What makes numbers repeatable: seeds, seeded shuffles, and a fixed number of threads.
 
-The number of threads matters, since it decides in which order a product adds up; after some iterations of training
-the last digit has become the first.
+The number of threads matters, since it decides the order in which a matrix product is summed; after some iterations,
+a difference in the last digit has grown into the first.
 """
 
 from collections.abc import Iterator

@@ -38,7 +38,7 @@ def put(run: Run, stage: str, fingerprint: str) -> None:
 
 
 def take(run: Run, fingerprint: str, writes: tuple[str, ...]) -> Record | None:
-    """Copy the files of a stage that another run of the sweep has finished to `writes`; None if there is none whole.
+    """Copy a stage's files to `writes` from a run of the sweep that has finished it; None if no whole copy exists.
 
     Returns its record, with the other run in `taken_from`. Weights are linked where the file system allows it, since
     nobody changes them.

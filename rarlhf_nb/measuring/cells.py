@@ -53,7 +53,7 @@ def markdown_table(cells: pd.DataFrame) -> str:
         *([name, *row] for name, row in zip(cells.index, cells.to_numpy(), strict=True)),
     ]
     rows = [[INTERVAL.sub(UNBROKEN, markdown_line(cell)) for cell in row] for row in rows]
-    widths = [max(1, *map(len, column)) for column in zip(*rows, strict=True)]  # without a dash it is no table
+    widths = [max(1, *map(len, column)) for column in zip(*rows, strict=True)]  # without a dash it is not a table
     rows.insert(1, ["-" * width for width in widths])
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows

@@ -38,8 +38,8 @@ def evaluate(
     after its prompt under the base model, in nats). Every method samples a prompt with the same random numbers,
     whatever `settings.batch_size`, and the tables of two methods pair row by row.
 
-    Several processes (see `training.ranks`), all of which must call it, share the batches and all get the table, to the
-    last digit that of one.
+    Several processes (see `training.ranks`), all of which must call it, share the batches; each gets the whole table,
+    identical to the last digit to that of one process. Raises the errors of `Policy.sample` and `check_rewards`.
     """
     ranks = Ranks(connect())
     autocast = Accelerator(mixed_precision=mixed_precision).autocast

@@ -44,7 +44,7 @@ def finding(
 
 
 def _lead(differences: pd.DataFrame, metric: str, best: str, rival: str, baseline: str, source: str) -> str:
-    """By how much the best method is ahead, and whether the paired interval leaves out 0."""
+    """By how much the best method is ahead, and whether the paired interval excludes 0."""
     row = differences.loc[(rival, best) if best == baseline else (best, rival)]
     value, low, high = read_interval(row, metric)
     ahead = Interval(-value, -high, -low) if best == baseline else Interval(value, low, high)

@@ -15,6 +15,7 @@ from scipy import special, stats
 
 from rarlhf_nb.training.risk import check_alpha
 
+SIGNIFICANCE, POWER = 0.05, 0.8  # of the t-tests that `seeds_needed` plans
 MOST_SEEDS = 1_000_000  # beyond it, no number of seeds is said to be enough
 ROWS_AT_ONCE = 64  # resamples; bounds the memory of (rows, N) temporaries
 
@@ -166,11 +167,11 @@ def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     return Interval(mean, float(mean - half), float(mean + half))
 
 
-def seeds_needed(differences: ArrayLike, power: float = 0.8, level: float = 0.05) -> float:
+def seeds_needed(differences: ArrayLike) -> float:
     """How many seeds would tell two methods apart, if the difference and the spread seen so far were the true ones.
 
     differences: (S,) of two methods, paired by seed. The smallest number of seeds, at least 2, with which a two-sided
-    paired t-test at `level` finds such a difference with probability `power`: inf for equal means and beyond
+    paired t-test at `SIGNIFICANCE` finds such a difference with probability `POWER`: inf for equal means and beyond
     `MOST_SEEDS`; NaN for fewer than two differences and where all of them are 0.
     """
     differences = np.asarray(differences, dtype=np.float64)
@@ -182,16 +183,16 @@ def seeds_needed(differences: ArrayLike, power: float = 0.8, level: float = 0.05
     if spread <= 1e-12 * mean:  # equal differences, but for rounding
         return 2.0
     counts = range(2, MOST_SEEDS + 1)
-    place = bisect_left(counts, power, key=lambda seeds: t_test_power(mean / spread, seeds, level))
+    place = bisect_left(counts, POWER, key=lambda seeds: t_test_power(mean / spread, seeds))
     return float(counts[place]) if place < len(counts) else np.inf
 
 
-def t_test_power(effect: float, seeds: int, level: float = 0.05) -> float:
-    """The probability that a two-sided paired t-test finds a true effect, from the noncentral t distribution.
+def t_test_power(effect: float, seeds: int) -> float:
+    """The probability that a two-sided paired t-test at `SIGNIFICANCE` finds a true effect: noncentral t.
 
     effect: mean / standard deviation of the differences, at least 0.
     """
     freedom, noncentrality = seeds - 1, effect * np.sqrt(seeds)
-    boundary = stats.t.ppf(1 - level / 2, freedom)
+    boundary = stats.t.ppf(1 - SIGNIFICANCE / 2, freedom)
     wrong_side = stats.nct.cdf(-boundary, freedom, noncentrality)  # SciPy gives NaN where it is next to 0
     return float(stats.nct.sf(boundary, freedom, noncentrality) + np.nan_to_num(wrong_side))

@@ -69,17 +69,17 @@ class Report:
         return self.cells(self.table).loc[list(names.values())].T.rename(index=method_name)
 
     def sections(self) -> dict[str, pd.DataFrame]:
-        """The tables behind the main one, by title: all `cells`, and the differences to each baseline."""
+        """The tables behind the main one, by title: all `cells`, and the differences from each baseline."""
         sections = {"Every metric": self.cells(self.table).rename(columns=method_name)}
         for baseline, rows in self.differences.groupby(level="baseline", sort=False):
             cells = self.cells(rows.droplevel("baseline")).rename(columns=method_name)
-            sections[f"Difference to {method_name(baseline)} (* the interval leaves out 0)"] = cells.where(
+            sections[f"Difference from {method_name(baseline)} (* the interval excludes 0)"] = cells.where(
                 ~self._clear(rows), cells + " *"
             )
         return sections
 
     def _clear(self, rows: pd.DataFrame) -> np.ndarray:
-        """Whether each interval leaves out 0: (metrics, methods)."""
+        """Whether each interval excludes 0: (metrics, methods)."""
         low, high = (rows[[f"{metric}_{end}" for metric in self.names]].to_numpy().T for end in ("low", "high"))
         return (low > 0) | (high < 0)
 

@@ -62,7 +62,7 @@ class SweepReport:
         return f"{sentence.removesuffix('.')}; means over {_counted(rows.loc[best, 'seeds'], 'seed')} at {title}."
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """For reading, by the title of the setting: one row per method, its metrics and its differences to RLHF."""
+        """For reading, by the title of the setting: one row per method, its metrics and its differences from RLHF."""
         return {title: self._methods(title) for title in self.settings}
 
     def comparisons(self) -> dict[str, pd.DataFrame]:
@@ -257,7 +257,7 @@ def _cells(rows: pd.DataFrame, metric: str) -> list[str]:
 
 
 def _told_apart(rows: pd.DataFrame, metric: str) -> np.ndarray:
-    """Whether each interval leaves out 0: (rows,)."""
+    """Whether each interval excludes 0: (rows,)."""
     return ((rows[f"{metric}_low"] > 0) | (rows[f"{metric}_high"] < 0)).to_numpy()
 
 
@@ -281,7 +281,7 @@ def _notes(scores: pd.DataFrame, kept: pd.DataFrame, keys: list[str], names: dic
         f"{listed}. {brackets}; test prompts are not resampled.",
         "Differences are paired: both methods have the same seed. Nothing is corrected for multiple comparisons, and "
         "the best of many methods owes part of its lead to luck.",
-        "A pair is told apart where its interval leaves out 0. Otherwise the table says how many seeds a paired "
+        "A pair is told apart where its interval excludes 0. Otherwise the table says how many seeds a paired "
         "t-test (two-sided, 5 % level) would need to find such a difference with a probability of 80 %, if the mean "
         "and the variance seen were the true ones; with few seeds, both are rough.",
     ]

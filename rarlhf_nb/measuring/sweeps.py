@@ -13,7 +13,7 @@ import pandas as pd
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import method_name, method_order, split_alpha, sweep_key
-from rarlhf_nb.core.runs import MANIFEST, Run
+from rarlhf_nb.core.runs import MANIFEST, Run, flat
 from rarlhf_nb.measuring.cells import interval_cell
 from rarlhf_nb.measuring.metrics import seed_interval, stratified_interval
 from rarlhf_nb.measuring.tables import Tables
@@ -25,8 +25,9 @@ SAME_AS_RLHF = ("ra_rlhf@1", "ra_rlhf_ru@1")  # step for step
 def related_scores(run: Run, free: Sequence[str] = ()) -> pd.DataFrame:
     """The reports of `run` and of all runs beside it that differ from it only in the seed and the `free` settings.
 
-    free: dotted keys such as "ppo.kl_coef". One row per run and method: columns run, seed, kl_coef, method and every
-    metric of report.json. Of two runs with the same seed and settings only the first by name is kept.
+    free: dotted keys such as "ppo.kl_coef". One row per run and method: columns run, seed, kl_coef, the other free
+    settings under their dotted key, method and every metric of report.json. Of two runs with the same seed and settings
+    only the first by name is kept.
     """
     wanted = _comparable(run.manifest["settings"], free)
     rows = []
@@ -34,11 +35,19 @@ def related_scores(run: Run, free: Sequence[str] = ()) -> pd.DataFrame:
         try:
             manifest = Run(folder).manifest
             if (folder / "report.json").exists() and _comparable(manifest["settings"], free) == wanted:
-                rows += run_scores(Run(folder))
+                values = _free_values(manifest["settings"], free)
+                rows += [values | row for row in run_scores(Run(folder))]
         except UserError as error:
             warnings.warn(f"a run is left out: {error}", stacklevel=2)
     scores = pd.DataFrame(rows)
-    return scores.drop_duplicates(["seed", "kl_coef", "method"], ignore_index=True) if rows else scores
+    return scores.drop_duplicates([*grid_settings(scores), "seed", "method"], ignore_index=True) if rows else scores
+
+
+def _free_values(settings: dict, free: Sequence[str]) -> dict[str, float | str]:
+    """The free settings of a run, besides kl_coef: numbers, and all else as text."""
+    flattened = flat(settings)
+    values = {key: flattened.get(key) for key in free if key != "ppo.kl_coef"}
+    return {key: value if isinstance(value, (int, float)) else str(value) for key, value in values.items()}
 
 
 def _comparable(settings: dict, free: Sequence[str]) -> dict:
@@ -68,8 +77,8 @@ def seed_table(scores: pd.DataFrame, metrics: dict[str, str], baseline: str = "r
     """Metrics over seeds, for reading: one row per method.
 
     metrics: key -> its name for readers. Each metric has three columns: its mean over seeds with the 95 % t interval,
-    its interquartile mean with the 95 % bootstrap interval over seeds, and the mean difference to the baseline, paired
-    by seed, with its t interval.
+    its interquartile mean with the 95 % bootstrap interval over seeds, and the mean difference from the baseline,
+    paired by seed, with its t interval.
     """
     rows = {}
     for method in method_order(scores["method"].unique()):

@@ -4,7 +4,7 @@
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -12,6 +12,9 @@ import yaml
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.running import sweep_commands
 from rarlhf_nb.running.messages import told_errors
+
+if TYPE_CHECKING:
+    from rarlhf_nb.running.experiment import Experiment
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(sweep_commands.sweep)
@@ -74,11 +77,10 @@ def verify(
     iterations: Annotated[int | None, typer.Option(min=1, help="Only the first iterations of each training.")] = None,
 ) -> None:
     """Repeat RUN from its manifest, and say what agrees to the last digit and what does not."""
-    from rarlhf_nb.running.experiment import Experiment
     from rarlhf_nb.running.verify import verify
 
     with told_errors():
-        found = verify(Experiment.reopen(run), iterations, say=lambda stage: typer.echo(f"repeating: {stage}"))
+        found = verify(reopen_run(run), iterations, say=lambda stage: typer.echo(f"repeating: {stage}"))
     for finding in found:
         typer.echo(f"{finding.what}: {'agrees' if finding.agrees else finding.difference}")
     different = [finding for finding in found if finding.file and not finding.agrees]
@@ -97,11 +99,10 @@ def export(
     ] = None,
 ) -> None:
     """Write the policy of METHOD in RUN with a model card into FOLDER, ready for the hub."""
-    from rarlhf_nb.running.experiment import Experiment
     from rarlhf_nb.running.export import check_push, export_policy, push_folder
 
     with told_errors():
-        experiment = Experiment.reopen(run)
+        experiment = reopen_run(run)
         if push is not None:
             check_push(push)
         written = export_policy(experiment, method, folder, push)
@@ -116,17 +117,23 @@ def explore(
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port on 127.0.0.1.")] = 8866,
 ) -> None:
     """Serve the explorer of RUN, read-only, to a browser on this machine; Ctrl-C ends it."""
-    from rarlhf_nb.running.experiment import Experiment
     from rarlhf_nb.showing.explore import serve
 
     with told_errors():
-        experiment = Experiment.reopen(run)
-        if experiment.output != experiment.run:
-            raise UserError(
-                f"run = {run!r} is a sweep: name one of its runs, such as {experiment.run.name}, or open notebook 06 "
-                f"with run = {run!r}, which shows the whole sweep."
-            )
-        serve(experiment.run, port, say=typer.echo)
+        serve(reopen_run(run).run, port, say=typer.echo)
+
+
+def reopen_run(name: str) -> "Experiment":
+    """The experiment of a run. Raises `UserError` for a sweep, which holds several runs, and those of `reopen`."""
+    from rarlhf_nb.running.experiment import Experiment
+
+    experiment = Experiment.reopen(name)
+    if experiment.output != experiment.run:
+        raise UserError(
+            f"run = {name!r} is a sweep: name one of its runs, such as {experiment.run.name}. `rarlhf report {name}` "
+            f"and notebook 06 with run = {name!r} show the whole sweep."
+        )
+    return experiment
 
 
 def execute(profile: str, run_name: str | None, seed: int, overrides: dict[str, Any], force: bool) -> None:

@@ -176,7 +176,7 @@ class Experiment(Workspace):
     def train(self, method: str) -> pd.DataFrame:
         """Train a method and save its policy; returns the training log, one row per iteration.
 
-        Those of `trainer`, and `grpo`, `cvar_grpo`, `rloo` and `cvar_rloo`, which TRL trains.
+        The methods of `trainer`, and `grpo`, `cvar_grpo`, `rloo` and `cvar_rloo`, which TRL trains.
         """
         return training_stage(self, method).run()
 
@@ -281,7 +281,7 @@ def _open_sweep(
     name: str, profile: str | None = None, seed: int | None = None, overrides: dict[str, Any] | None = None
 ) -> Experiment:
     """A sweep as an experiment, by default with its first seed."""
-    from rarlhf_nb.running.sweep import Sweep  # which stand above this module
+    from rarlhf_nb.running.sweep import Sweep  # here, since they import this module
     from rarlhf_nb.running.sweep_experiment import SweepExperiment
 
     _hide_loading_bars()

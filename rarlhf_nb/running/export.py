@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, get_token, is_offline_mode
 
-from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.errors import UserError, first_line
 from rarlhf_nb.core.lock import held
 from rarlhf_nb.core.methods import CONDITIONED, policy_name
 from rarlhf_nb.running.model_card import is_hub_id, model_card
@@ -15,7 +15,7 @@ from rarlhf_nb.worlds.hub import hub_answers
 
 REFUSED = {
     "base": "it is the profile's own model, which was not trained",
-    CONDITIONED: f"it acts for the alpha that it is told; export it for one, such as '{CONDITIONED}@0.2'",
+    CONDITIONED: f"it acts for any alpha; export it for one, such as '{CONDITIONED}@0.2'",
     "best_of_n": "it trains nothing; export 'sft', from which it samples",
     "dexperts": "it is the base model steered by two policies, and one folder holds one policy",
 }
@@ -24,8 +24,8 @@ REFUSED = {
 def export_policy(workspace: Workspace, method: str, folder: Path, name: str | None = None) -> Path:
     """Copy a method's policy, unchanged, into `folder` with a model card and the training log; returns its full path.
 
-    Of the conditioned policy, the one that it is at the alpha of `method` ("conditioned@0.2"). The folder appears whole
-    or not at all. name: under which the card loads the policy, by default the folder's. Raises `UserError` for a method
+    "conditioned@0.2" exports the conditioned policy, fixed at that alpha. The folder appears whole
+    or not at all. name: what the card loads, by default the folder's name. Raises `UserError` for a method
     without one policy in the run, and for a folder that is not empty.
     """
     folder = folder.expanduser().resolve()
@@ -58,7 +58,7 @@ def export_policy(workspace: Workspace, method: str, folder: Path, name: str | N
 def check_push(repo: str) -> None:
     """Raise `UserError` unless `repo` is a name for the hub, the hub answers and the user is logged in."""
     if "/" not in repo or not is_hub_id(repo):
-        raise UserError(f"push = {repo!r} is no repository of the hub: write it as USER/NAME.")
+        raise UserError(f"push = {repo!r} is not a repository name: write it as USER/NAME.")
     if is_offline_mode() or not hub_answers():
         raise UserError(
             f"push = {repo!r}: the hub does not answer; export without --push, and later upload the folder with "
@@ -78,9 +78,8 @@ def push_folder(folder: Path, repo: str) -> str:
         address = api.create_repo(repo, private=True, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder)
     except Exception as error:  # of the client, its transport or the library that uploads large files
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"push = {repo!r} failed: {reason}. The folder is written; `hf auth login` renews a login, and "
+            f"push = {repo!r} failed: {first_line(error)}. The folder is written; `hf auth login` renews a login, and "
             f"`hf upload {repo} {folder}` tries again."
         ) from error
     return str(address)

@@ -109,14 +109,14 @@ class Grid:
         parts = [f"alpha_{alpha:g}"]
         for key, value in free.items():
             text = f"{value:g}" if isinstance(value, float) else _text(value)
-            # a value that is no file name is named by its place in the list
+            # a value that cannot be a file name is named by its place in the list
             shown = text if re.fullmatch(r"[A-Za-z0-9_.-]{1,20}", text) else f"no{self.free[key].index(value) + 1}"
             parts.append(f"{key.split('.')[-1]}_{shown}")
         return "-".join([*parts, f"seed_{seed}"])
 
 
 def _repeated(values: list[Any]) -> list[Any]:
-    """The values that stand in the list before; they need not be hashable."""
+    """The values that occur earlier in the list; they need not be hashable."""
     return [value for place, value in enumerate(values) if value in values[:place]]
 
 
@@ -138,7 +138,7 @@ def to_json(grid: Grid) -> dict[str, Any]:
 
 
 def read_alphas(text: str) -> list[float]:
-    """ "1,0.4" -> [1.0, 0.4]. Raises `UserError` for what is no number."""
+    """ "1,0.4" -> [1.0, 0.4]. Raises `UserError` for what is not a number."""
     return [_number("--alpha", part) for part in text.split(",")]
 
 
@@ -146,11 +146,11 @@ def _number(option: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise UserError(f"{option} {text!r} is no number; write for example {option} 1,0.4,0.2.") from None
+        raise UserError(f"{option} {text!r} is not a number; write for example {option} 1,0.4,0.2.") from None
 
 
 def read_seeds(text: str) -> list[int]:
-    """ "1-3,7" -> [1, 2, 3, 7]. Raises `UserError` for what is no seed."""
+    """ "1-3,7" -> [1, 2, 3, 7]. Raises `UserError` for what is neither a seed nor a range."""
     seeds: list[int] = []
     for part in text.split(","):
         found = RANGE.fullmatch(part.strip())
@@ -159,7 +159,7 @@ def read_seeds(text: str) -> list[int]:
         elif part.strip().isdecimal():
             seeds.append(int(part))
         else:
-            raise UserError(f"--seed {part!r} is no seed and no range of seeds; write for example --seed 1-5 or 1,4.")
+            raise UserError(f"--seed {part!r} is neither a seed nor a range; write for example --seed 1-5 or 1,4.")
     return seeds
 
 

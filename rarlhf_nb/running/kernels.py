@@ -34,8 +34,8 @@ KERNEL_ENVIRONMENT = {
 def kernel_folder(run: Run) -> Iterator[str]:
     """A folder for the files of one kernel, removed at the end; whoever enters must hold the run.
 
-    It lies in the run folder, where the next run removes what a killed one left. Only where that path is too long for
-    a socket it is a temporary folder.
+    It lies in the run folder, where the next run removes what a killed one left. Where that path is too long for
+    a socket, it is a temporary folder instead.
     """
     own = os.path.relpath(run.path(".kernel"))  # the kernel is started in the current folder
     if len(os.fsencode(own)) > LONGEST_PATH:

@@ -1,6 +1,6 @@
 """Starts the ranks of a run with torchrun, hands them one stage after another, and shows what they print.
 
-To start them takes longer than a small evaluation, so they wait for the next stage when one is done.
+Starting them takes longer than a small evaluation, so they wait for the next stage when one is done.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""How the commands tell a user's error."""
+"""How the commands report a user's error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

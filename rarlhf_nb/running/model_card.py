@@ -22,13 +22,12 @@ from rarlhf_nb.core.methods import (
     policy_name,
     split_alpha,
 )
-from rarlhf_nb.core.profiles import Profile, RiskSettings
+from rarlhf_nb.core.profiles import Profile
 from rarlhf_nb.measuring.cells import interval_cell, markdown_table
 from rarlhf_nb.measuring.metrics import Interval
 from rarlhf_nb.running.stages import TrainCriticFree
 from rarlhf_nb.running.workspace import Workspace
 from rarlhf_nb.training.policy import PREFIX
-from rarlhf_nb.training.risk import SoftRiskSchedule
 
 TEMPLATE = Path(__file__).with_suffix(".jinja")
 METRICS = ("reward", "tail_reward", "cvar_10", "perplexity", "kl")
@@ -66,7 +65,7 @@ def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
         task=dict(zip(("name", "texts", "aim", "prompt"), TASKS[profile.task.name], strict=True)),
         profile=profile,
         risk=risk,
-        schedule=risk and _schedule(profile, risk),
+        schedule=risk and risk.schedule(profile.ppo),
         critic_free_alpha=alpha,
         conditioned_alpha=own_alpha if base == CONDITIONED else None,
         prefix_ids=prefix_ids,
@@ -107,11 +106,6 @@ def _on_hub(name: str | None) -> bool:
     return name not in own and is_hub_id(name) and not Path(name).expanduser().exists()
 
 
-def _schedule(profile: Profile, risk: RiskSettings) -> SoftRiskSchedule:
-    ppo = profile.ppo
-    return SoftRiskSchedule(ppo.batch_size, risk.alpha, ppo.iterations, risk.warm_start, risk.rho)
-
-
 def _report(workspace: Workspace, method: str) -> dict[str, Any] | None:
     """The run's report.json, or None where it is missing or does not hold the method."""
     path = workspace.run.path("report.json")
@@ -120,7 +114,7 @@ def _report(workspace: Workspace, method: str) -> dict[str, Any] | None:
 
 
 def _results(report: dict[str, Any], method: str) -> str:
-    """The method, the SFT policy and RLHF as a Markdown table, and below them the paired difference to RLHF."""
+    """The method, the SFT policy and RLHF as a Markdown table, and below them the paired difference from RLHF."""
     metrics = [metric for metric in METRICS if metric in report["names"]]
     methods = report["methods"]
     rows = {method_name(key): methods[key] for key in method_order({method, "sft", "rlhf"} & methods.keys())}

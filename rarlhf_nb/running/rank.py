@@ -1,4 +1,4 @@
-"""One of several processes that do stages together: `python -m rarlhf_nb.running.rank FOLDER`, by torchrun.
+"""One of several processes that do stages together: torchrun starts `python -m rarlhf_nb.running.rank FOLDER`.
 
 FOLDER is where the stages to do arrive, one file each (see `launch`), and where a rank leaves the message of an error
 that the user can mend. The process waits for the next stage until it ends with whoever started it.
@@ -27,7 +27,7 @@ POLL = 0.05  # seconds
 
 
 def await_order(file: Path) -> dict[str, Any]:
-    """The next stage to do, once there is one. No collective of torch: those end by a timeout."""
+    """The next stage to do, once there is one. Polls a file, since a collective of torch would time out."""
     while not file.exists():
         time.sleep(POLL)
     return json.loads(file.read_text())

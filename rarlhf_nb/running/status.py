@@ -1,4 +1,4 @@
-"""How far a run or a sweep is, told from its files alone, also while it runs elsewhere."""
+"""How far a run or a sweep has got, read from its files alone, even while it runs elsewhere."""
 
 import json
 import time
@@ -51,6 +51,8 @@ def run_progress(run: Run, notebooks: list[str], failure: dict[str, Any] | None 
         return Progress(
             "failed", where + (f", cell {failure['cell']}" if failure["cell"] else ""), seconds, failure["error"]
         )
+    if not entries:  # as in JupyterLab, where no notebook is noted
+        return Progress("waiting")
     states = {name: entries.get(name, {}).get("state") for name in notebooks}
     if set(states.values()) == {"done"}:
         return Progress("done", seconds=seconds)
@@ -103,7 +105,7 @@ class SweepProgress:
 
 
 def sweep_progress(sweep: Sweep, workers: int = 1) -> SweepProgress:
-    """The progress of a sweep that so many workers run."""
+    """The progress of a sweep on so many workers; of one that runs elsewhere, on as many as run a cell now."""
     cells = {
         cell.name: run_progress(sweep.cell_run(cell), CELL_NOTEBOOKS, sweep.failure(cell))
         for cell in sweep.grid.cells()
@@ -113,7 +115,8 @@ def sweep_progress(sweep: Sweep, workers: int = 1) -> SweepProgress:
         return SweepProgress(cells, None)
     each = sum(finished) / len(finished)
     left = sum(max(0.0, each - cell.seconds) for cell in cells.values() if cell.state not in FINAL)
-    return SweepProgress(cells, left / workers)
+    running = sum(cell.state == "running" for cell in cells.values())
+    return SweepProgress(cells, left / max(workers, running))
 
 
 def shared_work(sweep: Sweep) -> str:

@@ -82,7 +82,7 @@ def _check_size(profile: str, cells: int, yes: bool) -> None:
 
     if cells > MANY and not yes:
         seconds = seconds_of_a_run(profile)
-        known = f"some {cells * seconds / 3600:.0f} hours of one worker" if seconds else "a time that no run here tells"
+        known = f"some {cells * seconds / 3600:.0f} hours of one worker" if seconds else "an unknown time"
         raise UserError(f"the grid has {cells} cells, which take {known}: make it smaller, or say --yes.")
 
 
@@ -134,7 +134,7 @@ def _table(progress: "SweepProgress") -> Table:
 def status(
     name: Annotated[str | None, typer.Argument(help="Name of a run or a sweep; by default all of them.")] = None,
 ) -> None:
-    """Show how far runs and sweeps are, from their files alone, also while they run elsewhere."""
+    """Show how far runs and sweeps have got, from their files alone, even while they run elsewhere."""
     with told_errors():
         for line in _status(name):
             typer.echo(line)

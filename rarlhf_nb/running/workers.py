@@ -20,7 +20,7 @@ from rarlhf_nb.core.sources import PACKAGE, code_of
 
 ATTEMPTS = 2
 ANSWER_SECONDS = 5  # for a scheduler to answer
-LOG, STOP = "cell.log", ".stop"  # in a cell's folder, and in that of the sweep: the wish to stop
+LOG, STOP = "cell.log", ".stop"  # in a cell's folder, and in that of the sweep: the request to stop
 AT_ONCE = "at once"  # what the latter says if no checkpoint is to be saved first
 
 
@@ -71,7 +71,7 @@ def attempt(folder: str, cell: str, threads: int | None = None) -> int:
 
 
 def _wish(sweep: Path) -> str | None:
-    """What the wish to stop says, None where there is none."""
+    """What the request to stop says, None where there is none."""
     try:
         return (sweep / STOP).read_text()
     except OSError:
@@ -168,7 +168,7 @@ def worker_facts(folder: str) -> dict[str, Any]:
 
 
 def wait_for(folder: Path, done: Callable[[], bool], tell: Callable[[], None]) -> None:
-    """Wait until `done`. At Ctrl-C the wish to stop is left in the sweep's folder, and the waiting goes on."""
+    """Wait until `done`. At Ctrl-C the request to stop is left in the sweep's folder, and the waiting goes on."""
     try:
         _wait(done, tell)
     except KeyboardInterrupt:

@@ -96,9 +96,9 @@ class Workspace:
         return load_policy(self.policy_folder(method), dtype=self._dtype)
 
     def policy(self, method: str, base: ActorCritic | None = None) -> Policy:
-        """The policy of a method for evaluation; `base` is the profile's model.
+        """The policy of a method for evaluation.
 
-        base: that model, where the caller has loaded it already.
+        base: the profile's model, where the caller has loaded it already.
         """
         if method == "base":
             return base or self.base()

@@ -147,7 +147,7 @@ def seed_scores(scores: pd.DataFrame, metric: str, title: str) -> go.Figure:
             marker={"color": method_color(method), "size": 7, "symbol": "line-ns-open"},
         )
     figure.update_xaxes(title_text=title)
-    return laid_out(figure, f"{title}: dot and bar mean and 95 % interval over seeds, strokes seeds", **NAMED)
+    return laid_out(figure, f"{title}; dot and bar: mean and 95 % interval over seeds; strokes: seeds", **NAMED)
 
 
 def tail_clusters(clusters: pd.DataFrame) -> go.Figure:

@@ -31,7 +31,11 @@ COURSE_GLOSSARY = {
     "episode": Word("One prompt with one completion."),
     "policy": Word("The language model that is trained; it assigns a probability to every possible next token."),
     "logit": Word("A model's raw score before it becomes a probability; 0 means undecided between two classes."),
-    "reward": Word("The classifier's logit for prompt and completion together; higher is better.", "3"),
+    "reward": Word(
+        "The classifier's logit for prompt and completion together; higher is better. Beside dense rewards it is "
+        "called the environment reward.",
+        "3",
+    ),
     "prompt score": Word("The reward model's logit for a prompt alone, before it is completed."),
     "tail prompt": Word("A hard prompt: its score is at or below the task's threshold."),
     "SFT": Word("Supervised fine-tuning: next-token prediction on wanted texts; the starting point of all RL methods."),
@@ -77,7 +81,7 @@ COURSE_GLOSSARY = {
     "RA-RLHF": Word("Risk-averse RLHF, the paper's method: PPO on the kept episodes only (tail selection).", "11-13"),
     "RU": Word("Rockafellar-Uryasev: the second estimator of CVaR; it trains on every episode and changes its reward."),
     "conditioned policy": Word(
-        "One policy for every α, which reads it with the prompt; trained with RU in groups, each with its own α."
+        "One policy for every α, which it reads with the prompt; trained with RU in groups, each with its own α."
     ),
     "GRPO, RLOO": Word(
         "RL without a critic: several completions of each prompt, whose advantage is the reward less that of its "
@@ -194,7 +198,7 @@ QUARK_GLOSSARY = {
 }
 
 EPISODES = "all episodes of the iteration"
-UPDATED = "completion tokens of the updated episodes: with tail selection and cvar_gradient, GRPO's are the tail"
+UPDATED = "completion tokens of the updated episodes: all, or in GRPO with tail_selection or cvar_gradient the tail"
 CRITIC_FREE_GLOSSARY = {
     "iteration": Term("counted from 1", "count", "-", ONCE),
     "kept": Term("the number of episodes in the tail, of the batch or of all prompts", "episodes", "-", BEFORE),
@@ -202,7 +206,7 @@ CRITIC_FREE_GLOSSARY = {
     "env_reward_std": Term("standard deviation of r (divided by B)", "logit", EPISODES, BEFORE),
     "tail_env_reward_mean": Term("mean of r", "logit", "the episodes of the tail, by reward", BEFORE),
     "kl": Term("as in the training log, but over the whole vocabulary", "nats per completion", EPISODES, BEFORE),
-    "entropy": Term("mean of -sum_a pi(a|s_t) log pi(a|s_t) over the whole vocabulary", "nats", UPDATED, EPOCHS),
+    "entropy": Term("mean of -sum_a pi(a|s_t) log pi(a|s_t) over all tokens", "nats per token", UPDATED, EPOCHS),
     "completion_length": Term("mean number of completion tokens, EOS included", "tokens", EPISODES, BEFORE),
     "kl_coef": Term(
         "beta: of GRPO's loss per token, in units of the normalised reward; of RLOO's reward per episode",

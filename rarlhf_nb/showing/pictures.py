@@ -69,7 +69,7 @@ class PictureInTime(ImageRenderer):
 
 
 def in_time(make: Callable[[], Answer]) -> Answer:
-    """Return or raise what `make` does; raise `TimeoutError` after `PATIENCE`, since kaleido may wait forever."""
+    """Pass on what `make` returns or raises; raise `TimeoutError` after `PATIENCE`, since kaleido may wait forever."""
     answers: list[Answer] = []
     errors: list[Exception] = []
 

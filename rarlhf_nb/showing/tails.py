@@ -88,7 +88,7 @@ def _mean_kl(table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
 
 
 def tail_table(slots: Sequence[Slot], alpha: float, ranking: Ranking, baselines: Sequence[str]) -> pd.DataFrame:
-    """The tail mean of every method and its paired differences to the baselines, as `Interval`s.
+    """The tail mean of every method and its paired differences from the baselines, as `Interval`s.
 
     Index method; columns mean and kl (numbers), tail, then one per baseline among the slots (None for itself).
     """

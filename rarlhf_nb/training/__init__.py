@@ -1,7 +1,7 @@
 """The paper's method: `risk` and `ppo` hold its equations, `trainer` is Algorithm 1.
 
 `policy` is the actor-critic that they train, and `sft` makes the policy that they start from. `critic_free` brings the
-tail to TRL's GRPO and RLOO, with which `critic_free_methods` trains in a run; `costs` and `plan` say on paper what an
+tail to TRL's GRPO and RLOO, with which `critic_free_methods` trains in a run; `costs` and `plan` calculate what an
 iteration takes.
 """
 

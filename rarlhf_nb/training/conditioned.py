@@ -62,7 +62,7 @@ class AlphaConditionedTrainer(CVaRPPOTrainer):
         if args.batch_size < 2 * conditioned.groups:
             raise UserError(
                 f"conditioned.groups = {conditioned.groups} with ppo.batch_size = {args.batch_size}: a group of fewer "
-                "than two episodes has no tail; lower the one or raise the other."
+                "than two episodes has no tail; lower the former or raise the latter."
             )
         reference = reference or Reference(model)
         hidden_size = model.model.config.get_text_config().hidden_size
@@ -119,7 +119,7 @@ class AlphaConditionedTrainer(CVaRPPOTrainer):
         return super().statistics(rollout, estimates, selection, losses) | means
 
     def select(self, rollout: Rollout, estimates: Estimates, kept: int) -> Selection:
-        """Line 4: the lowest episodes of each group; the update stands for all."""
+        """Line 4: the lowest episodes of each group; the update uses all episodes."""
         select, parts = super().select, []
         for rows, count in zip(self.groups, self.group_kept(kept), strict=True):
             part = select(rollout.take(rows), estimates.take(rows), count)

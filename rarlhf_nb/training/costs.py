@@ -41,7 +41,7 @@ class Architecture:
 def causal_lm(config: "PreTrainedConfig") -> Architecture:
     """The sizes of the causal LM of a transformers config, counted on a model without memory (device `meta`).
 
-    For dense models: where a token reads only some of several experts, W would count them all.
+    For dense models only: W would count all experts of a mixture, of which a token reads a few.
     """
     from transformers import AutoModelForCausalLM
 
@@ -194,7 +194,7 @@ def update_flops(model: Architecture, shape: Shape) -> float:
     """Epochs x kept episodes x (forward + backward).
 
     A backward pass takes the gradient of each product's two factors: twice the forward pass. The gradient of a frozen
-    weight is left out: once the forward pass for the matrices under an adapter. Gradient checkpointing adds a forward
+    weight is left out, saving one pass of the matrices under an adapter. Gradient checkpointing adds a forward
     pass through the blocks.
     """
     blocks, adapter = blocks_flops(model, shape.read, shape.read**2), adapter_flops(model, shape, shape.read)

@@ -12,7 +12,7 @@ A(R) the advantage that TRL computes from it:
 - `cvar_gradient` (eq. 7): (R - VaR) N / k on the tail and 0 elsewhere, in place of A.
 
 At alpha = 1 the first two are TRL's trainers number for number. The third is not: VaR is then the highest reward, so
-each episode is weighed by its distance from that and not from its group's mean.
+each episode is weighted by its distance from that, not from its group's mean.
 
 The KL term is that of the episodes that are trained on. GRPO adds it to the loss, where an episode of the tail has the
 weight that it has in the whole batch. RLOO subtracts it from the reward before it computes A; the tail is that of the
@@ -75,7 +75,7 @@ class CVaRConfig:
 
 
 class CVaRMixin:
-    """Makes a trainer of TRL train on the tail; it takes one argument more, `risk`."""
+    """Makes a trainer of TRL train on the tail; it takes one more argument, `risk`."""
 
     def __init__(self, *args: Any, risk: CVaRConfig, **kwargs: Any) -> None:
         check_trl(type(self))
@@ -84,7 +84,7 @@ class CVaRMixin:
         self._check_settings()
 
     def _check_settings(self) -> None:
-        """Raise `UserError` for settings of TRL's that an estimator or a tail cannot go with."""
+        """Raise `UserError` for TRL settings that do not work with the estimator or the tail."""
         self._check_tail()
         if self.risk.estimator == "rockafellar_uryasev" and self._aggregation != "sum_then_normalize":
             raise UserError(
@@ -93,7 +93,7 @@ class CVaRMixin:
             )
         if getattr(self.args, "reward_clip_range", None) is not None:
             raise UserError(
-                f"reward_clip_range = {self.args.reward_clip_range}: TRL would clip what the tail has made of the "
+                f"reward_clip_range = {self.args.reward_clip_range}: TRL would clip the transformed "
                 "rewards. Clip them in the reward function."
             )
         if self._masks_kl and self.loss_type == "bnpo":

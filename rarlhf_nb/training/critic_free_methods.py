@@ -2,11 +2,11 @@
 
 `grpo` and `rloo` are TRL's own at alpha = 1, and `cvar_grpo` and `cvar_rloo` train on the tail (see `critic_free`).
 An iteration is like one of PPO: B episodes, here several samples of each prompt, then one optimizer step per epoch at a
-constant learning rate, with PPO's clipping and its limit of the gradient.
+constant learning rate, with PPO's clipping and its limit on the gradient norm.
 
-Departures from PPO in this package: TRL takes log-probabilities over the whole vocabulary, with the tokens that the
+Departures from PPO in this package: TRL takes log-probabilities over all tokens, including those that the
 sampler forbids; its KL is the estimate that each trainer has; and every episode costs a forward and a backward pass,
-also outside the tail.
+even outside the tail.
 """
 
 import math
@@ -53,12 +53,12 @@ def train_critic_free(
     as it grows.
 
     train_dataset: has a `prompt` column; its other columns are handed to the reward.
-    ppo: gives epochs, clipping, the limit of the gradient and of a micro-batch.
+    ppo: gives epochs, clipping, and the limits on the gradient norm and on the size of a micro-batch.
     risk: gives alpha and the schedule, whose warm-up is the same share of these iterations as of PPO's.
     algorithm: "grpo" or "rloo".
     stop_after: ends after so many iterations of the schedule; None: after all.
 
-    pi_ref is the policy as it lies in its folder. With `checkpoints` the training goes on from the last one; the result
+    pi_ref is the policy that its folder holds. With `checkpoints` the training goes on from the last one; the result
     is the same, number for number, as without an interruption. Ctrl-C saves one after the iteration under way. Raises
     `UserError` for settings that do not fit, and for rewards that are not one finite number each.
     """

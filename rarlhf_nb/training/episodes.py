@@ -40,7 +40,7 @@ class Episodes(Rows):
     completion_ids: torch.Tensor  # (B, T) int64, right-padded
     completion_mask: torch.Tensor  # (B, T) bool, EOS included
     drawn: TokenEvaluation | None = None  # by the policy that drew them, at the moment it drew each token
-    alpha: torch.Tensor | None = None  # (B,) what a conditioned policy was told
+    alpha: torch.Tensor | None = None  # (B,) the tail share that a conditioned policy acted for
 
     def __len__(self) -> int:
         return len(self.prompts)

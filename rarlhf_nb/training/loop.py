@@ -47,10 +47,10 @@ class TrainingLoop(ABC):
         iterations: how many steps to make.
         settings: by name, the sections of the profile that determine the training; a checkpoint must agree in them.
         watch: what is done when the training goes wrong; it is one of these settings.
-        seed: determines it as well.
+        seed: determines the training as well. mixed_precision: "no" or "bf16", for every pass.
         log_file: gets one JSON line per iteration; the first iteration starts the file anew.
         checkpoints: where to save them; none by default.
-        report_to: trackers of accelerate, such as "tensorboard"; none by default.
+        report_to: trackers of accelerate, such as "tensorboard", which write into project_dir; none by default.
     """
 
     title: ClassVar[str]  # of the progress bar
@@ -151,13 +151,13 @@ class TrainingLoop(ABC):
             return stop
         if stop.at_once and self.ranks.main:
             self.checkpoints.drop(stop.iteration - 1)
-        self.ranks.gather(None)  # the others look when it is gone
+        self.ranks.gather(None)  # a barrier: the others must look only after it is gone
         found = self.checkpoints.latest()
         where = (
             f"The last good checkpoint is that of {self.unit} {found.state['iteration']} in {self.checkpoints.folder}: "
             "a new trainer with other settings goes on from it after trainer.resume(other_settings=True)."
             if found
-            else "There is no good checkpoint yet, so a new training begins anew."
+            else "There is no good checkpoint yet, so a new training starts from the beginning."
         )
         return TrainingStopped(f"{stop} {where}", iteration=stop.iteration, stats=stop.stats, at_once=stop.at_once)
 

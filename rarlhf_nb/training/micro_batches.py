@@ -2,10 +2,10 @@
 
 `ppo.micro_batch_size: auto` rehearses the first update with 1, 2, 4, ... episodes until memory is full: until a pass
 runs out of it or, on a CUDA device, until a pass with twice as many would. Whatever the setting, work that runs out of
-memory later begins again with half as many episodes at a time, and gives what it had given if it had begun so.
+memory later begins again with half as many episodes at a time, and gives the result of having begun that way.
 
-A CPU tells nothing: Linux promises more memory than there is, and ends a process that takes it. There `auto` ends at
-the whole update unless the process has a limit of its own (`ulimit -v`), so give a number.
+On a CPU nothing can be measured: Linux promises more memory than there is, and kills a process that uses it. `auto` is
+then the whole update unless the process has a limit of its own (`ulimit -v`), so give a number.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,8 @@ FREE_SHARE = 0.1  # of the free memory, which the passes of `auto` leave: a late
 class MicroBatches:
     """Cuts a batch into pieces of at most `size` episodes.
 
-    size: `ppo.micro_batch_size`. most: the episodes of a whole batch, which None and, until it is found, "auto" stand
-    for. Raises `UserError` for "auto" where FSDP shards the training.
+    size: `ppo.micro_batch_size`. most: the episodes of a whole batch, used for None and, until a size is found,
+    for "auto". Raises `UserError` for "auto" where FSDP shards the training.
     """
 
     def __init__(self, size: int | Literal["auto"] | None, most: int, ranks: Ranks) -> None:
@@ -60,7 +60,7 @@ class MicroBatches:
             print(f"ppo.micro_batch_size: {size} episodes at once do not fit into memory; from now on {self.size}")
 
     def settle(self, episodes: int, rehearse: Callable[[torch.Tensor], Any], spare: int) -> None:
-        """Before an update on so many episodes of each rank: let all agree on a size, which "auto" finds first.
+        """Before an update on `episodes` episodes per rank: agree on one size, which "auto" must first find.
 
         rehearse: makes a pass on the episodes at these indices, without the other ranks. spare: bytes that the
         optimizer will take. Raises `UserError` where one episode does not fit.
@@ -89,7 +89,7 @@ class MicroBatches:
 
 
 def unless_memory_runs_out(work: Callable[[Part], Result], part: Part) -> Result | None:
-    """What `work` gives for its part of a batch; None where memory runs out, and what it held is free again."""
+    """What `work` gives for its part of a batch; None where memory ran out; what it held is then freed."""
     try:
         return work(part)
     except RuntimeError as error:

@@ -59,7 +59,7 @@ DEVICES = {
 def this_cpu(size: int = 2048) -> Device:
     """This machine, measured with torch's threads: a float32 product of two (size, size) matrices, and a copy.
 
-    The rates are divided by the efficiencies that `plan` multiplies with, since they were reached and not promised.
+    The rates are divided by the efficiencies that `plan` multiplies with, since they were measured, not advertised.
     """
     import psutil
     import torch
@@ -195,7 +195,7 @@ def transformers_work(model: Architecture, share: Shape, devices: int, strategy:
 def engine_work(model: Architecture, shape: Shape, devices: int, strategy: Strategy, group: int, work: Work) -> Work:
     """The work of a process where groups of g devices generate, each group with a whole model.
 
-    A group's episodes, weights and cache are split over its devices. It sums up the hidden states twice a block:
+    A group's episodes, weights and cache are split over its devices. They all-reduce the hidden states twice per block:
     2 L H x tokens x bytes x 2 (g - 1) / g. Under FSDP the engine needs the trained weights of all processes, once.
     """
     episodes = replace(shape, batch_size=math.ceil(shape.batch_size * group / devices), kept=None)

@@ -29,7 +29,7 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.errors import UserError, first_line
 from rarlhf_nb.core.profiles import LoraSettings, SamplingSettings
 from rarlhf_nb.core.seeding import seeded, uniforms
 from rarlhf_nb.training.episodes import Episodes, TokenEvaluation
@@ -126,8 +126,8 @@ class ActorCritic(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (B, T, V) and values (B, T) at the positions that draw the last T = completion_length tokens.
 
-        input_ids, attention_mask: (B, P + T). alpha: (B,) what a conditioned policy is told; without it, it reads no
-        embedding of alpha.
+        input_ids, attention_mask: (B, P + T). alpha: (B,) the tail share that a conditioned policy acts for; None adds
+        no embedding.
         """
         ids, mask = self.prefixed(input_ids, attention_mask)
         output = self.run(ids[:, :-1], mask[:, :-1], completion_length, alpha)
@@ -143,7 +143,7 @@ class ActorCritic(nn.Module):
     ) -> ModelOutput:
         """The output of the causal LM for input_ids (B, L), with the logits of the last `keep` positions.
 
-        attention_mask: (B, L), and what a cache among the `options` has read stands before it. alpha: see `forward`.
+        attention_mask: (B, L), after the mask of the tokens in a cache, if `options` hold one. alpha: see `forward`.
         """
         read, length = {"input_ids": input_ids}, input_ids.shape[1]
         if alpha is not None:
@@ -194,7 +194,7 @@ class ActorCritic(nn.Module):
 
         first: the place of the first prompt in the batch that these prompts are a part of; an episode depends on its
         place, not on how the batch is cut. alpha: the tail share that a conditioned policy acts for, one for all
-        prompts or (B,) one for each; one below those of its training is warned of. Raises `UserError` where the longest
+        prompts or (B,) one for each; one below those trained on gives a warning. Raises `UserError` where the longest
         prompt leaves no room for the completion, for an alpha outside (0, 1], where a conditioned policy gets none, and
         where another policy gets one.
         """
@@ -276,7 +276,7 @@ class ActorCritic(nn.Module):
     def save(self, folder: Path) -> None:
         """Write the policy in the hub's format, with its adapter merged in, and the value head and prefix beside it.
 
-        A conditioned policy's folder loads with `load_policy` alone, since whoever reads it must tell it alpha; that of
+        Only `load_policy` reads the folder of a conditioned policy, which needs an alpha for every call; that of
         `at` loads everywhere.
         """
         merged(self.model).save_pretrained(folder)
@@ -310,7 +310,7 @@ def use_fused_gelu(model: nn.Module) -> None:
 
 
 def use_gradient_checkpointing(model: PreTrainedModel) -> None:
-    """Let a pass with gradients keep what goes into each block alone; the backward pass computes the rest again.
+    """Let a pass with gradients keep only the input of each block; the backward pass computes the rest again.
 
     transformers' own switch does nothing here, since it waits for training mode, in which the policy never is. A pass
     without gradients, such as the sampler's with its cache, is as before. Raises `UserError` for a model without blocks
@@ -344,7 +344,7 @@ def load_policy(
     a pad token pads with EOS. Loads safetensors only and runs no remote code. With `lora`, the model gets a fresh
     adapter, initialised with `seed`. gradient_checkpointing: see `use_gradient_checkpointing`. quantization: of the
     weights beneath the adapter (see `quantization`). Raises `UserError` where the model cannot be found or loaded, or
-    not so.
+    does not support the quantization or the gradient checkpointing asked for.
     """
     if quantization and lora is None:
         raise UserError(f"quantization = {quantization!r} needs an adapter: such weights cannot be trained; give lora.")
@@ -360,8 +360,9 @@ def load_policy(
             folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, **reduced
         )
     except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"policy.model = {str(model)!r} does not load as a causal language model: {reason}") from error
+        raise UserError(
+            f"policy.model = {str(model)!r} does not load as a causal language model: {first_line(error)}"
+        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if quantization:
@@ -406,7 +407,7 @@ def check_context(policy: ActorCritic, prompt_length: int, completion_length: in
 class Reference:
     """pi_ref: a frozen copy of the policy or, for a peft model, the same network with its adapter switched off.
 
-    It reads no alpha, also where the policy does.
+    It reads no alpha, even where the policy does.
     """
 
     def __init__(self, policy: ActorCritic) -> None:

@@ -1,4 +1,4 @@
-"""A frozen base of 8 or 4 bits under a LoRA adapter, by bitsandbytes: LLM.int8, or QLoRA's twice quantized NF4.
+"""A frozen base of 8 or 4 bits under a LoRA adapter, by bitsandbytes: LLM.int8, or QLoRA's double-quantized NF4.
 
 The network with its adapter off, which is the reference, is the quantized base. A policy is saved as plain weights:
 those of the base, no longer quantized, plus the adapter.
@@ -29,7 +29,7 @@ def check_bitsandbytes(quantization: Quantization | None) -> None:
 
 
 def bitsandbytes_config(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """What `from_pretrained` is told; `dtype` is that of the 4-bit products.
+    """The quantization config for `from_pretrained`; `dtype` is the compute type of 4-bit products.
 
     Raises `UserError` where bitsandbytes is not installed.
     """
@@ -46,8 +46,8 @@ def prepare_quantized(model: PreTrainedModel) -> None:
     for module in model.modules():
         if getattr(module, "source_cls", None) is Conv1D:
             raise UserError(
-                f"policy.quantization: {type(model).__name__} keeps its matrices transposed and could not be saved: "
-                "set it to null."
+                f"policy.quantization: {type(model).__name__} keeps its matrices transposed and could not be saved; "
+                "set policy.quantization to null."
             )
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # on such a CPU, bitsandbytes packs 4-bit weights at the first pass, and nothing can read them any more

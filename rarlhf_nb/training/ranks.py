@@ -42,9 +42,9 @@ def connect() -> PartialState:
 
 
 class Ranks:
-    """The ranks that accelerate knows; with one process every method is as good as not there.
+    """The ranks that accelerate knows; with one process no method communicates.
 
-    count: how many there are. rank: the own number, from 0. main: whether this is the one that logs and saves.
+    count: how many there are. rank: this process's number, from 0. main: whether this is the one that logs and saves.
     sharded: whether FSDP spreads weights and optimizer over the ranks. Raises `UserError` where processes that were
     started together do not know each other, and for DeepSpeed.
     """
@@ -70,7 +70,7 @@ class Ranks:
     def deal(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows that this rank updates on, and whether each counts: (N,) int64 and (N,) bool; N is equal on all.
 
-        A rank for which a row is lacking repeats one that does not count: all ranks must make the same calls.
+        A rank that is one row short repeats a row, which does not count: all ranks must make the same calls.
         """
         own = torch.arange(self.rank, rows + -rows % self.count, self.count)
         return own.clamp(max=rows - 1), own < rows

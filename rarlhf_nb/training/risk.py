@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from rarlhf_nb.core.errors import UserError
 
-LARGEST_DENOMINATOR = 10**7  # a float tells apart all fractions up to it
+LARGEST_DENOMINATOR = 10**7  # a float distinguishes all fractions with denominators up to this
 
 
 def check_alpha(alpha: float) -> float:
@@ -148,8 +148,8 @@ def drawn_above(rewards: torch.Tensor, sizes: torch.Tensor, kept: int, share: fl
     """The weights of a batch in an update for which only a `share` of the episodes above VaR is drawn: (B,).
 
     The `kept` lowest rewards have weight 1. Of the n others, k = ⌈share n⌉ are drawn with probabilities in proportion
-    to their sizes. A drawn one has the inverse of its probability as weight and the rest 0, so that a weighted sum over
-    the batch is unbiased, and the less noisy, the better the sizes tell what an episode adds to it. The draw is
+    to their sizes. A drawn one has the inverse of its probability as weight (Horvitz and Thompson 1952) and the rest 0:
+    a weighted sum over the batch is unbiased, and less noisy the better the sizes predict what each adds. The draw is
     systematic: `number`, uniform in [0, 1), moves on in steps of 1 along the summed probabilities.
     rewards, sizes: (B,).
     """

@@ -24,7 +24,7 @@ from rarlhf_nb.training.risk import check_alpha
 RISK_EMBEDDING = "risk_embedding.safetensors"
 FORMAT = 1  # of the folder; a change that this code could not read would get the next number
 FORM = "log_alpha"  # e(alpha) = -SCALE ln(alpha) w
-SCALE = 3.0  # Adam moves every weight by as much; so e moves three times as far, chosen on training prompts
+SCALE = 3.0  # Adam's step does not depend on the scale, so e moves three times as far; chosen on training prompts
 ROUNDING = 1e-6  # of an alpha in float32, relative
 KEY, SUFFIX = "risk_embedding", "-conditioned-on-alpha"  # in config.json, and after its model_type
 
@@ -42,7 +42,7 @@ class RiskEmbedding(nn.Module):
         return -SCALE * alpha.to(self.weight).log().unsqueeze(-1) * self.weight
 
     def check(self, alpha: float) -> float:
-        """Return alpha; raise `UserError` unless it lies in (0, 1], and warn where it was not trained on."""
+        """Return alpha; raise `UserError` unless it lies in (0, 1], and warn below the training's alpha_min."""
         if check_alpha(alpha) < self.alpha_min * (1 - ROUNDING):
             warnings.warn(
                 f"alpha = {alpha:g} is below alpha_min = {self.alpha_min:g}, the smallest that this policy was trained "
@@ -97,8 +97,8 @@ def load_risk_embedding(folder: Path, device: torch.device) -> RiskEmbedding | N
         state = load_file(folder / RISK_EMBEDDING)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"policy.model = {str(folder)!r} has no {RISK_EMBEDDING} that can be read, and acts for no alpha without "
-            "it: copy the whole folder again."
+            f"policy.model = {str(folder)!r} has no readable {RISK_EMBEDDING}, without which it cannot act for any "
+            "alpha: copy the whole folder again."
         ) from error
     embedding = RiskEmbedding(len(state["weight"]), told["alpha_min"])
     embedding.load_state_dict(state)

@@ -63,7 +63,7 @@ def invert_distribution(probabilities: torch.Tensor, uniforms: torch.Tensor) -> 
 class Reader:
     """A policy that reads B prompts and then, token by token, up to `length` more; it keeps them in its cache.
 
-    alpha: (B,) what a conditioned policy is told.
+    alpha: (B,) the tail share that a conditioned policy acts for.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Reader:
 
 
 def with_room(cache: Cache, length: int) -> Cache:
-    """The cache of a prompt, its growing layers replaced by ones with room for `length` tokens more."""
+    """The cache of a prompt, its growing layers replaced by ones with room for `length` more tokens."""
     if isinstance(cache, DynamicCache):
         cache.layers = [RoomyLayer(layer, length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

@@ -39,7 +39,7 @@ from rarlhf_nb.training.ppo import (
     value_losses,
     whiten,
 )
-from rarlhf_nb.training.risk import SoftRiskSchedule, drawn_above, kept_episodes, rockafellar_uryasev_rewards
+from rarlhf_nb.training.risk import drawn_above, kept_episodes, rockafellar_uryasev_rewards
 from rarlhf_nb.training.watch import Scored
 from rarlhf_nb.worlds.rewards import Reward, check_rewards
 
@@ -109,9 +109,9 @@ class CVaRPPOTrainer(TrainingLoop):
         args, risk, sampling: see `core.profiles`.
         train_dataset: has a `prompt` column; its other columns are handed to the rewards.
         reference: pi_ref; by default a frozen copy of the policy as it is now.
-        log_file: gets one JSON line per iteration.
+        seed: for the order of the prompts and the completions. log_file: gets one JSON line per iteration.
         checkpoints: where to save them; none by default.
-        report_to: trackers of accelerate, such as "tensorboard"; none by default.
+        report_to: trackers of accelerate, such as "tensorboard", which write into project_dir; none by default.
         watch: what is done when the training goes wrong, by default that of the profiles; its incidents are written
             beside `log_file`.
     """
@@ -145,7 +145,7 @@ class CVaRPPOTrainer(TrainingLoop):
                 "raise it, or start fewer processes."
             )
         self.micro_batches = MicroBatches(args.micro_batch_size, args.batch_size, self.ranks)
-        self.schedule = SoftRiskSchedule(args.batch_size, risk.alpha, args.iterations, risk.warm_start, risk.rho)
+        self.schedule = risk.schedule(args)
         self.reference = reference or Reference(model)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(trainable, lr=args.learning_rate, fused=True)
@@ -240,7 +240,7 @@ class CVaRPPOTrainer(TrainingLoop):
     def behaviour(self, episodes: Episodes) -> TokenEvaluation:
         """Log-probabilities and values under the policy that drew the episodes: the sampler's own numbers.
 
-        In half precision, reading token by token rounds otherwise than reading at once, by more than an update moves a
+        In half precision, reading token by token and at once round differently, by more than an update moves a
         ratio; so there the episodes are read again, as the update will read them.
         """
         full = self.accelerator.mixed_precision == "no" and torch.finfo(self.policy.model.dtype).bits >= 32
@@ -287,12 +287,12 @@ class CVaRPPOTrainer(TrainingLoop):
     def drawn_weights(self, rollout: Rollout, estimates: Estimates, kept: int) -> torch.Tensor:
         """The weights of all B episodes where only a share of those above VaR is drawn for the update: (B,).
 
-        An episode is drawn in proportion to its whitened |advantages|, without which it would add nothing to the
+        An episode's chance is proportional to the sum of its whitened |advantages|; at 0 it would add nothing to the
         policy's gradient.
         """
         mask = rollout.episodes.completion_mask
         sizes = masked_sum(whiten(estimates.advantages, mask).abs(), mask)
-        no_episode = self.args.batch_size  # whose random number draws no token
+        no_episode = self.args.batch_size  # a place past the batch, whose random numbers draw no token
         ((number,),) = uniforms(hash_seed(self.seed, self.iteration), first=no_episode, rows=1, length=1)
         return drawn_above(rollout.env_rewards, sizes, kept, self.risk.above_share, number)
 
@@ -345,7 +345,7 @@ class CVaRPPOTrainer(TrainingLoop):
         return {key: sum(part[key] for part in losses) for key in losses[0]}
 
     def rehearse(self, batch: UpdateBatch, tokens: torch.Tensor) -> dict[str, float]:
-        """A micro-batch's passes for the sake of their memory, on this rank alone; the epoch drops their gradient."""
+        """A micro-batch's passes on this rank alone, to see if they fit into memory; the epoch drops their gradient."""
         with self.accelerator.no_sync(self.wrapped):
             return self.backward(batch, tokens)
 
@@ -369,7 +369,7 @@ class CVaRPPOTrainer(TrainingLoop):
             "clip_fraction": ((ratio - 1).abs() > args.cliprange).to(ratio.dtype),
         }
         terms = {key: (weights * term).masked_fill(~mask, 0.0).sum() / tokens for key, term in terms.items()}
-        # accelerate averages the gradients of the ranks, which belong added up
+        # accelerate averages the gradients of the ranks, which must be summed
         self.accelerator.backward(self.ranks.count * (terms["policy_loss"] + args.vf_coef * terms["value_loss"]))
         return {key: term.item() for key, term in terms.items()}
 

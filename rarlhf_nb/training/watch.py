@@ -38,10 +38,10 @@ REMEDIES = {
 
 
 class TrainingStopped(UserError):
-    """A training was stopped because it goes wrong; the message says where, why, and what to change.
+    """A training was stopped because it went wrong; the message says where, why, and what to change.
 
-    stats: the statistics of the iteration, or None where it did not come so far. at_once: whether it was stopped before
-    its first optimizer step, which speaks against the weights that it began with.
+    stats: the statistics of the iteration, or None if it did not get that far. at_once: whether it was stopped before
+    its first optimizer step, so that the weights that it began with are suspect.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class Watch:
     def allows_step(self, losses: dict[str, float], gradient_norm: float, scored: Scored) -> bool:
         """Whether the optimizer may step; notices losses or a gradient that are not finite.
 
-        A ratio that overflows is a matter of its threshold, and the gradient matters only if a step would follow.
+        An overflowing ratio is left to ratio_threshold, and the gradient matters only if a step would follow.
         """
         numbers = {key: value for key, value in losses.items() if key != "ratio_mean"}
         numbers |= {} if self.held else {"gradient norm": gradient_norm}
@@ -204,7 +204,7 @@ class Watch:
     def _notice(
         self, symptom: str, what: str, numbers: dict[str, float], scored: Scored | None, action: str | None = None
     ) -> None:
-        """Write an incident down, and warn of it unless it is a stop, whose line is the error's."""
+        """Write an incident down, and warn of it unless it is a stop, whose line becomes the error's message."""
         if symptom in self.noticed:
             return
         self.noticed.add(symptom)

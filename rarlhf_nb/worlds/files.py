@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.errors import UserError, first_line
 
 
 def read_table(path: Path, kind: str, where: str) -> pd.DataFrame:
@@ -22,8 +22,7 @@ def read_table(path: Path, kind: str, where: str) -> pd.DataFrame:
     try:
         table = READERS[kind](path)
     except (ValueError, OSError, RecursionError, pa.ArrowException) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{where} cannot be read as {kind}: {reason}") from None
+        raise UserError(f"{where} cannot be read as {kind}: {first_line(error)}") from None
     repeated = [name for name, count in Counter(table.columns).items() if name and count > 1]
     if repeated:
         raise UserError(f"{where} has two columns {repeated[0]!r}: rename or remove one.")
@@ -46,7 +45,7 @@ def _row(line: str, number: int) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"line {number} is not JSON ({error.msg}): is the file cut off?") from None
     if not isinstance(row, dict):
-        raise ValueError(f'line {number} is no object like {{"text": ...}}')
+        raise ValueError(f'line {number} is not an object like {{"text": ...}}')
     return row
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import constants, get_session, is_offline_mode, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.errors import UserError, first_line
 
 PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]  # never pickled weights, never code
 CONNECT_SECONDS = 3.0
@@ -65,8 +65,7 @@ def _download(name: str) -> str:
     try:
         folder = Path(snapshot_download(name, allow_patterns=PATTERNS))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"model = {name!r} cannot be downloaded: {reason}") from error
+        raise UserError(f"model = {name!r} cannot be downloaded: {first_line(error)}") from error
     if not _is_complete(folder):
         raise UserError(
             f"model = {name!r} has no safetensors weights with a config.json: name another model, "

@@ -15,7 +15,7 @@ import pandas as pd
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.errors import UserError, first_line
 from rarlhf_nb.core.profiles import TaskSettings
 from rarlhf_nb.worlds.hub import require_network
 
@@ -128,8 +128,7 @@ def _from_hub(name: str, revision: str | None, where: str) -> Path:
     try:
         folder = Path(snapshot_download(**request))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{where} cannot be downloaded: {reason}") from error
+        raise UserError(f"{where} cannot be downloaded: {first_line(error)}") from error
     if not _data_files(folder):
         raise UserError(
             f"{where} holds no {', '.join(BUILDERS)} files; a data set that needs a script must be converted first"

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rarlhf_nb.core.errors import UserError
+from rarlhf_nb.core.errors import UserError, first_line
 from rarlhf_nb.worlds.hub import resolve_model
 
 Reward = Callable[..., list[float]]
@@ -106,8 +106,9 @@ def load_reward(
             output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"reward.model = {str(model)!r} does not load as a sequence classifier: {reason}") from error
+        raise UserError(
+            f"reward.model = {str(model)!r} does not load as a sequence classifier: {first_line(error)}"
+        ) from error
     if loading["missing_keys"]:  # a language model would load with a random head
         raise UserError(
             f"reward.model = {str(model)!r} has no trained classification head (missing: "

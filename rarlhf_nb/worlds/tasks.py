@@ -94,7 +94,7 @@ def cut_prompts(
     if table.empty:
         raise UserError(
             f"task.prompt_length = {settings.prompt_length} and task.minimum_characters = "
-            f"{settings.minimum_characters} leave no prompt of {len(texts)} texts; lower them."
+            f"{settings.minimum_characters} leave no prompt from {len(texts)} texts; lower them."
         )
     count = getattr(settings, f"{split}_prompts")
     generator = np.random.default_rng(0)
@@ -177,10 +177,10 @@ def read_texts(path: Path, field: str) -> pd.DataFrame:
 
 
 def _check_texts(column: pd.Series, where: str) -> None:
-    """Raise `UserError` where a value is no text that can be written as UTF-8."""
+    """Raise `UserError` where a value is not a text that can be written as UTF-8."""
     for row, value in enumerate(column, start=1):
         if not isinstance(value, str) or not _is_utf8(value):
-            raise UserError(f"{where}: row {row} has `{column.name}` {reprlib.repr(value)}, which is no Unicode text.")
+            raise UserError(f"{where}: row {row} has `{column.name}` {reprlib.repr(value)}, which is not Unicode text.")
 
 
 def _is_utf8(text: str) -> bool:
@@ -215,7 +215,7 @@ def _groups(column: pd.Series, where: str) -> pd.Series:
 
 
 def _whole_number(value: Any) -> int | None:
-    """1 for 1, 1.0, True, "1", "1.0" and "true"; None for what is no whole number."""
+    """1 for 1, 1.0, True, "1", "1.0" and "true"; None for what is not a whole number."""
     if isinstance(value, str):
         value = {"true": 1, "false": 0}.get(value.strip().lower(), value)
     if not isinstance(value, str | Real | Decimal):

@@ -63,7 +63,7 @@ class Evaluate(Stage):
         profile = self.workspace.profile
         own, _ = MADE_OF.get(self.method, ((), ()))
         settings = {name: getattr(profile, name).model_dump(mode="json") for name in ("sampling", "reward", *own)}
-        named = self.method in MADE_OF or policy_name(self.method) == CONDITIONED  # by more than its policy's files
+        named = self.method in MADE_OF or policy_name(self.method) == CONDITIONED  # not determined by its files alone
         return settings | {
             "kind": self.method if named else "a saved policy",
             "evaluation": profile.evaluation.model_dump(mode="json", exclude=OF_THE_REPORT),
@@ -73,7 +73,7 @@ class Evaluate(Stage):
 
     @property
     def processes(self) -> int:
-        """They change no number of the tables, so they are none of the settings."""
+        """They change no number in the tables, so they are not among the settings."""
         return self.workspace.profile.compute.processes
 
     def work(self) -> None:
@@ -102,7 +102,7 @@ class Evaluate(Stage):
                 self.workspace.run.write_table(f"evaluation/{self.method}{ending}", table)
 
     def _measure(self, base: Policy | None = None) -> Callable[..., pd.DataFrame]:
-        """`evaluate` with what all policies of the run are measured by."""
+        """`evaluate`, bound to what is the same for all policies of the run."""
         workspace, profile = self.workspace, self.workspace.profile
         return partial(
             evaluate,

@@ -19,7 +19,7 @@ from rarlhf_nb.running.workspace import Workspace
 
 @dataclass(frozen=True)
 class Stage(ABC):
-    """A piece of work of a run, done once for each state of what determines it.
+    """A piece of work of a run, repeated only when something that determines it has changed.
 
     Its files are determined by `settings`, the seed, the number of threads, the files that it reads, and the code of
     the stage and of `modules`. `reads` and `writes` are paths in the run folder; a folder stands for all that lies in
@@ -89,7 +89,7 @@ class Stage(ABC):
         return self.result()
 
     def do(self, **limits: Any) -> None:
-        """Do the work here or, where there are to be several processes, there; limits: arguments of `work`."""
+        """Do the work in this process or, if there are to be several, in those. limits: arguments of `work`."""
         if self.processes == 1:
             self.work(**limits)
         else:

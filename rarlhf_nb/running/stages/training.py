@@ -166,7 +166,7 @@ class Train(Stage):
 
 
 def told(trainer: TrainingLoop, method: str) -> Iterator[dict[str, float]]:
-    """The iterations of a trainer; one of several processes, which show no bar, prints a line every few seconds."""
+    """The iterations of a trainer; with several processes, which show no bar, one prints a line every few seconds."""
     last = time.monotonic()
     for stats in trainer:
         late = time.monotonic() - last > TOLD or trainer.iteration == trainer.iterations

@@ -175,7 +175,7 @@ class Exploration:
         head = [
             "method",
             tail,
-            *(f"difference to {method_name(name)}" for name in baselines),
+            *(f"difference from {method_name(name)}" for name in baselines),
             "mean reward",
             "KL (nats)",
         ]
@@ -189,7 +189,7 @@ class Exploration:
             ]
             for method, row in table.iterrows()
         ]
-        note = "In brackets: 95 % bootstrap intervals over prompts; differences paired. *: the interval leaves out 0."
+        note = "In brackets: 95 % bootstrap intervals over prompts; differences paired. *: the interval excludes 0."
         return framed(table_html(head, rows), f"<p>{note}</p>")
 
     def tail_rows(self, source: str, alpha: float, ranking: Ranking) -> np.ndarray:

@@ -156,7 +156,7 @@ function explore(root, content, { ask = null, share, moved = () => {} }) {
       return make("tr", {}, make("th", { scope: "row" }, make("i", { class: "swatch", style: `background:${slot.color}` }), slot.label, make("small", {}, value)),
         numberCell(tailAt(slot)), numberCell(slot.mean), numberCell(slot.kl));
     });
-    const under = content.baseline ? `Second line: difference to ${content.baseline.name}, paired; *: its interval leaves out 0. ` : "";
+    const under = content.baseline ? `Second line: difference from ${content.baseline.name}, paired; *: its interval excludes 0. ` : "";
     parts.numbers.replaceChildren(make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows)),
       make("p", { class: "note" }, `${under}In brackets: 95 % intervals over prompts.`));
   }

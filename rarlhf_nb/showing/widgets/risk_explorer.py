@@ -65,7 +65,7 @@ def risk_explorer(
     sample: Sampler | None = None,
     interactive: bool = True,
 ) -> RiskExplorer | None:
-    """Explore the tails of several methods' rewards. The first line of keywords is the view, as *share* gives it.
+    """Explore the tails of several methods' rewards. The keywords alpha to stacked are the view that *share* shows.
 
     episodes: one episodes table per method; methods named `name@alpha` form a sweep, and `profile_alpha` adds the plain
     `name` to it. held_out: their held-out texts, for the perplexity. alpha: measured. trained: the trained alpha of the

@@ -5,7 +5,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import tokenizers
 import torch
 import transformers
@@ -30,7 +29,7 @@ from rarlhf_nb.worlds import classifier, rewards
 from rarlhf_nb.worlds.cache import build_once, cache_folder
 from rarlhf_nb.worlds.classifier import quiet_arguments, train_classifier
 from rarlhf_nb.worlds.pocket import grammar
-from rarlhf_nb.worlds.pocket.grammar import WORLDS, Text, label_probability, vocabulary, write_texts
+from rarlhf_nb.worlds.pocket.grammar import WORLDS, Text, vocabulary, write_texts
 
 # These numbers determine the models, together with the sources and versions in `fingerprint`.
 SETTINGS = {
@@ -174,8 +173,3 @@ def _train_reward_model(name: str, folder: Path) -> None:
         batch_size=128,
         seed=seeds["reward"],
     )
-
-
-def best_accuracy(texts: list[Text]) -> float:
-    """The accuracy of the true label probabilities. Labels are random, so no classifier does better on average."""
-    return float(np.mean([max(p, 1 - p) for p in (label_probability(text.valence) for text in texts)]))
