@@ -137,7 +137,11 @@ def test_overrides_replace_values_of_the_profile():
         ("pocket", FILES | {"task.source": "files"}, ["policy.model = 'pocket'", "name a folder or a hub id"]),
         ("pocket", {"task.train_file": "x" * 5000}, ["task.train_file = 'xxx", "no such file"]),
         ("pocket", {"policy.lora.r": 4}, ["policy.lora.alpha", "required"]),
-        ("pocket", {"policy.lora": "x", "policy.lora.r": 4}, ["policy.lora.r", "another parameter sets policy.lora to 'x'"]),
+        (
+            "pocket",
+            {"policy.lora": "x", "policy.lora.r": 4},
+            ["policy.lora.r", "another parameter sets policy.lora to 'x'"],
+        ),
         ("pocket", {"dexperts.experts.learnin_rate": 1}, ["did you mean 'dexperts.experts.learning_rate'"]),
         ("pocket", {"prompted.prefixes": []}, ["prompted.prefixes = []"]),
         ("pocket", {"prompted.prefixes": ["fine", " "]}, ["prompted.prefixes", "number 2 is empty"]),
