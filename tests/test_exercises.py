@@ -7,7 +7,7 @@ import torch
 from rarlhf_nb.showing.exercises import check, check_function
 
 
-def told(capsys, call, *arguments):
+def answered(capsys, call, *arguments):
     call(*arguments)
     return capsys.readouterr().out.strip()
 
@@ -24,17 +24,17 @@ def told(capsys, call, *arguments):
     ],
 )
 def test_what_equals_the_truth_is_right(capsys, answer, truth):
-    assert told(capsys, check, "my_x", answer, truth, "look") == "my_x: right"
+    assert answered(capsys, check, "my_x", answer, truth, "look") == "my_x: right"
 
 
 @pytest.mark.parametrize("answer", [0.34, 27, "a third", [1 / 3], [[1], [2, 3]], np.nan, {}])
 def test_anything_else_is_not_yet_with_the_hint(capsys, answer):
-    assert told(capsys, check, "my_x", answer, 1 / 3, "look") == "my_x: not yet: look"
+    assert answered(capsys, check, "my_x", answer, 1 / 3, "look") == "my_x: not yet: look"
 
 
 @pytest.mark.parametrize("answer", [None, [None, None], [1.0, None], np.array([None])])
 def test_none_is_no_answer(capsys, answer):
-    assert told(capsys, check, "my_x", answer, [1.0, 2.0], "look") == "my_x: not answered yet"
+    assert answered(capsys, check, "my_x", answer, [1.0, 2.0], "look") == "my_x: not answered yet"
 
 
 def in_place(values):
@@ -67,10 +67,10 @@ CASES = [([1.0, 2.0],), ([3.0, 0.5],)]
     ],
 )
 def test_a_function_is_told_its_first_case_that_is_not_right(capsys, answer, words):
-    assert told(capsys, check_function, "f", answer, lowest, CASES, "look") == words
+    assert answered(capsys, check_function, "f", answer, lowest, CASES, "look") == words
 
 
 def test_a_function_that_changes_its_arguments_changes_no_case(capsys):
-    assert "right" in told(capsys, check_function, "f", in_place, lambda values: min(values), CASES, "look")
-    assert "not yet" in told(capsys, check_function, "f", in_place, first, CASES, "look")
+    assert "right" in answered(capsys, check_function, "f", in_place, lambda values: min(values), CASES, "look")
+    assert "not yet" in answered(capsys, check_function, "f", in_place, first, CASES, "look")
     assert CASES == [([1.0, 2.0],), ([3.0, 0.5],)]

@@ -54,12 +54,12 @@ def main() -> None:
     try:
         run_cell(sweep, next(cell for cell in sweep.grid.cells() if cell.name == cell_name))
     except UserError as error:
-        sys.exit(_told(error, 2))
+        sys.exit(_report(error, 2))
     except NotebookFailed as error:
-        sys.exit(_told(error, 1))
+        sys.exit(_report(error, 1))
 
 
-def _told(error: Exception, status: int) -> int:
+def _report(error: Exception, status: int) -> int:
     print(f"error: {error}", file=sys.stderr)
     return status
 

@@ -11,7 +11,7 @@ import yaml
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.running import sweep_commands
-from rarlhf_nb.running.messages import told_errors
+from rarlhf_nb.running.messages import reported_errors
 
 if TYPE_CHECKING:
     from rarlhf_nb.running.experiment import Experiment
@@ -50,7 +50,7 @@ def run(
     force: Annotated[bool, typer.Option(help="Run every notebook again, even if nothing has changed.")] = False,
 ) -> None:
     """Execute the notebooks in order into papermill_runs/RUN and print the report."""
-    with told_errors():
+    with reported_errors():
         overrides = parse_parameters(parameter or [])
         if processes is not None:
             overrides["compute.processes"] = processes
@@ -63,7 +63,7 @@ def report(run: Annotated[str, typer.Argument(help="Name of a run folder in pape
     from rarlhf_nb.running.experiment import Experiment
     from rarlhf_nb.showing.page import build_page
 
-    with told_errors():
+    with reported_errors():
         experiment = Experiment.reopen(run)
         title = f"{run} ({experiment.profile.name}, seed {experiment.seed})"
         found = experiment.report()  # writes the report that the scores are read from
@@ -79,7 +79,7 @@ def verify(
     """Repeat RUN from its manifest, and say what agrees to the last digit and what does not."""
     from rarlhf_nb.running.verify import verify
 
-    with told_errors():
+    with reported_errors():
         found = verify(reopen_run(run), iterations, say=lambda stage: typer.echo(f"repeating: {stage}"))
     for finding in found:
         typer.echo(f"{finding.what}: {'agrees' if finding.agrees else finding.difference}")
@@ -101,7 +101,7 @@ def export(
     """Write the policy of METHOD in RUN with a model card into FOLDER, ready for the hub."""
     from rarlhf_nb.running.export import check_push, export_policy, push_folder
 
-    with told_errors():
+    with reported_errors():
         experiment = reopen_run(run)
         if push is not None:
             check_push(push)
@@ -119,7 +119,7 @@ def explore(
     """Serve the explorer of RUN, read-only, to a browser on this machine; Ctrl-C ends it."""
     from rarlhf_nb.showing.explore import serve
 
-    with told_errors():
+    with reported_errors():
         serve(reopen_run(run).run, port, say=typer.echo)
 
 

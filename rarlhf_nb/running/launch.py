@@ -92,13 +92,13 @@ class Crew:
             raise
         if not ready:
             self.end()
-            raise self._told_error() or failure(self.process.returncode, lines)
+            raise self._reported_error() or failure(self.process.returncode, lines)
 
-    def _told_error(self) -> UserError | None:
+    def _reported_error(self) -> UserError | None:
         """The error that the first of the ranks left, if one did."""
         for note in sorted(Path(self.folder.name).glob(trouble_file(Path(), "*").name)):
-            told = json.loads(note.read_text())
-            return KINDS[told["kind"]](told["message"])
+            reported = json.loads(note.read_text())
+            return KINDS[reported["kind"]](reported["message"])
         return None
 
 

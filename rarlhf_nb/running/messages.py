@@ -9,7 +9,7 @@ from rarlhf_nb.core.errors import UserError, storage_trouble
 
 
 @contextmanager
-def told_errors() -> Iterator[None]:
+def reported_errors() -> Iterator[None]:
     """Print a `UserError` or trouble with the disk as one line and end with status 2; Ctrl-C ends with status 130."""
     try:
         yield

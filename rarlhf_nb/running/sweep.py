@@ -45,8 +45,8 @@ class Sweep:
             earlier = cls.reopen(name, root).grid
             if not grid.extends(earlier):
                 raise UserError(
-                    f"sweep = {name!r} belongs to other parameters: {_told(earlier)} in the folder, {_told(grid)} now. "
-                    "A sweep may only grow. Choose another name, or delete the folder."
+                    f"sweep = {name!r} belongs to other parameters: {_described(earlier)} in the folder, "
+                    f"{_described(grid)} now. A sweep may only grow. Choose another name, or delete the folder."
                 )
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(folder)
@@ -105,7 +105,7 @@ def seconds_of_a_run(profile: str, root: Path | None = None) -> float | None:
     return None
 
 
-def _told(grid: Grid) -> str:
+def _described(grid: Grid) -> str:
     alphas = ",".join(f"{alpha:g}" for alpha in grid.alphas)
     settings = "".join(f", {key} {values}" for key, values in (grid.fixed | grid.free).items())
     return f"profile {grid.profile}, α {alphas}, seeds {','.join(map(str, grid.seeds))}{settings}"

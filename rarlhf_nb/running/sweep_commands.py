@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.running.messages import told_errors
+from rarlhf_nb.running.messages import reported_errors
 
 if TYPE_CHECKING:  # heavy modules are imported by the commands that need them
     from rarlhf_nb.running.status import SweepProgress
@@ -41,7 +41,7 @@ def sweep(
     Each combination is a run NAME/CELL; work that they share is done once. The same command continues an interrupted
     sweep, and with further values it runs only what is new.
     """
-    with told_errors():
+    with reported_errors():
         if workers is not None and scheduler is not None:
             raise UserError(f"--workers = {workers} and --scheduler = {scheduler!r}: give one of them.")
         _sweep(name, profile, alpha, seed, parameter or [], workers, scheduler, yes)
@@ -135,7 +135,7 @@ def status(
     name: Annotated[str | None, typer.Argument(help="Name of a run or a sweep; by default all of them.")] = None,
 ) -> None:
     """Show how far runs and sweeps have got, from their files alone, even while they run elsewhere."""
-    with told_errors():
+    with reported_errors():
         for line in _status(name):
             typer.echo(line)
 

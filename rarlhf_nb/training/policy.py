@@ -198,7 +198,7 @@ class ActorCritic(nn.Module):
         prompt leaves no room for the completion, for an alpha outside (0, 1], where a conditioned policy gets none, and
         where another policy gets one.
         """
-        alpha = self.told(alpha, len(prompts))
+        alpha = self.episode_alphas(alpha, len(prompts))
         prompt_ids, prompt_mask = self.tokenize(prompts)
         check_context(self, len(self.prefix_ids) + prompt_ids.shape[1], sampling.completion_length)
         reader = Reader(self, prompt_ids, prompt_mask, sampling.completion_length, alpha)
@@ -211,7 +211,7 @@ class ActorCritic(nn.Module):
         numbers = uniforms(seed, first, len(prompts), sampling.completion_length)
         return replace(self.drawn_episodes(prompts, prompt_ids, prompt_mask, read, numbers), alpha=alpha)
 
-    def told(self, alpha: float | torch.Tensor | None, episodes: int) -> torch.Tensor | None:
+    def episode_alphas(self, alpha: float | torch.Tensor | None, episodes: int) -> torch.Tensor | None:
         """The alpha of each episode (B,), None for a policy that reads none; raises the errors of `sample`."""
         if self.risk is None:
             if alpha is not None:
@@ -233,7 +233,7 @@ class ActorCritic(nn.Module):
         The embedding of alpha is added to the rows of the embedding matrix, from which the output matrix is separated
         where the two are one. Raises `UserError` for an alpha outside (0, 1] and for a policy without a risk embedding.
         """
-        embedding = self.risk(self.told(alpha, 1))
+        embedding = self.risk(self.episode_alphas(alpha, 1))
         fixed = copy.deepcopy(self)
         fixed.model, fixed.risk = merged(fixed.model), None
         rows, head = (get().weight for get in (fixed.model.get_input_embeddings, fixed.model.get_output_embeddings))

@@ -84,7 +84,7 @@ class Ranks:
         """The value of every rank, in the order of the ranks; it must survive JSON."""
         if self.count == 1:
             return [value]
-        return [json.loads(told) for told in self._exchange(json.dumps(value).encode())]
+        return [json.loads(reported) for reported in self._exchange(json.dumps(value).encode())]
 
     def any(self, value: bool) -> bool:
         """Whether the value is true on at least one rank."""
@@ -122,19 +122,19 @@ class Ranks:
             found = work()
         except tuple(FAILURES.values()) as error:
             failure = [next(name for name, kind in FAILURES.items() if isinstance(error, kind)), str(error)]
-        for rank, told in enumerate(self.gather(failure)):
-            if told is not None:
-                raise FAILURES[told[0]](f"rank {rank}: {told[1]}")
+        for rank, reported in enumerate(self.gather(failure)):
+            if reported is not None:
+                raise FAILURES[reported[0]](f"rank {rank}: {reported[1]}")
         return found
 
     def check_agreement(self, facts: dict[str, Any]) -> None:
         """Raise `UserError` on every rank where `facts`, which must survive JSON, are not the same on all."""
         first, *others = self.gather(facts)
-        for rank, told in enumerate(others, 1):
-            for name in first | told:
-                if first.get(name) != told.get(name):
+        for rank, other in enumerate(others, 1):
+            for name in first | other:
+                if first.get(name) != other.get(name):
                     raise UserError(
-                        f"{name} is {told.get(name)!r} on rank {rank} and {first.get(name)!r} on rank 0: start every "
+                        f"{name} is {other.get(name)!r} on rank {rank} and {first.get(name)!r} on rank 0: start every "
                         "process with the same settings, the same data and the same packages."
                     )
 

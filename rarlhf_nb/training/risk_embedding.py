@@ -68,13 +68,13 @@ class RiskEmbedding(nn.Module):
 def _described(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The config.json of a policy's folder, and what it says about a risk embedding."""
     config = json.loads((folder / "config.json").read_text())
-    told = config.pop(KEY, None)
-    if told is not None and (told.get("format"), told.get("form")) != (FORMAT, FORM):
+    risk = config.pop(KEY, None)
+    if risk is not None and (risk.get("format"), risk.get("form")) != (FORMAT, FORM):
         raise UserError(
-            f"policy.model = {str(folder)!r} has a risk embedding of format {told.get('format')} ({told.get('form')}), "
+            f"policy.model = {str(folder)!r} has a risk embedding of format {risk.get('format')} ({risk.get('form')}), "
             f"and this version of the package reads format {FORMAT} ({FORM}): update the package."
         )
-    return config, told
+    return config, risk
 
 
 def causal_lm_config(folder: Path) -> PreTrainedConfig | None:
@@ -82,16 +82,16 @@ def causal_lm_config(folder: Path) -> PreTrainedConfig | None:
 
     Raises `UserError` for a risk embedding that another version of the package wrote.
     """
-    config, told = _described(folder)
-    if told is None:
+    config, risk = _described(folder)
+    if risk is None:
         return None
     return AutoConfig.for_model(config.pop("model_type").removesuffix(SUFFIX), **config)
 
 
 def load_risk_embedding(folder: Path, device: torch.device) -> RiskEmbedding | None:
     """The risk embedding in a policy's folder; None where it has none. Raises `UserError` for a damaged one."""
-    _, told = _described(folder)
-    if told is None:
+    _, risk = _described(folder)
+    if risk is None:
         return None
     try:
         state = load_file(folder / RISK_EMBEDDING)
@@ -100,6 +100,6 @@ def load_risk_embedding(folder: Path, device: torch.device) -> RiskEmbedding | N
             f"policy.model = {str(folder)!r} has no readable {RISK_EMBEDDING}, without which it cannot act for any "
             "alpha: copy the whole folder again."
         ) from error
-    embedding = RiskEmbedding(len(state["weight"]), told["alpha_min"])
+    embedding = RiskEmbedding(len(state["weight"]), risk["alpha_min"])
     embedding.load_state_dict(state)
     return embedding.to(device)

@@ -21,7 +21,7 @@ class DataStage(Stage):
     notebook = DATA_NOTEBOOK
     reads: tuple[str, ...] = ()
 
-    def texts(self) -> dict[str, Any]:
+    def source_settings(self) -> dict[str, Any]:
         """The settings of the task, with the checksums of its files, which may change under their names."""
         task = self.workspace.profile.task
         sources = [identity(source) for source in (task.train_file, task.test_file, task.dataset) if source]
@@ -38,7 +38,7 @@ class TrainReward(DataStage):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return self.texts() | {"mixed_precision": self.workspace.profile.policy.mixed_precision}
+        return self.source_settings() | {"mixed_precision": self.workspace.profile.policy.mixed_precision}
 
     def work(self) -> None:
         """Raises `UserError` where the texts have one label only."""
@@ -87,7 +87,7 @@ class PrepareData(DataStage):
     @property
     def settings(self) -> dict[str, Any]:
         profile = self.workspace.profile
-        return self.texts() | {
+        return self.source_settings() | {
             "reward": profile.reward.model_dump(mode="json"),
             "held_out_texts": profile.evaluation.held_out_texts,
         }

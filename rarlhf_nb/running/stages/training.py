@@ -28,7 +28,7 @@ from rarlhf_nb.training.sft import train_sft
 from rarlhf_nb.training.trainer import CVaRPPOTrainer
 
 LOG, PREFIXES = "training_log.jsonl", "prefixes.jsonl"  # beside a policy that TRL trained, and beside the prompted one
-TOLD = 5.0  # seconds between two lines of a training on several processes
+LINE_EVERY = 5.0  # seconds between two lines of a training on several processes
 
 
 class SupervisedStage(Stage):
@@ -137,7 +137,7 @@ class Train(Stage):
         iterations: train only so many, and save no policy.
         """
         trainer = self.trainer(checkpoints=self.checkpoints(self.method))
-        for _ in islice(told(trainer, self.method), iterations):
+        for _ in islice(with_progress_lines(trainer, self.method), iterations):
             pass
         if trainer.ranks.main and iterations is None:
             self.workspace.run.write_folder(f"policies/{self.method}", trainer.policy.save)
@@ -165,11 +165,11 @@ class Train(Stage):
         return kind(**arguments | changes)
 
 
-def told(trainer: TrainingLoop, method: str) -> Iterator[dict[str, float]]:
+def with_progress_lines(trainer: TrainingLoop, method: str) -> Iterator[dict[str, float]]:
     """The iterations of a trainer; with several processes, which show no bar, one prints a line every few seconds."""
     last = time.monotonic()
     for stats in trainer:
-        late = time.monotonic() - last > TOLD or trainer.iteration == trainer.iterations
+        late = time.monotonic() - last > LINE_EVERY or trainer.iteration == trainer.iterations
         if trainer.ranks.count > 1 and trainer.ranks.main and late:
             shown = ", ".join(f"{name} {stats[key]:.3g}" for name, key in trainer.progress.items())
             print(f"{method}: {trainer.unit} {trainer.iteration} of {trainer.iterations}, {shown}", flush=True)
