@@ -143,7 +143,7 @@ def report(output: Path) -> None:
 
 
 def scores(whole: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds and paired differences from RLHF, and those of the conditioned policy to itself at alpha 1."""
+    """Means over seeds and paired differences from RLHF, and those of the conditioned policy from itself at alpha 1."""
     conditioned, plain = whole[whole["training"] == CONDITIONED], sweep_key(CONDITIONED, 1.0)
     inside = seed_table(conditioned, MEASURES, than=plain).filter(like="minus", axis=0)
     return pd.concat([seed_table(whole, MEASURES), inside])

@@ -89,7 +89,7 @@ def run(output: Path) -> None:
 
 
 def report(output: Path) -> None:
-    """Prints the differences from RLHF, and those to RU with every episode."""
+    """Prints the differences from RLHF, and those from RU with every episode."""
     runs = collect(WAYS, RUNS, output)
     runs.to_csv(output / "runs.csv", index=False)
     print(markdown_table(table(WAYS, runs)), end="\n\n")

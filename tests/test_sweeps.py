@@ -46,6 +46,9 @@ def test_runs_are_related_when_only_the_seed_or_what_is_free_differs(tmp_path):
     over_epochs = related_scores(run, free=["ppo.epochs"])
     assert over_epochs.loc[over_epochs["method"] == "rlhf", "ppo.epochs"].tolist() == [4, 4, 2]
     assert related_scores(run)["run"].unique().tolist() == ["a", "b"]
+    leave_report(tmp_path, "f", 1, 0.2, {"rlhf": 5.0}, epochs={"nested": 1})  # as policy.lora is
+    nested = related_scores(run, free=["ppo.epochs"])
+    assert nested.loc[nested["method"] == "rlhf", "ppo.epochs"].tolist()[-1] == "{'nested': 1}"
 
 
 def test_seed_table_pairs_by_seed(tmp_path):

@@ -13,7 +13,7 @@ import pandas as pd
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import method_name, method_order, split_alpha, sweep_key
-from rarlhf_nb.core.runs import MANIFEST, Run, flat
+from rarlhf_nb.core.runs import MANIFEST, Run
 from rarlhf_nb.measuring.cells import interval_cell
 from rarlhf_nb.measuring.metrics import seed_interval, stratified_interval
 from rarlhf_nb.measuring.tables import Tables
@@ -45,9 +45,12 @@ def related_scores(run: Run, free: Sequence[str] = ()) -> pd.DataFrame:
 
 def _free_values(settings: dict, free: Sequence[str]) -> dict[str, float | str]:
     """The free settings of a run, besides kl_coef: numbers, and all else as text."""
-    flattened = flat(settings)
-    values = {key: flattened.get(key) for key in free if key != "ppo.kl_coef"}
-    return {key: value if isinstance(value, (int, float)) else str(value) for key, value in values.items()}
+    values = {}
+    for key in sorted(set(free) - {"ppo.kl_coef"}):
+        section, _, name = key.partition(".")
+        value = settings.get(section, {}).get(name)
+        values[key] = value if isinstance(value, (int, float)) else str(value)
+    return values
 
 
 def _comparable(settings: dict, free: Sequence[str]) -> dict:

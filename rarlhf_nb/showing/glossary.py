@@ -206,7 +206,9 @@ CRITIC_FREE_GLOSSARY = {
     "env_reward_std": Term("standard deviation of r (divided by B)", "logit", EPISODES, BEFORE),
     "tail_env_reward_mean": Term("mean of r", "logit", "the episodes of the tail, by reward", BEFORE),
     "kl": Term("as in the training log, but over the whole vocabulary", "nats per completion", EPISODES, BEFORE),
-    "entropy": Term("mean of -sum_a pi(a|s_t) log pi(a|s_t) over all tokens", "nats per token", UPDATED, EPOCHS),
+    "entropy": Term(
+        "mean of -sum_a pi(a|s_t) log pi(a|s_t) over the whole vocabulary", "nats per token", UPDATED, EPOCHS
+    ),
     "completion_length": Term("mean number of completion tokens, EOS included", "tokens", EPISODES, BEFORE),
     "kl_coef": Term(
         "beta: of GRPO's loss per token, in units of the normalised reward; of RLOO's reward per episode",

@@ -4,9 +4,9 @@
 An iteration is like one of PPO: B episodes, here several samples of each prompt, then one optimizer step per epoch at a
 constant learning rate, with PPO's clipping and its limit on the gradient norm.
 
-Departures from PPO in this package: TRL takes log-probabilities over all tokens, including those that the
-sampler forbids; its KL is the estimate that each trainer has; and every episode costs a forward and a backward pass,
-even outside the tail.
+Departures from PPO in this package: TRL takes log-probabilities over the whole vocabulary, including the tokens that
+the sampler forbids; its KL is the estimate that each trainer has; and every episode costs a forward and a backward
+pass, even outside the tail.
 """
 
 import math
