@@ -11,12 +11,14 @@ import torch
 from filelock import FileLock, Timeout
 from small_run import SMALL
 from tiny import tiny_policy
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rarlhf_nb.core import shelf, sources
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.records import read_records
 from rarlhf_nb.core.runs import SWEEP, Run
 from rarlhf_nb.running.experiment import Experiment
+from rarlhf_nb.running.export import export_policy
 from rarlhf_nb.running.stages import Evaluate, FineTune, PrepareData, Train
 from rarlhf_nb.worlds.pocket import pocket_world
 
@@ -205,3 +207,22 @@ def test_a_policy_of_another_family_is_not_measured(work):
     tiny_policy().save(Path("papermill_runs/mine/policies/other"))
     with pytest.raises(UserError, match="method = 'other': its tokenizer has another vocabulary"):
         Experiment.reopen("mine").evaluate("other")
+
+
+def test_a_policy_of_the_users_own_is_measured_beside_the_methods(work, tmp_path):
+    work()
+    policies = Path("papermill_runs/mine/policies").absolute()
+    model = AutoModelForCausalLM.from_pretrained(policies / "rlhf")
+    model.save_pretrained(policies / "theirs")
+    AutoTokenizer.from_pretrained(policies / "rlhf").save_pretrained(policies / "theirs")
+    experiment = Experiment.reopen("mine")
+    theirs, rlhf = experiment.evaluate("theirs"), experiment.evaluate("rlhf")
+    assert theirs["completion"].tolist() == rlhf["completion"].tolist()
+    rows = experiment.report().main()
+    assert rows.loc["theirs"].tolist() == rows.loc["RLHF"].tolist()
+    with pytest.raises(UserError, match="method = 'theirs' was not made by this run.*/policies/theirs itself"):
+        export_policy(experiment, "theirs", tmp_path / "copy")
+    Path("papermill_runs/mine/evaluation/theirs.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match=r"theirs.parquet is damaged.*: `experiment.evaluate\('theirs'\)` makes"):
+        experiment.tables()
+    assert experiment.evaluate("theirs").equals(theirs)

@@ -47,9 +47,12 @@ RISK_NEUTRAL = ("rlhf", "grpo", "rloo")  # the same at alpha = 1
 
 
 def find_method(key: str) -> Method:
-    """The method with this key, with or without a sweep's alpha; an unknown method is named after its key."""
+    """The method with this key, with or without a sweep's alpha.
+
+    A policy of the user's own is named after its key, and no notebook makes it.
+    """
     base, _ = split_alpha(key)
-    return METHODS.get(base, Method(base, OTHER_COLOR, RISK_NOTEBOOK))
+    return METHODS.get(base, Method(base, OTHER_COLOR, notebook=""))
 
 
 def split_alpha(key: str) -> tuple[str, float | None]:

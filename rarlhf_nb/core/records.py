@@ -16,9 +16,9 @@ RECORDS = "stages"
 class Record(NamedTuple):
     """A finished stage.
 
-    fingerprint: of everything that determines its files. notebook: the one that runs it. writes: the files and folders
-    that it leaves. files: path in the run folder -> checksum. seconds: what the work took. versions: of the packages.
-    taken_from: the run of the same sweep that did the work.
+    fingerprint: of everything that determines its files. notebook: the one that runs it, or "". writes: the files and
+    folders that it leaves. files: path in the run folder -> checksum. seconds: what the work took. versions: of the
+    packages. taken_from: the run of the same sweep that did the work.
     """
 
     stage: str
@@ -59,15 +59,21 @@ def damaged_files(run_folder: Path, record: Record) -> list[str]:
 def check_files(run_folder: Path, relative: str) -> None:
     """Compare a file, or all files in a folder, with the records; files that no record names pass.
 
-    Raises `UserError` that names a damaged file and the notebook that makes it again.
+    Raises `UserError` that names a damaged file and what makes it again: a notebook, or for a policy of the user's own
+    a call.
     """
     for record in read_records(run_folder):
         mine = {name: own for name, own in record.files.items() if name == relative or name.startswith(f"{relative}/")}
         for name in damaged_files(run_folder, record._replace(files=mine)):
-            raise UserError(
-                f"{name} is damaged or missing in run {run_folder.name!r}: run the same `rarlhf run` command again, or "
-                f"notebook {record.notebook}, whose stage {record.stage!r} makes it again."
-            )
+            remedy = _remedy(record)
+            raise UserError(f"{name} is damaged or missing in run {run_folder.name!r}: {remedy} makes it again.")
+
+
+def _remedy(record: Record) -> str:
+    if not record.notebook:
+        stage, _, policy = record.stage.partition(" ")
+        return f"`experiment.{stage}({policy!r})`"
+    return f"run the same `rarlhf run` command again, or notebook {record.notebook}, whose stage {record.stage!r}"
 
 
 def recorded_checksums(run_folder: Path, relative: str) -> dict[str, str]:

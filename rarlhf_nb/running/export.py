@@ -7,7 +7,7 @@ from huggingface_hub import HfApi, get_token, is_offline_mode
 
 from rarlhf_nb.core.errors import UserError, first_line
 from rarlhf_nb.core.lock import held
-from rarlhf_nb.core.methods import CONDITIONED, policy_name
+from rarlhf_nb.core.methods import CONDITIONED, METHODS, policy_name, split_alpha
 from rarlhf_nb.running.model_card import is_hub_id, model_card
 from rarlhf_nb.running.workspace import Workspace
 from rarlhf_nb.worlds.cache import build_once
@@ -26,12 +26,16 @@ def export_policy(workspace: Workspace, method: str, folder: Path, name: str | N
 
     "conditioned@0.2" exports the conditioned policy, fixed at that alpha. The folder appears whole
     or not at all. name: what the card loads, by default the folder's name. Raises `UserError` for a method
-    without one policy in the run, and for a folder that is not empty.
+    without one policy that the run made, and for a folder that is not empty.
     """
     folder = folder.expanduser().resolve()
     if method in REFUSED:
         raise UserError(f"method = {method!r} has no policy of its own to export: {REFUSED[method]}.")
     policy = workspace.policy_folder(policy_name(method))
+    if split_alpha(method)[0] not in METHODS:
+        raise UserError(
+            f"method = {method!r} was not made by this run, which has no card for it: upload {policy} itself."
+        )
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"folder = {str(folder)!r} is not empty, and nothing is overwritten: name a new folder.")
 
