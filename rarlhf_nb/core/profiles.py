@@ -312,6 +312,11 @@ class ConditionedSettings(Section):
     iterations: int | None = Field(gt=0, default=None)  # None: twice those of ppo, as it stands for several trainings
     kl_coef: float | None = Field(ge=0, default=None)  # None: that of ppo
 
+    def training(self, ppo: PPOSettings) -> PPOSettings:
+        """The settings of PPO, with the iterations and kl_coef of this training."""
+        kl_coef = ppo.kl_coef if self.kl_coef is None else self.kl_coef
+        return ppo.model_copy(update={"iterations": self.iterations or 2 * ppo.iterations, "kl_coef": kl_coef})
+
 
 class SweepSettings(Section):
     """Further tail shares to train on with both estimators, besides `risk.alpha`."""

@@ -21,6 +21,11 @@ def read_interval(row: pd.Series, metric: str) -> Interval:
     return Interval(*(row[metric + end] for end in ENDS))
 
 
+def excludes_zero(rows: pd.DataFrame, metric: str) -> np.ndarray:
+    """Whether each row's interval of a metric excludes 0: (rows,)."""
+    return ((rows[f"{metric}_low"] > 0) | (rows[f"{metric}_high"] < 0)).to_numpy()
+
+
 def interval_numbers(row: pd.Series, metrics: Iterable[str]) -> dict[str, dict[str, float | None]]:
     """The metrics of a report's row for JSON: {metric: {value, low, high}}, with None for NaN."""
     return {

@@ -12,6 +12,7 @@ import pandas as pd
 from rarlhf_nb.core.methods import method_name, method_order
 from rarlhf_nb.measuring.cells import (
     ENDS,
+    excludes_zero,
     interval_cell,
     interval_numbers,
     markdown_line,
@@ -73,15 +74,10 @@ class Report:
         sections = {"Every metric": self.cells(self.table).rename(columns=method_name)}
         for baseline, rows in self.differences.groupby(level="baseline", sort=False):
             cells = self.cells(rows.droplevel("baseline")).rename(columns=method_name)
-            sections[f"Difference from {method_name(baseline)} (* the interval excludes 0)"] = cells.where(
-                ~self._clear(rows), cells + " *"
-            )
+            clear = np.stack([excludes_zero(rows, metric) for metric in self.names])
+            title = f"Difference from {method_name(baseline)} (* the interval excludes 0)"
+            sections[title] = cells.where(~clear, cells + " *")
         return sections
-
-    def _clear(self, rows: pd.DataFrame) -> np.ndarray:
-        """Whether each interval excludes 0: (metrics, methods)."""
-        low, high = (rows[[f"{metric}_{end}" for metric in self.names]].to_numpy().T for end in ("low", "high"))
-        return (low > 0) | (high < 0)
 
     def to_json(self) -> str:
         """{"methods": {method: {metric: {value, low, high}}}, "differences": [...], ...}, with null for NaN."""

@@ -15,6 +15,7 @@ from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import RISK_AVERSE, RISK_NEUTRAL, method_name, method_order, split_alpha
 from rarlhf_nb.measuring.cells import (
     ENDS,
+    excludes_zero,
     interval_cell,
     interval_numbers,
     markdown_line,
@@ -85,7 +86,7 @@ class SweepReport:
         rows = rows.loc[[is_rl(method) and is_rl(baseline) for method, baseline in rows.index]]
         needed = [
             "told apart" if apart else seeds_cell(seeds)
-            for apart, seeds in zip(_told_apart(rows, metric), rows["seeds_needed"], strict=True)
+            for apart, seeds in zip(excludes_zero(rows, metric), rows["seeds_needed"], strict=True)
         ]
         columns = {"seeds": rows["seeds"].astype(str).tolist(), self.names[metric]: _cells(rows, metric)}
         pairs = [f"{method_name(method)} − {method_name(baseline)}" for method, baseline in rows.index]
@@ -106,7 +107,7 @@ class SweepReport:
 
     def _numbers(self, title: str) -> dict[str, Any]:
         rows, pairs = _of_setting(self.table, title), _of_setting(self.differences, title)
-        apart = _told_apart(pairs, tail_metric(self.names))
+        apart = excludes_zero(pairs, tail_metric(self.names))
         return {
             "methods": {
                 method: {"seeds": int(row["seeds"])} | interval_numbers(row, self.names)
@@ -254,11 +255,6 @@ def _of_setting(table: pd.DataFrame, title: str) -> pd.DataFrame:
 
 def _cells(rows: pd.DataFrame, metric: str) -> list[str]:
     return [interval_cell(read_interval(row, metric)) for _, row in rows.iterrows()]
-
-
-def _told_apart(rows: pd.DataFrame, metric: str) -> np.ndarray:
-    """Whether each interval excludes 0: (rows,)."""
-    return ((rows[f"{metric}_low"] > 0) | (rows[f"{metric}_high"] < 0)).to_numpy()
 
 
 def _markdown(tables: dict[str, pd.DataFrame]) -> str:

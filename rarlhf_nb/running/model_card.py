@@ -68,6 +68,7 @@ def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
         schedule=risk and risk.schedule(profile.ppo),
         critic_free_alpha=alpha,
         conditioned_alpha=own_alpha if base == CONDITIONED else None,
+        conditioned_ppo=profile.conditioned.training(profile.ppo),
         prefix_ids=prefix_ids,
         prefix=_decoded(run.path("policies", policy), prefix_ids) if prefix_ids else "",
         policy_model=_model(profile.policy.model),

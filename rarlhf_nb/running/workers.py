@@ -58,10 +58,10 @@ def attempt(folder: str, cell: str, threads: int | None = None) -> int:
         try:
             asked = False
             while process.poll() is None:
-                wish = _wish(sweep)
-                if wish == AT_ONCE:
+                request = _request(sweep)
+                if request == AT_ONCE:
                     os.killpg(process.pid, signal.SIGKILL)
-                elif wish is not None and not asked:
+                elif request is not None and not asked:
                     process.send_signal(signal.SIGINT)
                     asked = True
                 time.sleep(0.2)
@@ -70,7 +70,7 @@ def attempt(folder: str, cell: str, threads: int | None = None) -> int:
             process.stdin.close()
 
 
-def _wish(sweep: Path) -> str | None:
+def _request(sweep: Path) -> str | None:
     """What the request to stop says, None where there is none."""
     try:
         return (sweep / STOP).read_text()

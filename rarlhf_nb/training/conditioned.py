@@ -67,9 +67,7 @@ class AlphaConditionedTrainer(CVaRPPOTrainer):
         reference = reference or Reference(model)
         hidden_size = model.model.config.get_text_config().hidden_size
         model.risk = RiskEmbedding(hidden_size, conditioned.alpha_min).to(model.value_head.weight)
-        kl_coef = args.kl_coef if conditioned.kl_coef is None else conditioned.kl_coef
-        iterations = conditioned.iterations or 2 * args.iterations
-        args = args.model_copy(update={"iterations": iterations, "kl_coef": kl_coef})
+        args = conditioned.training(args)
         risk = risk.model_copy(update={"alpha": conditioned.alpha_min, "estimator": "rockafellar_uryasev"})
         super().__init__(model, reward_funcs, args, risk, sampling, reference=reference, **options)
         self.groups = torch.arange(args.batch_size).tensor_split(conditioned.groups)
