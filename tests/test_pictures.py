@@ -1,7 +1,11 @@
 """Beside a figure: a picture where one can be made in time, otherwise a text."""
 
+import asyncio
+import base64
 import html
+import struct
 import threading
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -9,6 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
+from browser import chromium
 from nbconvert import HTMLExporter
 from plotly.subplots import make_subplots
 
@@ -23,44 +28,63 @@ from rarlhf_nb.showing.tails import Slot, measure_tails
 def renderers(monkeypatch):
     monkeypatch.setattr(pio.renderers, "default", pio.renderers.default)
     monkeypatch.setenv("RARLHF_STATIC", "1")
+    pictures.the_browser.cache_clear()
 
 
 def test_figures_are_live_alone_where_somebody_watches(monkeypatch):
     monkeypatch.delenv("RARLHF_STATIC")
-    monkeypatch.setattr(go.Figure, "to_image", lambda *args, **kwargs: pytest.fail("a picture was made"))
+    monkeypatch.setattr(pictures, "the_browser", lambda: pytest.fail("a browser was started"))
     assert pictures.use_renderer() == pio.renderers.default == "plotly_mimetype"
 
 
-def test_figures_are_live_where_no_picture_can_be_made(monkeypatch):
-    def no_browser(*args, **kwargs):
-        raise RuntimeError("no browser")
-
-    monkeypatch.setattr(go.Figure, "to_image", no_browser)
+@pytest.mark.parametrize("browser", ["no/such/file", "/bin/false"])
+def test_figures_have_a_text_where_no_browser_starts(browser, monkeypatch):
+    monkeypatch.setenv("BROWSER_PATH", browser)
     assert pictures.use_renderer() == pio.renderers.default == "plotly_mimetype+figure_text"
 
 
-def test_a_browser_that_never_answers_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(pictures, "PATIENCE", 0.05)
-    monkeypatch.setattr(go.Figure, "to_image", lambda *args, **kwargs: threading.Event().wait())
+def test_a_browser_that_never_answers_is_not_waited_for(tmp_path, monkeypatch):
+    silent = tmp_path / "silent"
+    silent.write_text("#!/bin/sh\nexec sleep 5\n")
+    silent.chmod(0o755)
+    monkeypatch.setenv("BROWSER_PATH", str(silent))
+    monkeypatch.setattr(pictures, "PATIENCE", 0.5)
     assert pictures.use_renderer() == "plotly_mimetype+figure_text"
 
-    stuck = pictures.PictureInTime(mime_type="image/png", b64_encode=True, format="png", width=100)
+
+class Stuck(pictures.Browser):
+    """A browser that has started, and draws nothing."""
+
+    def __init__(self):
+        self.loop = asyncio.new_event_loop()
+        self.kaleido = SimpleNamespace(calc_fig=lambda figure, opts: asyncio.sleep(60))
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+
+
+def test_after_a_late_picture_figures_come_with_a_text(monkeypatch):
+    monkeypatch.setattr(pictures, "PATIENCE", 0.05)
     pio.renderers.default = "plotly_mimetype+png"
-    monkeypatch.setattr(pictures.PictureInTime.__base__, "to_mimebundle", lambda *args: threading.Event().wait())
     with pytest.warns(UserWarning, match="no picture within 0.05 s"):
-        bundle = stuck.to_mimebundle(go.Figure(go.Scatter(y=[1.5], name="RLHF")).to_dict())
+        bundle = pictures.Picture(Stuck()).to_mimebundle(go.Figure(go.Scatter(y=[1.5], name="RLHF")).to_dict())
     assert set(bundle) == {"text/plain"}
     assert pio.renderers.default == "plotly_mimetype+figure_text"  # the next figure does not wait again
 
 
-def test_what_is_made_in_time_comes_back_as_it_is():
-    assert pictures.in_time(lambda: 7) == 7
-    with pytest.raises(KeyError, match="gone"):
-        pictures.in_time(lambda: {}["gone"])
+def test_one_browser_draws_every_picture(pictures_of_figures):
+    chromium()
+    assert pictures.use_renderer() == "plotly_mimetype+png_in_time"
+    browser = pictures.the_browser()
+    figure = go.Figure(go.Scatter(y=[1.5, 2.5], name="RLHF")).update_layout(height=320)
+    for _ in range(2):
+        bundle = pio.renderers["png_in_time"].to_mimebundle(figure.to_dict())
+        drawn = base64.b64decode(bundle["image/png"])
+        assert drawn[:8] == b"\x89PNG\r\n\x1a\n"
+        assert struct.unpack(">II", drawn[16:24]) == (900, 320)
+    assert pictures.use_renderer() and pictures.the_browser() is browser
+    browser.close()
 
 
 def test_without_a_browser_an_exported_notebook_shows_a_text_in_place_of_the_figure(monkeypatch):
-    monkeypatch.setattr(go.Figure, "to_image", lambda *args, **kwargs: 1 / 0)
     pictures.use_renderer()
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda bundle, raw: shown.append(bundle))

@@ -1,20 +1,23 @@
 """How figures are shown: live and, in a notebook that nobody watches, also as a picture or as text."""
 
+import asyncio
+import atexit
+import base64
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Coroutine
+from contextlib import suppress
+from functools import cache
 from typing import Any, TypeVar
 
-import plotly.graph_objects as go
 import plotly.io as pio
 
 from rarlhf_nb.showing.figure_text import figure_text
 
 Answer = TypeVar("Answer")
-PATIENCE = 60.0  # seconds for one picture, which takes 0.2, or 3 when the browser must start
-ImageRenderer = type(pio.renderers["png"]).__base__  # plotly has no public names for these two
-MimetypeRenderer = ImageRenderer.__base__
+PATIENCE = 60.0  # seconds for one picture, which takes 0.2, or 3 for the browser to start
+MimetypeRenderer = type(pio.renderers["png"]).__base__.__base__  # plotly has no public name for it
 LIVE, PICTURE, TEXT = "plotly_mimetype", "png_in_time", "figure_text"
 LIVE_OR_TEXT = f"{LIVE}+{TEXT}"
 
@@ -35,17 +38,9 @@ def use_renderer() -> str:
         return pio.renderers.default
     pio.renderers[TEXT] = TextInstead()
     pio.renderers.default = LIVE_OR_TEXT
-    warnings.filterwarnings("ignore", message="The kopts argument is ignored")  # plotly always passes it
-    try:
-        in_time(lambda: go.Figure().to_image("png"))
-    except Exception:  # kaleido is optional, and a missing or broken browser has no specific error
-        return pio.renderers.default
-    import kaleido
-
-    # Only now: without a browser the server's thread dies, and a request for a picture would wait forever.
-    kaleido.start_sync_server(silence_warnings=True)
-    pio.renderers[PICTURE] = PictureInTime(mime_type="image/png", b64_encode=True, format="png", width=900)
-    pio.renderers.default = f"{LIVE}+{PICTURE}"
+    with suppress(Exception):  # kaleido is optional, and a missing or broken browser has no specific error
+        pio.renderers[PICTURE] = Picture(the_browser())
+        pio.renderers.default = f"{LIVE}+{PICTURE}"
     return pio.renderers.default
 
 
@@ -56,34 +51,56 @@ class TextInstead(MimetypeRenderer):
         return {"text/plain": figure_text(fig_dict)}
 
 
-class PictureInTime(ImageRenderer):
-    """Plotly's renderer of pictures; after the first picture that is late, figures come with a text instead."""
+class Browser:
+    """A browser of `kaleido` that draws figures, without a network; it runs in a thread, and ends with this process.
+
+    A call raises `TimeoutError` after `PATIENCE`, since a broken browser may never answer.
+    """
+
+    def __init__(self) -> None:
+        from kaleido import Kaleido
+
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+
+        async def started() -> Kaleido:
+            browser = Kaleido(mathjax=False)  # which would come from the network, for every picture again
+            await browser.open()
+            return browser
+
+        self.kaleido = self._answer(started())
+        atexit.register(self.close)
+
+    def png(self, figure: dict[str, Any]) -> bytes:
+        """The picture of a figure, 900 pixels wide."""
+        return self._answer(self.kaleido.calc_fig(figure, opts={"format": "png", "width": 900}))
+
+    def close(self) -> None:
+        """End the browser."""
+        with suppress(Exception):  # it has ended already, or this process is about to
+            self._answer(self.kaleido.close())
+
+    def _answer(self, call: Coroutine[Any, Any, Answer]) -> Answer:
+        future = asyncio.run_coroutine_threadsafe(call, self.loop)
+        try:
+            return future.result(PATIENCE)
+        finally:
+            future.cancel()
+
+
+the_browser = cache(Browser)
+
+
+class Picture(MimetypeRenderer):
+    """A figure as PNG; after the first picture that is late, figures come with a text instead."""
+
+    def __init__(self, browser: Browser) -> None:
+        self.browser = browser
 
     def to_mimebundle(self, fig_dict: dict[str, Any]) -> dict[str, str]:
         try:
-            return in_time(lambda: super(PictureInTime, self).to_mimebundle(fig_dict))
+            return {"image/png": base64.b64encode(self.browser.png(fig_dict)).decode()}
         except TimeoutError:
             pio.renderers.default = LIVE_OR_TEXT
             warnings.warn(f"no picture within {PATIENCE:g} s: from here on figures come without one", stacklevel=2)
             return TextInstead().to_mimebundle(fig_dict)
-
-
-def in_time(make: Callable[[], Answer]) -> Answer:
-    """Pass on what `make` returns or raises; raise `TimeoutError` after `PATIENCE`, since kaleido may wait forever."""
-    answers: list[Answer] = []
-    errors: list[Exception] = []
-
-    def call() -> None:
-        try:
-            answers.append(make())
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=call, daemon=True)  # a daemon, so that the process can end without it
-    thread.start()
-    thread.join(PATIENCE)
-    if errors:
-        raise errors[0]
-    if not answers:
-        raise TimeoutError
-    return answers[0]
