@@ -1,10 +1,14 @@
+import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import nbformat
+import psutil
 import pytest
 
 from rarlhf_nb.core import sources
@@ -168,9 +172,10 @@ run_notebooks(Run.open(sys.argv[1], {}, 5, root=Path("runs")), [Path("01_first.i
 """
 
 
-def start(folder, name):
+def start(folder, name, **options):
     command = [sys.executable, "-c", ONE_RUN, name]
-    return subprocess.Popen(command, cwd=folder, env=os.environ | {"WHO": name}, stderr=subprocess.PIPE, text=True)
+    options |= {"env": os.environ | {"WHO": name}, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, **options)
 
 
 FORKED = """
@@ -198,6 +203,31 @@ def test_kernels_are_forked_from_one_process_that_has_imported_what_they_import(
     )
     assert first == second and [first[0], *first[2:]] == ["True", "True", "0"]
     assert first[1] != runner.stdout.split()[-1]  # the parent of both is not the runner
+
+
+@pytest.mark.skipif(not kernels.FORKS, reason="kernels are forked on Linux only")
+def test_ctrl_c_during_the_imports_shows_no_traceback_of_theirs(tmp_path):
+    notebook(tmp_path, "01_first", "from rarlhf_nb.running import experiment")
+    runner = start(tmp_path, "mine", start_new_session=True)
+    imports = None
+    while imports is None and runner.poll() is None:
+        time.sleep(0.05)
+        for child in psutil.Process(runner.pid).children():
+            with suppress(psutil.Error):
+                imports = child if any("torch" in place.path for place in child.memory_maps()) else imports
+    os.killpg(runner.pid, signal.SIGINT)
+    _, errors = runner.communicate(timeout=120)
+    assert "KeyboardInterrupt" in errors and "forkserver.py" not in errors
+    assert not imports.is_running() or imports.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("forks", [kernels.FORKS, False])
+def test_a_function_is_called_in_a_process_of_the_kernels(forks, monkeypatch):
+    monkeypatch.setattr(kernels, "FORKS", forks)
+    assert kernels.call_apart(math.sqrt, 4.0) == 2.0
+    assert (kernels.call_apart(os.getpid) != os.getpid()) == forks
+    with pytest.raises(ValueError, match="math domain error"):
+        kernels.call_apart(math.sqrt, -1.0)
 
 
 def test_runs_at_once_from_one_folder_never_meet(tmp_path):

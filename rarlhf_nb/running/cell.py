@@ -10,9 +10,10 @@ from datetime import datetime
 from rarlhf_nb.core.checksums import sealed
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.runs import Run, repository
+from rarlhf_nb.running import quick_start  # noqa: F401
 from rarlhf_nb.running.batch import NotebookFailed, run_notebooks
-from rarlhf_nb.running.experiment import Experiment
 from rarlhf_nb.running.grid import Cell
+from rarlhf_nb.running.kernels import call_apart
 from rarlhf_nb.running.parent import end_with_parent
 from rarlhf_nb.running.sweep import CELL_NOTEBOOKS, FAILURE, Sweep
 
@@ -34,7 +35,7 @@ def run_cell(sweep: Sweep, cell: Cell) -> None:
     try:
         Run.open(name, profile.model_dump(mode="json"), cell.seed, sweep.folder.parent)
         run_notebooks(run, notebooks, parameters, profile.sources(), wait=WAIT)
-        Experiment.reopen(name).report()
+        call_apart(_write_report, name)
     except Exception as error:
         failure = {
             "notebook": getattr(error, "notebook", None),
@@ -44,6 +45,12 @@ def run_cell(sweep: Sweep, cell: Cell) -> None:
         }
         run.write_text(FAILURE, sealed(failure))
         raise
+
+
+def _write_report(name: str) -> None:
+    from rarlhf_nb.running.experiment import Experiment  # heavy, and imported already where this is called
+
+    Experiment.reopen(name).report()
 
 
 def main() -> None:

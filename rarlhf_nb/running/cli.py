@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.running import sweep_commands
+from rarlhf_nb.running import quick_start, sweep_commands  # noqa: F401
 from rarlhf_nb.running.messages import reported_errors
 
 if TYPE_CHECKING:

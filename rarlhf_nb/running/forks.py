@@ -10,24 +10,33 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
 
 from rarlhf_nb.core.sources import PACKAGE
 
+Answer = TypeVar("Answer")
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def share_imports(modules: Iterable[Path]) -> None:
     """Let the server import these files of this package, when the first kernel is started."""
     names = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in modules]
-    CONTEXT.set_forkserver_preload(["ipykernel.kernelapp", *(name.removesuffix(".__init__") for name in names)])
+    first = ["rarlhf_nb.running.fork_server", "ipykernel.kernelapp"]
+    CONTEXT.set_forkserver_preload([*first, *(name.removesuffix(".__init__") for name in names)])
+
+
+def call(function: Callable[..., Answer], *arguments: Any) -> Answer:
+    """What a function returns or raises, called in a process that is forked as a kernel is."""
+    with ProcessPoolExecutor(1, CONTEXT, initializer=_forked) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 class ForkProvisioner(LocalProvisioner):
@@ -70,7 +79,7 @@ class ForkedKernel(CONTEXT.Process):
         from ipykernel import kernelapp
 
         os.setsid()  # Ctrl-C in the terminal reaches it by way of the runner
-        threading.Thread(target=_end_with_runner, daemon=True).start()
+        _forked()
         self.daemon = False  # a daemon could not start processes of its own
         os.environ.clear()
         os.environ.update(self.environment)
@@ -80,6 +89,12 @@ class ForkedKernel(CONTEXT.Process):
             kernelapp.launch_new_instance(argv=["-f", self.connection_file, parent])
         finally:
             atexit._run_exitfuncs()  # which multiprocessing leaves out; a browser for pictures ends here
+
+
+def _forked() -> None:
+    """In a process that was forked: Ctrl-C raises `KeyboardInterrupt` again, and it ends with the runner."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=_end_with_runner, daemon=True).start()
 
 
 def _end_with_runner() -> None:

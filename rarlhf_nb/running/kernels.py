@@ -10,16 +10,17 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 from jupyter_client.manager import AsyncKernelManager
 
 from rarlhf_nb.core.runs import Run
 
+Answer = TypeVar("Answer")
 PROCESS = "process.json"
 FORKS = sys.platform == "linux"  # Windows has no fork, and the system libraries of macOS do not survive one
 LONGEST_PATH = 90  # bytes; the system allows about a hundred for a socket
@@ -85,6 +86,15 @@ def share_imports(modules: list[Path]) -> None:
         from rarlhf_nb.running import forks
 
         forks.share_imports(modules)
+
+
+def call_apart(function: Callable[..., Answer], *arguments: Any) -> Answer:
+    """What a function returns or raises; where kernels are forked, its process is too, and has their imports."""
+    if not FORKS:
+        return function(*arguments)
+    from rarlhf_nb.running import forks
+
+    return forks.call(function, *arguments)
 
 
 def interrupt_kernel(folder: str) -> None:
