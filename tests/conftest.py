@@ -10,6 +10,7 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TQDM_DISABLE": "1",
     "OMP_NUM_THREADS": "1",  # the same numbers in a test and in its subprocesses, and room for tests side by side
+    "BROWSER_PATH": "none",  # pictures take seconds per notebook; a test that wants them asks for `pictures_of_figures`
 }
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is in its background
@@ -35,6 +36,12 @@ LONG += (
 def pytest_collection_modifyitems(items):
     """Sort the files by `LONG`; the order within a file stays."""
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
+@pytest.fixture
+def pictures_of_figures(monkeypatch):
+    """Executed notebooks have pictures if there is a browser, as they do outside the tests."""
+    monkeypatch.delenv("BROWSER_PATH")
 
 
 @pytest.fixture(autouse=True)

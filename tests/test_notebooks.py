@@ -180,7 +180,7 @@ def rarlhf(folder, *words):
 ON_DEMAND = ("conditioned", "rloo", "cvar_rloo")  # not in the tables; notebook 03 measures the first by itself
 
 
-def test_the_main_job_ends_with_a_table_of_all_methods(tmp_path):
+def test_the_main_job_ends_with_a_table_of_all_methods(tmp_path, pictures_of_figures):
     (tmp_path / "notebooks").symlink_to(REPOSITORY / "notebooks")
     answer = rarlhf(tmp_path)
     assert answer.returncode == 0, answer.stderr[-3000:]
