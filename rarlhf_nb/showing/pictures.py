@@ -60,15 +60,10 @@ class Browser:
     def __init__(self) -> None:
         from kaleido import Kaleido
 
+        self.kaleido = Kaleido(mathjax=False)  # which would come from the network, for every picture again
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-
-        async def started() -> Kaleido:
-            browser = Kaleido(mathjax=False)  # which would come from the network, for every picture again
-            await browser.open()
-            return browser
-
-        self.kaleido = self._answer(started())
+        self._answer(self.kaleido.open())
         atexit.register(self.close)
 
     def png(self, figure: dict[str, Any]) -> bytes:
