@@ -12,7 +12,7 @@ rows of a training when it has been measured. One process may work on each seed.
 import sys
 import time
 from collections.abc import Iterator
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,11 @@ TEXTS = {"imdb-smollm2": "imdb_reviews", "jigsaw-smollm2": "jigsaw_comments"}
 PRECISION = "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "no"  # which is faster on this processor
 SETTINGS = {"compute.threads": 1, "evaluation.held_out_texts": 32, "policy.mixed_precision": PRECISION}
 SHORTER = {"imdb-smollm2": {"task.prompt_length": 16}, "jigsaw-smollm2": {}}  # of 48: a third of the time
-KL_COEFS = [0.05, 0.1]  # the profiles' own, and twice that
 SEEDS = [1, 2, 3, 4, 5]
 START = (0.0, 0, "sft")
 KEYS = ["profile", "kl_coef", "seed", "training"]
 METHODS = ["rlhf", "ra_rlhf", "ra_rlhf_ru", CONDITIONED]
+TRAININGS = {0.05: METHODS, 0.1: ["rlhf", "ra_rlhf_ru"]}  # by beta: the profiles' own, and twice that for equal KL
 ALPHAS = [1.0, 0.4, 0.1]  # for which the conditioned policy is measured
 TEST_SEED = 0
 MEASURES = ["reward", "tail reward", "CVaR 10 %", "perplexity", "KL"]
@@ -50,8 +50,8 @@ def run(output: Path, texts: Path, profile: str, *seeds: str) -> None:
     """Train and measure what has no rows yet: all seeds at the first beta, then at the second."""
     experiment = started(profile, texts)
     output.mkdir(parents=True, exist_ok=True)
-    trainings = [START, *product(KL_COEFS, map(int, seeds or SEEDS), METHODS)]
-    for training in trainings:
+    betas = [product([kl_coef], map(int, seeds or SEEDS), methods) for kl_coef, methods in TRAININGS.items()]
+    for training in [START, *chain(*betas)]:
         if (profile, *training) in set(rows(output)[KEYS].itertuples(index=False, name=None)):
             continue
         begun = time.perf_counter()
@@ -125,20 +125,20 @@ def rows(output: Path) -> pd.DataFrame:
 
 
 def report(output: Path) -> None:
-    """For each profile and beta: scores over seeds with differences, seconds; at equal KL; texts to read."""
+    """For each profile and beta: scores over seeds with differences, seconds, scores at equal KL; texts to read."""
     found = rows(output).assign(budget="iterations")
     for profile, own in found.groupby("profile"):
         start, own = own[own["training"] == "sft"], own[own["training"] != "sft"]
         print(f"## {profile}\n\n{markdown_table(start.set_index('method')[MEASURES].round(2))}\n")
         own = own.sort_values("training", key=lambda names: names.map(METHODS.index), kind="stable")
         for kl_coef, part in own.groupby("kl_coef"):
-            whole = part.groupby("seed").filter(lambda one: one["training"].nunique() == len(METHODS))
+            whole = part[part.groupby("seed")["training"].transform("nunique") == len(TRAININGS[kl_coef])]
             print(f"## {profile}, β {kl_coef:g}, {whole['seed'].nunique()} seeds\n")
             print(markdown_table(scores(whole)), end="\n\n")
             trainings = whole.drop_duplicates(["training", "seed"]).pivot(index="seed", columns="training")
             print(markdown_table(trainings["seconds"].round().astype(int)), end="\n\n")
-        if own["kl_coef"].nunique() > 1:  # with one there is no curve over beta
-            print(f"## {profile}, at equal KL\n\n{markdown_table(own_kl_table(own, own, method_name))}\n")
+            print(f"## {profile}, β {kl_coef:g}, minus RLHF at equal KL\n")
+            print(markdown_table(own_kl_table(whole, own, method_name)), end="\n\n")
         print(texts_to_read(output, profile))
 
 
@@ -151,7 +151,7 @@ def scores(whole: pd.DataFrame) -> pd.DataFrame:
 
 def texts_to_read(output: Path, profile: str) -> str:
     """The lowest-scored prompts with the completions of each method, at the first beta and seed, as nested lists."""
-    ending = f"_beta{KL_COEFS[0]}_seed{SEEDS[0]}.parquet"
+    ending = f"_beta{min(TRAININGS)}_seed{SEEDS[0]}.parquet"
     files = sorted(output.glob(f"{profile}_*{ending}"))
     episodes = {file.name.removeprefix(f"{profile}_").removesuffix(ending): pd.read_parquet(file) for file in files}
     lines = []
