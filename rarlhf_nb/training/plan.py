@@ -145,9 +145,8 @@ def plan(
 def phase_seconds(work: Work, phase: str, shape: Shape, device: Device, devices: int) -> dict[str, float]:
     """The seconds of a phase by each of the four things that may limit it."""
     peak = device.flops_32 if shape.weight_bytes == 4 else device.flops_16
-    link = (
-        device.link_bandwidth if devices <= NODE else device.network_bandwidth
-    )  # a ring is as fast as its slowest link
+    # a ring is as fast as its slowest link
+    link = device.link_bandwidth if devices <= NODE else device.network_bandwidth
     generates = phase == "generate"
     states = work.states / device.link_bandwidth if generates else 0.0
     return {
