@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 
-from benchmarks.risk_comparison import seed_table, signed
+from benchmarks.risk_comparison import fitted_kl_table, seed_table
 from rarlhf_nb.core.methods import CONDITIONED, method_name, sweep_key
 from rarlhf_nb.measuring.cells import markdown_line, markdown_table
 from rarlhf_nb.measuring.evaluation import evaluate, held_out_log_likelihoods
-from rarlhf_nb.measuring.metrics import Interval, perplexity
+from rarlhf_nb.measuring.metrics import perplexity
 from rarlhf_nb.measuring.report import summary
 from rarlhf_nb.measuring.tail_prompts import tail_prompts_table
 from rarlhf_nb.running.experiment import Experiment
@@ -139,7 +138,7 @@ def report(output: Path) -> None:
             print(markdown_table(scores(whole)), end="\n\n")
             trainings = whole.drop_duplicates(["training", "seed"]).pivot(index="seed", columns="training")
             print(markdown_table(trainings["seconds"].round().astype(int)), end="\n\n")
-        print(f"## {profile}, minus RLHF at equal KL\n\n{markdown_table(equal_kl_table(own))}\n")
+        print(f"## {profile}, minus RLHF at equal KL\n\n{markdown_table(fitted_kl_table(own))}\n")
         print(texts_to_read(output, profile))
 
 
@@ -148,37 +147,6 @@ def scores(whole: pd.DataFrame) -> pd.DataFrame:
     conditioned, plain = whole[whole["training"] == CONDITIONED], sweep_key(CONDITIONED, 1.0)
     inside = seed_table(conditioned, MEASURES, than=plain).filter(like="minus", axis=0)
     return pd.concat([seed_table(whole, MEASURES), inside])
-
-
-def equal_kl_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """The `gain_at_equal_kl` of each method in each measure, over both betas; one row per method."""
-    rows = {}
-    for method, own in runs.groupby("method", sort=False):
-        if method != "rlhf":
-            gains = {key: signed(gain_at_equal_kl(runs, method, key)) for key in MEASURES if key != "KL"}
-            rows[f"{method_name(method)}: minus RLHF"] = {
-                "runs": str(len(own)),
-                "KL": f"{own['KL'].mean():.2f}",
-            } | gains
-    return pd.DataFrame(rows).T
-
-
-def gain_at_equal_kl(runs: pd.DataFrame, method: str, measure: str) -> Interval:
-    """What a method gains over RLHF at equal KL: d in measure = a(seed) + b KL + d [method], with its 95 % t-interval.
-
-    Fitted by least squares to all runs of both. A curve over beta, seed by seed, would leave most runs out: here KL
-    differs more between seeds than between two betas.
-    """
-    both = runs[runs["method"].isin([method, "rlhf"])]
-    terms = np.column_stack([both["method"] == method, both["KL"], pd.get_dummies(both["seed"])]).astype(float)
-    values = both[measure].to_numpy()
-    fitted = np.linalg.pinv(terms) @ values
-    freedom = len(values) - np.linalg.matrix_rank(terms)
-    if freedom == 0:
-        return Interval(fitted[0], np.nan, np.nan)
-    variance = np.square(values - terms @ fitted).sum() / freedom * np.linalg.pinv(terms.T @ terms)[0, 0]
-    half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
-    return Interval(fitted[0], fitted[0] - half, fitted[0] + half)
 
 
 def texts_to_read(output: Path, profile: str) -> str:

@@ -32,6 +32,7 @@ from datasets import Dataset
 from rarlhf_nb.core.methods import method_name
 from rarlhf_nb.core.profiles import Profile, TaskSettings, load_profile
 from rarlhf_nb.measuring.cells import markdown_table
+from rarlhf_nb.measuring.equal_kl import gain_at_equal_kl
 from rarlhf_nb.measuring.evaluation import evaluate
 from rarlhf_nb.measuring.metrics import Interval, seed_interval
 from rarlhf_nb.measuring.report import summary
@@ -325,6 +326,20 @@ def own_kl_table(
     return pd.DataFrame(rows).T
 
 
+def fitted_kl_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """What each method gains over RLHF at equal KL, fitted to all seeds and betas at once (`measuring.equal_kl`)."""
+    runs, rows = runs.rename(columns={"KL": "kl"}), {}
+    for method in runs["method"].unique():
+        if method != "rlhf":
+            kl = runs.loc[runs["method"] == method, "kl"]
+            gains = {key: gain_at_equal_kl(runs, key, method, "rlhf") for key in ("reward", "tail reward", "CVaR 10 %")}
+            rows[f"{method_name(method)}: minus RLHF"] = {
+                "runs": str(len(kl)),
+                "KL": f"{kl.min():.1f} to {kl.max():.1f}",
+            } | {key: signed(gain) for key, gain in gains.items()}
+    return pd.DataFrame(rows).T
+
+
 def curve(runs: pd.DataFrame, method: str, seed: int, key: str, kl: float) -> float:
     """The value of `key` at the given KL on the curve of one method and seed over beta; NaN outside its range of KL."""
     points = runs[(runs["method"] == method) & (runs["seed"] == seed)].sort_values("KL")
@@ -346,6 +361,7 @@ def report(output: Path) -> None:
     print(markdown_table(seed_table(runs[runs["kl_coef"] == profile.ppo.kl_coef])), end="\n\n")
     swept = runs[(runs["budget"] == "iterations") & runs["seed"].isin(FRONTIER_SEEDS)]
     print(markdown_table(equal_kl_table(swept, levels=[2, 2.5, 3, 3.5, 4])), end="\n\n")
+    print(markdown_table(fitted_kl_table(swept)), end="\n\n")
     points = swept.groupby(["method", "kl_coef"])[["KL", "reward", "CVaR 10 %"]].mean().round(2)
     points = points.reindex(METHODS, level="method")
     points.index = [f"{method_name(method)}, beta {kl_coef:g}" for method, kl_coef in points.index]

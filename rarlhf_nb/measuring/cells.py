@@ -51,6 +51,11 @@ def seeds_cell(seeds: float) -> str:
     return f"more than {MOST_SEEDS:,} seeds" if np.isinf(seeds) else f"{seeds:,.0f} seeds"
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 seed", "3 seeds"."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
 def markdown_table(cells: pd.DataFrame) -> str:
     """A table of texts as Markdown, its columns aligned for a terminal, every text escaped."""
     rows = [

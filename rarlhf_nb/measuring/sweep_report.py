@@ -2,9 +2,9 @@
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import RISK_AVERSE, RISK_NEUTRAL, method_name, method_order, split_alpha
 from rarlhf_nb.measuring.cells import (
     ENDS,
+    counted,
     excludes_zero,
     interval_cell,
     interval_numbers,
@@ -23,13 +24,14 @@ from rarlhf_nb.measuring.cells import (
     read_interval,
     seeds_cell,
 )
+from rarlhf_nb.measuring.equal_kl import gain_at_equal_kl
 from rarlhf_nb.measuring.finding import finding, tail_metric
-from rarlhf_nb.measuring.metrics import seed_interval, seeds_needed
-from rarlhf_nb.measuring.sweeps import SAME_AS_RLHF, distinct_scores, grid_settings, paired_differences
+from rarlhf_nb.measuring.metrics import Interval, seed_interval, seeds_needed
+from rarlhf_nb.measuring.sweep_notes import sweep_notes
+from rarlhf_nb.measuring.sweeps import distinct_scores, grid_settings, paired_differences, settings_title
 
 BASELINE = "rlhf"
 RL_METHODS = (*RISK_NEUTRAL, *RISK_AVERSE)  # with any trained alpha; each pair of them is compared
-SHOWN = 12  # the notes name so many cells that lack methods, and count the others
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,15 @@ class SweepReport:
     `<metric>_low`, `<metric>_high`.
     differences: likewise, index (settings, method, baseline): method minus baseline, paired by seed, of every method
     to RLHF and of every two RL methods; the column seeds_needed is of the tail metric.
+    equal_kl: index (settings, method): each RL method minus RLHF at equal KL (see `measuring.equal_kl`), over all
+    kl_coefs, which the titles of these settings leave out; the column runs. Empty where there is only one kl_coef.
     names: metric -> its name for readers. notes: what a reader must know about the numbers.
     """
 
     settings: dict[str, dict[str, Any]]
     table: pd.DataFrame
     differences: pd.DataFrame
+    equal_kl: pd.DataFrame
     names: dict[str, str]
     notes: list[str]
 
@@ -60,7 +65,7 @@ class SweepReport:
         sentence = finding(rows, pairs, self.names, "sweep")
         if best is None:
             return sentence
-        return f"{sentence.removesuffix('.')}; means over {_counted(rows.loc[best, 'seeds'], 'seed')} at {title}."
+        return f"{sentence.removesuffix('.')}; means over {counted(rows.loc[best, 'seeds'], 'seed')} at {title}."
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """For reading, by the title of the setting: one row per method, its metrics and its differences from RLHF."""
@@ -69,6 +74,18 @@ class SweepReport:
     def comparisons(self) -> dict[str, pd.DataFrame]:
         """For reading, by the title of the setting: one row per pair of RL methods."""
         return {title: self._pairs(title) for title in self.settings}
+
+    def at_equal_kl(self) -> dict[str, pd.DataFrame]:
+        """For reading, by the title of the setting without kl_coef: one row per RL method but RLHF."""
+        found = {}
+        for title, rows in self.equal_kl.groupby(level="settings", sort=False):
+            columns = {"runs": rows["runs"].astype(str).tolist()}
+            columns |= {
+                f"{self.names[metric]}: − {method_name(BASELINE)}": _cells(rows, metric)
+                for metric in _rewards(self.names)
+            }
+            found[title] = pd.DataFrame(columns, index=[method_name(method) for _, method in rows.index])
+        return found
 
     def _methods(self, title: str) -> pd.DataFrame:
         rows = _of_setting(self.table, title)
@@ -93,11 +110,12 @@ class SweepReport:
         return pd.DataFrame(columns | {"needed to tell them apart": needed}, index=pairs)
 
     def to_json(self) -> str:
-        """{"finding": ..., "settings": [{"settings", "methods", "differences"}], ...}, with null for NaN and inf."""
+        """{"finding", "settings": [{"settings", "methods", "differences"}], "equal_kl", ...}, null for NaN and inf."""
         return json.dumps(
             {
                 "finding": self.finding(),
                 "settings": [{"settings": values} | self._numbers(title) for title, values in self.settings.items()],
+                "equal_kl": self._equal_kl_numbers(),
                 "names": self.names,
                 "notes": self.notes,
             },
@@ -126,9 +144,18 @@ class SweepReport:
             ],
         }
 
+    def _equal_kl_numbers(self) -> list[dict[str, Any]]:
+        others = [{key: value for key, value in own.items() if key != "kl_coef"} for own in self.settings.values()]
+        settings = {settings_title(own, own.values()): own for own in others}
+        return [
+            {"settings": settings[title], "method": method, "baseline": BASELINE, "runs": int(row["runs"])}
+            | interval_numbers(row, _rewards(self.names))
+            for (title, method), row in self.equal_kl.iterrows()
+        ]
+
     def to_markdown(self) -> str:
-        """The whole report: `summary`, then the `comparisons`."""
-        return f"{self.summary()}\n{_markdown(self._headed_comparisons())}\n"
+        """The whole report: `summary`, then `at_equal_kl` and the `comparisons`."""
+        return f"{self.summary()}\n{_markdown(self._further_tables())}\n"
 
     def summary(self) -> str:
         """The first screen as Markdown: the finding, the `tables` and the notes."""
@@ -140,14 +167,16 @@ class SweepReport:
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
         sections = [
             "".join(f"<h4>{html.escape(title)}</h4>{cells.to_html()}" for title, cells in tables.items())
-            for tables in (self.tables(), self._headed_comparisons())
+            for tables in (self.tables(), self._further_tables())
         ]
         return f"<p>{html.escape(self.finding())}</p>{sections[0]}<ul>{notes}</ul>{sections[1]}"
 
     _repr_html_ = to_html
 
-    def _headed_comparisons(self) -> dict[str, pd.DataFrame]:
-        return {f"Pairs of RL methods, {title}": cells for title, cells in self.comparisons().items() if len(cells)}
+    def _further_tables(self) -> dict[str, pd.DataFrame]:
+        tables = {f"At equal KL, {title}".removesuffix(", "): cells for title, cells in self.at_equal_kl().items()}
+        pairs = {f"Pairs of RL methods, {title}": cells for title, cells in self.comparisons().items() if len(cells)}
+        return tables | pairs
 
 
 def build_sweep_report(scores: pd.DataFrame) -> SweepReport:
@@ -161,7 +190,7 @@ def build_sweep_report(scores: pd.DataFrame) -> SweepReport:
     keys, names = grid_settings(scores), _names(scores.columns)
     settings, means, differences = {}, {}, {}
     for values, rows in kept.groupby(keys, sort=True):
-        title = _title(keys, values)
+        title = settings_title(keys, values)
         settings[title] = {key: _plain(value) for key, value in zip(keys, values, strict=True)}
         methods = method_order(rows["method"].unique())
         for method in methods:
@@ -173,8 +202,9 @@ def build_sweep_report(scores: pd.DataFrame) -> SweepReport:
         settings,
         _table(means, ["settings", "method"], ["seeds", *_columns(names)]),
         _table(differences, ["settings", "method", "baseline"], ["seeds", "seeds_needed", *_columns(names)]),
+        _table(_at_equal_kl(kept, keys, names), ["settings", "method"], ["runs", *_columns(_rewards(names))]),
         names,
-        _notes(scores, kept, keys, names),
+        sweep_notes(scores, kept, keys, names),
     )
 
 
@@ -210,9 +240,9 @@ def _names(columns: Sequence[str]) -> dict[str, str]:
     return {metric: name for metric, name in names.items() if metric in columns}
 
 
-def _title(keys: Sequence[str], values: Sequence[Any]) -> str:
-    """A setting of the grid as text: "kl_coef 0.2, ppo.learning_rate 0.0003"."""
-    return ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True))
+def _rewards(names: dict[str, str]) -> list[str]:
+    """The metrics that are compared at equal KL: means of rewards."""
+    return [metric for metric in names if metric not in ("perplexity", "kl")]
 
 
 def _plain(value: Any) -> Any:
@@ -234,18 +264,39 @@ def _difference(rows: pd.DataFrame, method: str, baseline: str, names: dict[str,
     return {"seeds": len(tail), "seeds_needed": seeds_needed(tail)} | _intervals(by_metric)
 
 
+def _at_equal_kl(kept: pd.DataFrame, keys: list[str], names: dict[str, str]) -> dict[tuple, dict[str, float]]:
+    """The rows of `SweepReport.equal_kl`."""
+    others = [key for key in keys if key != "kl_coef"]
+    found = {}
+    for values, rows in kept.groupby(others) if others else [((), kept)]:
+        methods = method_order(rows["method"].unique())
+        if "kl" not in rows or rows["kl_coef"].nunique() == 1 or BASELINE not in methods:
+            continue
+        for method in methods:
+            if is_rl(method) and method != BASELINE:
+                gains = {metric: gain_at_equal_kl(rows, metric, method, BASELINE) for metric in _rewards(names)}
+                runs = {"runs": int((rows["method"] == method).sum())}
+                found[settings_title(others, values), method] = runs | _flat(gains)
+    return found
+
+
 def _intervals(values: dict[str, ArrayLike]) -> dict[str, float]:
-    """The columns of every metric: its mean over the seeds and both ends of its interval. values: metric -> (S,)."""
-    intervals = {metric: seed_interval(found) for metric, found in values.items()}
+    """The mean of every metric over the seeds, with its interval. values: metric -> (S,)."""
+    return _flat({metric: seed_interval(found) for metric, found in values.items()})
+
+
+def _flat(intervals: dict[str, Interval]) -> dict[str, float]:
+    """The columns of every metric: its value and both ends of its interval."""
     return {metric + end: x for metric, xs in intervals.items() for end, x in zip(ENDS, xs, strict=True)}
 
 
-def _columns(names: dict[str, str]) -> list[str]:
-    return [metric + end for metric in names for end in ENDS]
+def _columns(metrics: Iterable[str]) -> list[str]:
+    return [metric + end for metric in metrics for end in ENDS]
 
 
 def _table(rows: dict[tuple, dict], index: list[str], columns: list[str]) -> pd.DataFrame:
-    return pd.DataFrame(list(rows.values()), index=pd.MultiIndex.from_tuples(list(rows), names=index), columns=columns)
+    keys = pd.MultiIndex.from_frame(pd.DataFrame(list(rows), columns=index))
+    return pd.DataFrame(list(rows.values()), index=keys, columns=columns)
 
 
 def _of_setting(table: pd.DataFrame, title: str) -> pd.DataFrame:
@@ -259,57 +310,3 @@ def _cells(rows: pd.DataFrame, metric: str) -> list[str]:
 
 def _markdown(tables: dict[str, pd.DataFrame]) -> str:
     return "\n\n".join(f"**{markdown_line(title)}**\n\n{markdown_table(cells)}" for title, cells in tables.items())
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
-
-
-# The notes
-
-
-def _notes(scores: pd.DataFrame, kept: pd.DataFrame, keys: list[str], names: dict[str, str]) -> list[str]:
-    seeds = sorted(kept["seed"].unique())
-    listed = f"{_counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))})"
-    brackets = "Brackets hold 95 % t intervals over training seeds" if len(seeds) > 1 else "One seed has no interval"
-    renamed = [method for method in method_order(scores["method"].unique()) if method in SAME_AS_RLHF]
-    notes = [
-        f"{listed}. {brackets}; test prompts are not resampled.",
-        "Differences are paired: both methods have the same seed. Nothing is corrected for multiple comparisons, and "
-        "the best of many methods owes part of its lead to luck.",
-        "A pair is told apart where its interval excludes 0. Otherwise the table says how many seeds a paired "
-        "t-test (two-sided, 5 % level) would need to find such a difference with a probability of 80 %, if the mean "
-        "and the variance seen were the true ones; with few seeds, both are rough.",
-    ]
-    if renamed:
-        listed = " and ".join(map(method_name, renamed))
-        notes.append(f"At α = 1 both estimators are RLHF, with the same numbers; the tables leave out {listed}.")
-    return notes + _disagreements(scores, keys, names) + _missing(kept, keys)
-
-
-def _disagreements(scores: pd.DataFrame, keys: list[str], names: dict[str, str]) -> list[str]:
-    """A note on methods whose repeated rows, of equal settings and seed, are not equal."""
-    tail = tail_metric(names)
-    repeats = scores.groupby([*keys, "seed", "method"])[tail]
-    spread = (repeats.max() - repeats.min()).groupby("method").max()
-    methods = method_order(spread.index[spread > 0])
-    if not methods:
-        return []
-    return [
-        f"{', '.join(map(method_name, methods))}: runs with the same settings and seed differ, by up to "
-        f"{spread.max():.2g} in {names[tail]}; the first is kept."
-    ]
-
-
-def _missing(kept: pd.DataFrame, keys: list[str]) -> list[str]:
-    """A note on the cells of the grid that lack methods."""
-    methods = method_order(kept["method"].unique())
-    found = {cell: set(rows["method"]) for cell, rows in kept.groupby([*keys, "seed"])}
-    texts = []
-    for *values, seed in product(*(sorted(kept[key].unique()) for key in [*keys, "seed"])):
-        absent = [method_name(method) for method in methods if method not in found.get((*values, seed), ())]
-        if absent:
-            what = "all methods" if len(absent) == len(methods) else ", ".join(absent)
-            texts.append(f"{what} with seed {seed} at {_title(keys, values)}")
-    others = f"; and in {_counted(len(texts) - SHOWN, 'other cell')}" if len(texts) > SHOWN else ""
-    return [f"Missing: {'; '.join(texts[:SHOWN])}{others}."] if texts else []

@@ -6,7 +6,8 @@ Scores are a table with one row per run and method: columns run, seed, kl_coef, 
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -108,6 +109,11 @@ def grid_settings(scores: pd.DataFrame) -> list[str]:
     """The columns that hold settings of the runs: kl_coef (`ppo.kl_coef` is the same), and those with a dotted key."""
     dotted = re.compile(r"(?!ppo\.kl_coef$)[a-z_]+(\.[a-z]\w*)+")
     return [column for column in scores if column == "kl_coef" or dotted.fullmatch(column)]
+
+
+def settings_title(keys: Iterable[str], values: Iterable[Any]) -> str:
+    """A setting of the grid as text: "kl_coef 0.2, ppo.learning_rate 0.0003"."""
+    return ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True))
 
 
 def distinct_scores(scores: pd.DataFrame) -> pd.DataFrame:
