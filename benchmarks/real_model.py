@@ -125,7 +125,7 @@ def rows(output: Path) -> pd.DataFrame:
 
 
 def report(output: Path) -> None:
-    """For each profile and beta: scores over seeds with differences, seconds, scores at equal KL; texts to read."""
+    """For each profile: scores over seeds, seconds and texts to read at each beta; then what is gained at equal KL."""
     found = rows(output).assign(budget="iterations")
     for profile, own in found.groupby("profile"):
         start, own = own[own["training"] == "sft"], own[own["training"] != "sft"]
@@ -138,8 +138,8 @@ def report(output: Path) -> None:
             print(markdown_table(scores(whole)), end="\n\n")
             trainings = whole.drop_duplicates(["training", "seed"]).pivot(index="seed", columns="training")
             print(markdown_table(trainings["seconds"].round().astype(int)), end="\n\n")
+            print(texts_to_read(output, profile, kl_coef))
         print(f"## {profile}, minus RLHF at equal KL\n\n{markdown_table(fitted_kl_table(own))}\n")
-        print(texts_to_read(output, profile))
 
 
 def scores(whole: pd.DataFrame) -> pd.DataFrame:
@@ -149,9 +149,9 @@ def scores(whole: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([seed_table(whole, MEASURES), inside])
 
 
-def texts_to_read(output: Path, profile: str) -> str:
-    """The lowest-scored prompts with the completions of each method, at the first beta and seed, as nested lists."""
-    ending = f"_beta{min(TRAININGS)}_seed{SEEDS[0]}.parquet"
+def texts_to_read(output: Path, profile: str, kl_coef: float) -> str:
+    """The lowest-scored prompts with the completions of each method with the first seed, as nested lists."""
+    ending = f"_beta{kl_coef}_seed{SEEDS[0]}.parquet"
     files = sorted(output.glob(f"{profile}_*{ending}"))
     episodes = {file.name.removeprefix(f"{profile}_").removesuffix(ending): pd.read_parquet(file) for file in files}
     lines = []
