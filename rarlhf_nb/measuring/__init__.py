@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "cells": ["interval_cell", "markdown_table"],
+        "equal_kl": ["gain_at_equal_kl"],
         "evaluation": ["evaluate", "held_out_log_likelihoods"],
         "generations": ["read_generations"],
         "ledger": ["build_ledger", "ledger_table"],
