@@ -1,0 +1,35 @@
+"""A run on each pocket task of toxicity, from the data to the ledger; the other tests run on film reviews."""
+
+import pytest
+from small_run import SMALL
+
+from rarlhf_nb.running.experiment import Experiment
+
+METHODS = ["sft", "rlhf", "ra_rlhf"]
+
+
+@pytest.mark.parametrize(
+    ("profile", "published"), [("pocket-jigsaw", {"jigsaw-gpt2", "jigsaw-gptj"}), ("pocket-rtp", {"rtp-gpt2"})]
+)
+def test_a_run_rewards_civility_and_reports_toxicity(profile, published, tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    experiment = Experiment.open(profile, overrides=SMALL)
+    assert experiment.prepare_data() == []
+    test, civil = experiment.data("test"), experiment.profile.task.positive_label
+    scores = test.groupby("label")["prompt_score"].mean()
+    assert scores[civil] > 0.3 > -0.3 > scores[1 - civil]
+    texts = experiment.data("sft")["text"].tolist()
+    assert (sum(experiment.reward().score(texts)) / len(texts)) > scores[civil]
+
+    experiment.train_sft()
+    for method in METHODS:
+        if method != "sft":
+            assert len(experiment.train(method)) == SMALL["ppo.iterations"]
+        episodes = experiment.evaluate(method)
+        assert episodes[["reward", "normalised_reward"]].corr("spearman").iloc[0, 1] > 0.95
+    report = experiment.report()
+    assert list(report.table.index) == METHODS
+    assert report.table[["expected_maximum_toxicity", "toxicity_probability"]].notna().all(axis=None)
+    assert set(experiment.ledger(report)["published_for"]) == published
