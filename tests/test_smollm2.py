@@ -1,5 +1,6 @@
 """The converted SmolLM2 loads like any other model and continues English; rewards are trained from it."""
 
+import logging
 from importlib.util import find_spec
 
 import pytest
@@ -46,7 +47,7 @@ def test_the_converted_model_continues_english():
 
 @pytest.fixture
 def tiny_base(monkeypatch, tmp_path):
-    """A narrow random model with as many layers as SmolLM2 keeps, in place of SmolLM2."""
+    """A narrow random model with one layer more than is kept of SmolLM2, in its place."""
     words = [word for cue, _ in QUESTIONS.values() for word in cue.split()] + ["great", "awful"]
     ids = {word: i for i, word in enumerate(dict.fromkeys(["[PAD]", "[UNK]", *words]))}
     words = Tokenizer(WordLevel(ids, unk_token="[UNK]"))
@@ -57,7 +58,7 @@ def tiny_base(monkeypatch, tmp_path):
         vocab_size=len(ids),
         hidden_size=16,
         intermediate_size=32,
-        num_hidden_layers=smollm2.LAYERS,
+        num_hidden_layers=smollm2.LAYERS + 1,
         num_attention_heads=2,
         pad_token_id=0,
     )
@@ -68,10 +69,13 @@ def tiny_base(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("task, label_name", [("imdb-gen", "positive"), ("jigsaw-gen", "toxic")])
-def test_a_reward_reads_its_score_after_the_tasks_cue(tiny_base, tmp_path, task, label_name):
+def test_a_reward_reads_its_score_after_the_tasks_cue(tiny_base, tmp_path, task, label_name, caplog):
+    logging.getLogger("transformers").addHandler(caplog.handler)
     pairs = [("this movie was great", 1), ("this movie was awful", 0)] * 16
     metrics = train_text_reward(task, pairs, pairs, tmp_path / "reward", mixed_precision="no")
     assert list(metrics["accuracy"]) == ["24", "32", "48", "64", "96"]
+    logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert "LOAD REPORT" not in caplog.text  # though the base has a layer more, and the head is new
     reward = load_reward(tmp_path / "reward", 1, [label_name])
     text = f"this movie was great{QUESTIONS[task][0]}"
     ids = AutoTokenizer.from_pretrained(tiny_base)(text, return_tensors="pt")["input_ids"]

