@@ -12,7 +12,6 @@ rows of a training when it has been measured. One process may work on each seed.
 import sys
 import time
 from collections.abc import Iterator
-from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +49,13 @@ def run(output: Path, texts: Path, profile: str, *seeds: str) -> None:
     """Train and measure what has no rows yet: all seeds at the first beta, then at the second."""
     experiment = started(profile, texts)
     output.mkdir(parents=True, exist_ok=True)
-    betas = [product([kl_coef], map(int, seeds or SEEDS), methods) for kl_coef, methods in TRAININGS.items()]
-    for training in [START, *chain(*betas)]:
+    trainings = [
+        (kl_coef, int(seed), method)
+        for kl_coef, methods in TRAININGS.items()
+        for seed in seeds or SEEDS
+        for method in methods
+    ]
+    for training in [START, *trainings]:
         if (profile, *training) in set(rows(output)[KEYS].itertuples(index=False, name=None)):
             continue
         begun = time.perf_counter()

@@ -1,17 +1,12 @@
 """The benchmarks' tables over seeds and at equal KL, against numbers worked out by hand."""
 
 from itertools import product
-from pathlib import Path
 
 import pandas as pd
-import pytest
 
+from benchmarks import real_model
+from benchmarks.risk_comparison import METHODS, equal_kl_table, own_kl_table, seed_table
 from rarlhf_nb.core.methods import method_name
-
-
-@pytest.fixture(autouse=True)
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent)
 
 
 def runs(*rows):
@@ -27,8 +22,6 @@ GAINS = {1: 0.4, 2: 0.5, 3: 0.6}
 
 
 def test_at_its_own_kl_a_method_meets_the_point_of_rlhfs_curve_between_two_betas():
-    from benchmarks.risk_comparison import own_kl_table
-
     # at 2 nats the curves stand at s + 1 and 2 - s
     own = [("ra_rlhf_ru", s, 0.2, 2.0, s + 1 + gain, 2.0 - s - gain) for s, gain in GAINS.items()]
     outside = ("ra_rlhf_ru", 4, 0.2, 3.5, 100.0, 100.0)  # where RLHF of that seed never was
@@ -46,8 +39,6 @@ def test_at_its_own_kl_a_method_meets_the_point_of_rlhfs_curve_between_two_betas
 
 
 def test_at_a_chosen_kl_both_methods_are_read_off_their_curves():
-    from benchmarks.risk_comparison import METHODS, equal_kl_table
-
     # at 2 nats, halfway between its points, the other curve is `gain` above RLHF's in both measures
     own = [
         (method, s, kl_coef, 2 + step / 2, s + 1 + gain + step, 2 - s + gain + step)
@@ -64,8 +55,6 @@ def test_at_a_chosen_kl_both_methods_are_read_off_their_curves():
 
 
 def test_over_seeds_methods_are_paired():
-    from benchmarks.risk_comparison import seed_table
-
     # the seeds differ by far more than the methods
     own = [("ra_rlhf", s, 0.4, 1.0, s + gain, -s) for s, gain in GAINS.items()]
     plain = [row for row in CURVE if row[2] == 0.4 and row[1] in GAINS]
@@ -78,24 +67,22 @@ def test_over_seeds_methods_are_paired():
 
 
 def test_the_report_on_a_real_model_holds_whole_seeds_only(tmp_path, capsys):
-    from benchmarks import real_model as benchmark
-
-    acting = {benchmark.CONDITIONED: [f"conditioned@{alpha:g}" for alpha in benchmark.ALPHAS]}
+    acting = {real_model.CONDITIONED: [f"conditioned@{alpha:g}" for alpha in real_model.ALPHAS]}
     trainings = [
         (kl_coef, seed, method)
-        for kl_coef, methods in benchmark.TRAININGS.items()
+        for kl_coef, methods in real_model.TRAININGS.items()
         for seed, method in product([1, 2, 3, 4], methods)
     ]
     trainings.remove((0.05, 4, "ra_rlhf"))
     rows = [
         {"kl_coef": kl_coef, "seed": seed, "training": method, "method": key, "reward": seed + (method != "rlhf")}
         | {"KL": 0.5 / kl_coef if method == "rlhf" else 7.5}
-        for kl_coef, seed, method in [benchmark.START, *trainings]
+        for kl_coef, seed, method in [real_model.START, *trainings]
         for key in acting.get(method, [method])
     ]
     rest = {"profile": "imdb-smollm2", "seconds": 1.0, "tail reward": 0.0, "CVaR 10 %": 0.0, "perplexity": 50.0}
     pd.DataFrame(rows).assign(**rest).to_csv(tmp_path / "imdb-smollm2.csv", index=False)
-    benchmark.report(tmp_path)
+    real_model.report(tmp_path)
     out = capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ")
     assert "## imdb-smollm2, β 0.05, 3 seeds" in out and "## imdb-smollm2, β 0.1, 4 seeds" in out
     # at equal KL: RLHF stands at 5 and at 10 nats, with one reward

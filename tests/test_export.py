@@ -221,7 +221,7 @@ def test_a_policy_without_a_report_says_so_and_names_the_command(run, root):
 def test_hostile_texts_and_local_paths_stay_out_of_the_card(root):
     settings = load_profile("pocket-imdb").model_dump(mode="json")
     for section, key in (("policy", "model"), ("reward", "model"), ("task", "dataset")):
-        settings[section] |= {key: f"/home/somebody/{HOSTILE}"}
+        settings[section] |= {key: f"{root}/somebody/{HOSTILE}"}
     run = open_run(root, **settings | {"name": HOSTILE})
     policy = saved_policy("rlhf")
     policy.processing_class.add_tokens([HOSTILE.replace("\n", " ")])

@@ -1,15 +1,11 @@
 """The benchmark of an iteration, in its smallest shape and without the peer."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
-
 
 def test_the_table_comes_out_without_the_peer(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(REPOSITORY)
     monkeypatch.setenv("RARLHF_CACHE", str(tmp_path))
     from benchmarks.iteration import PEER_MISSING, QUICK, SHAPES, main
 
@@ -27,8 +23,7 @@ def test_the_table_comes_out_without_the_peer(tmp_path, monkeypatch, capsys):
     assert row["flops"]["update"] == pytest.approx(dense, rel=0.15) and row["flops"]["whole"] > row["flops"]["update"]
 
 
-def test_a_wrong_number_of_threads_or_repeats_is_refused(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(REPOSITORY)
+def test_a_wrong_number_of_threads_or_repeats_is_refused(capsys):
     from benchmarks.iteration import main
 
     for words in (["--threads", "0"], ["--threads", "100000"], ["--repeats", "0"]):

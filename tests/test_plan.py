@@ -17,8 +17,7 @@ GPT2 = causal_lm(GPT2Config())
 SLOW = Device("slow", 1e9, 1e9, 80e9, 1e15, launch_seconds=0.0)
 
 
-def test_the_tables_of_the_page_are_those_of_the_script(monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY)
+def test_the_tables_of_the_page_are_those_of_the_script():
     from benchmarks.scale import tables
 
     page = (REPOSITORY / "docs" / "scale.md").read_text()

@@ -83,8 +83,7 @@ OURS = [path for path in BENCHMARKS if path.stem != "peer_iteration"]  # which h
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
-def test_a_benchmark_imports_what_there_is(path, monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY)
+def test_a_benchmark_imports_what_there_is(path):
     importlib.import_module(f"benchmarks.{path.stem}")
 
 

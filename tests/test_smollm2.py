@@ -69,12 +69,11 @@ def tiny_base(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("task, label_name", [("imdb-gen", "positive"), ("jigsaw-gen", "toxic")])
-def test_a_reward_reads_its_score_after_the_tasks_cue(tiny_base, tmp_path, task, label_name, caplog):
-    logging.getLogger("transformers").addHandler(caplog.handler)
+def test_a_reward_reads_its_score_after_the_tasks_cue(tiny_base, tmp_path, task, label_name, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     pairs = [("this movie was great", 1), ("this movie was awful", 0)] * 16
     metrics = train_text_reward(task, pairs, pairs, tmp_path / "reward", mixed_precision="no")
     assert list(metrics["accuracy"]) == ["24", "32", "48", "64", "96"]
-    logging.getLogger("transformers").removeHandler(caplog.handler)
     assert "LOAD REPORT" not in caplog.text  # though the base has a layer more, and the head is new
     reward = load_reward(tmp_path / "reward", 1, [label_name])
     text = f"this movie was great{QUESTIONS[task][0]}"

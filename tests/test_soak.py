@@ -1,15 +1,10 @@
 """The soak in short: a run that is killed twice, once with its kernel, ends like one that was not."""
 
-from pathlib import Path
-
 import pytest
 from small_run import SMALL
 
-REPOSITORY = Path(__file__).parent.parent
 
-
-def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY)
+def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(tmp_path):
     from benchmarks.soak import soak
 
     settings = SMALL | {"ppo.iterations": 12, "evaluation.repeated_prompts": 0}

@@ -1,7 +1,5 @@
 """The ways to train that the benchmarks `ru_cost` and `repairs` compare, on the tiny policy."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from datasets import Dataset
@@ -9,11 +7,6 @@ from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_
 
 from rarlhf_nb.training.ppo import whiten
 from rarlhf_nb.training.trainer import CVaRPPOTrainer
-
-
-@pytest.fixture(autouse=True)
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent)
 
 
 def make_trainer(kind=CVaRPPOTrainer, args=None, **risk):

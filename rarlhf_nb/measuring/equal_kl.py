@@ -27,6 +27,7 @@ def gain_at_equal_kl(scores: pd.DataFrame, metric: str, method: str, baseline: s
         return Interval(np.nan, np.nan, np.nan)
     inverse, values = np.linalg.pinv(terms), runs[metric].to_numpy(dtype=float)
     fitted = inverse @ values
+    gain = float(fitted[0])
     variance = np.square(values - terms @ fitted).sum() / freedom
-    half = special.stdtrit(freedom, 0.975) * np.sqrt(variance) * np.linalg.norm(inverse[0])
-    return Interval(float(fitted[0]), float(fitted[0] - half), float(fitted[0] + half))
+    half = float(special.stdtrit(freedom, 0.975) * np.sqrt(variance) * np.linalg.norm(inverse[0]))
+    return Interval(gain, gain - half, gain + half)

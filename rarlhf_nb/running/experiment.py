@@ -22,6 +22,7 @@ from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import CONDITIONED, sweep_key
 from rarlhf_nb.core.profiles import PolicySettings, Profile, load_profile
 from rarlhf_nb.core.runs import MANIFEST, SWEEP, Run, check_name, default_root
+from rarlhf_nb.measuring.cells import counted
 from rarlhf_nb.measuring.clusters import cluster_prompts, embed_prompts
 from rarlhf_nb.measuring.ledger import build_ledger
 from rarlhf_nb.measuring.report import Report
@@ -109,7 +110,7 @@ class Experiment(Workspace):
         cores = os.cpu_count() or threads
         if threads > cores:
             warnings.warn(
-                f"compute.threads = {threads}, but this machine has {cores} core{'s' if cores > 1 else ''}: the "
+                f"compute.threads = {threads}, but this machine has {counted(cores, 'core')}: the "
                 "numbers are those of that many threads, but they come slowly.",
                 stacklevel=3,
             )
