@@ -1,9 +1,9 @@
 """A run that is killed again and again ends like one that never was: python -m benchmarks.soak [--kills 30].
 
 It runs a profile once without interruption, and once killed with SIGKILL at random moments and begun again by the same
-command. Then it compares every log, table and policy of the two runs byte by byte, except for measured seconds. Half of
-the kills take the runner alone, whose kernel then has to be ended by the next runner; the others take both, as a power
-failure does.
+command. Then it compares every log, table and policy of the two runs byte by byte, except for measured seconds. Every
+other kill takes the runner alone, whose kernel then has to be ended by the next runner; the others take both, as a
+power failure does.
 """
 
 import argparse
@@ -53,8 +53,9 @@ def soak(
     say(f"uninterrupted: {whole:.0f} s")
     run, met = Run(folder / "papermill_runs" / "killed"), []
     started = time.perf_counter()
-    for _ in range(kills):
-        where = kill_once(folder, run, settings, dice, 4 * whole / kills, met)
+    for kill in range(kills):
+        after = dice.uniform(0.1, 4 * whole / kills)
+        where = kill_once(folder, run, settings, after, met, with_kernel=kill % 2 == 1)
         if where is None:
             break
         figures["kills"] += 1
@@ -85,13 +86,14 @@ def kill_once(
     folder: Path,
     run: Run,
     settings: Sequence[str],
-    dice: random.Random,
-    longest: float,
+    after: float,
     met: list[psutil.Process],
+    with_kernel: bool,
 ) -> str | None:
-    """Continue the run and kill it after a random time, once its work has begun.
+    """Continue the run and kill it `after` seconds, counted once its work has begun.
 
-    Returns where it was, or None if the run ended before. met: gets the kernel that it had.
+    Returns where it was, or None if the run ended before. met: gets the kernel that it had. with_kernel: kill that
+    too; without it, the kill waits for a moment with a kernel to leave behind.
     """
     before = newest(run)
     runner = subprocess.Popen(
@@ -99,15 +101,14 @@ def kill_once(
     )
     while runner.poll() is None and newest(run) == before:
         time.sleep(0.05)
-    at = time.monotonic() + dice.uniform(0.1, longest)
-    while runner.poll() is None and time.monotonic() < at:
+    at, kernel = time.monotonic() + after, living_kernel(run.path(".kernel"))
+    while runner.poll() is None and (time.monotonic() < at or not (kernel or with_kernel)):
         time.sleep(0.02)
+        kernel = living_kernel(run.path(".kernel"))
     if runner.poll() is not None:
         return None
     where = moment(run)
-    kernel = living_kernel(run.path(".kernel"))
     met += [kernel] if kernel else []
-    with_kernel = dice.random() < 0.5
     runner.kill()
     if kernel and with_kernel:
         kernel.kill()
