@@ -95,8 +95,17 @@ def test_the_report_of_a_sweep_over_beta_compares_at_equal_kl():
     ]
 
 
-def test_with_one_beta_the_report_says_what_is_missing():
-    found = build_sweep_report(scores(kl_coefs=(0.2,), tail_reward=0.0))
+@pytest.mark.parametrize(
+    "table",
+    [
+        scores(kl_coefs=(0.2,)),
+        scores()[lambda runs: runs["method"] == "ra_rlhf_ru"],
+        scores().assign(**{"ppo.epochs": lambda runs: 10 * runs["kl_coef"]}),
+    ],
+    ids=["one beta", "no RLHF", "beta moves with another setting"],
+)
+def test_without_a_comparison_at_equal_kl_the_report_says_what_is_missing(table):
+    found = build_sweep_report(table.assign(tail_reward=0.0))
     assert not found.at_equal_kl() and json.loads(found.to_json())["equal_kl"] == []
     assert any("with several values of ppo.kl_coef in its grid" in note for note in found.notes)
     without = build_sweep_report(scores(tail_reward=0.0).drop(columns="kl"))

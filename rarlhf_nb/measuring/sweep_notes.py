@@ -12,10 +12,13 @@ from rarlhf_nb.measuring.sweeps import SAME_AS_RLHF, settings_title
 SHOWN = 12  # the last note names so many cells that lack methods, and counts the others
 
 
-def sweep_notes(scores: pd.DataFrame, kept: pd.DataFrame, keys: list[str], names: dict[str, str]) -> list[str]:
+def sweep_notes(
+    scores: pd.DataFrame, kept: pd.DataFrame, keys: list[str], names: dict[str, str], at_equal_kl: bool
+) -> list[str]:
     """The notes on a report of `kept`, the distinct rows of `scores`.
 
-    keys: the settings of the grid besides the seed. names: metric -> its name for readers.
+    keys: the settings of the grid besides the seed. names: metric -> its name for readers. at_equal_kl: whether the
+    report has a table at equal KL.
     """
     seeds = sorted(kept["seed"].unique())
     brackets = "Brackets hold 95 % t intervals over training seeds" if len(seeds) > 1 else "One seed has no interval"
@@ -26,21 +29,21 @@ def sweep_notes(scores: pd.DataFrame, kept: pd.DataFrame, keys: list[str], names
         "A pair is told apart where its interval excludes 0. Otherwise the table says how many seeds a paired "
         "t-test (two-sided, 5 % level) would need to find such a difference with a probability of 80 %, if the mean "
         "and the variance seen were the true ones; with few seeds, both are rough.",
-        *_equal_kl(kept, names),
+        *_equal_kl(at_equal_kl, names),
         *_renamed(scores),
         *_disagreements(scores, keys, names),
         *_missing(kept, keys),
     ]
 
 
-def _equal_kl(kept: pd.DataFrame, names: dict[str, str]) -> list[str]:
+def _equal_kl(compared: bool, names: dict[str, str]) -> list[str]:
     """A note on how methods compare at equal KL, or on what the sweep lacks for that."""
     if "kl" not in names:
         return []
-    if kept["kl_coef"].nunique() == 1:
+    if not compared:
         return [
-            "All runs have the same kl_coef, and a lead may be bought with KL alone: with several values of "
-            "ppo.kl_coef in its grid, a sweep also compares at equal KL."
+            "A lead may be bought with KL alone: with several values of ppo.kl_coef in its grid, each with RLHF and "
+            "all other settings, a sweep also compares at equal KL."
         ]
     return [
         "At equal KL: a reward is fitted as a number of the seed, plus a slope times √KL that both methods share, plus "

@@ -188,7 +188,7 @@ def build_sweep_report(scores: pd.DataFrame) -> SweepReport:
     _check(scores)
     kept = distinct_scores(scores)
     keys, names = grid_settings(scores), _names(scores.columns)
-    settings, means, differences = {}, {}, {}
+    settings, means, differences, equal_kl = {}, {}, {}, _at_equal_kl(kept, keys, names)
     for values, rows in kept.groupby(keys, sort=True):
         title = settings_title(keys, values)
         settings[title] = {key: _plain(value) for key, value in zip(keys, values, strict=True)}
@@ -202,9 +202,9 @@ def build_sweep_report(scores: pd.DataFrame) -> SweepReport:
         settings,
         _table(means, ["settings", "method"], ["seeds", *_columns(names)]),
         _table(differences, ["settings", "method", "baseline"], ["seeds", "seeds_needed", *_columns(names)]),
-        _table(_at_equal_kl(kept, keys, names), ["settings", "method"], ["runs", *_columns(_rewards(names))]),
+        _table(equal_kl, ["settings", "method"], ["runs", *_columns(_rewards(names))]),
         names,
-        sweep_notes(scores, kept, keys, names),
+        sweep_notes(scores, kept, keys, names, at_equal_kl=bool(equal_kl)),
     )
 
 
