@@ -205,8 +205,9 @@ def test_the_main_job_ends_with_a_table_of_all_methods(tmp_path, pictures_of_fig
     rewards = pd.read_parquet(run / "evaluation" / "rlhf.parquet")["reward"]
     assert report["methods"]["rlhf"]["reward"]["value"] == pytest.approx(rewards.mean())
     for path in NOTEBOOKS:
-        executed = nbformat.read(run / path.name, 4)
-        assert not any(out.output_type == "error" for cell in executed.cells for out in cell.get("outputs", []))
+        outputs = [out for cell in nbformat.read(run / path.name, 4).cells for out in cell.get("outputs", [])]
+        assert not any(out.output_type == "error" for out in outputs)
+        assert not any("application/vnd.jupyter.widget-view+json" in out.get("data", {}) for out in outputs)
         assert (run / path.name).stat().st_size < 2_000_000
     figures = nbformat.read(run / "05_analysis.ipynb", 4)
     kinds = [kind for cell in figures.cells for out in cell.get("outputs", []) for kind in out.get("data", {})]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -117,7 +118,8 @@ class TrainingLoop(ABC):
         self.resume()
         self.ranks.check_agreement({f"the last {self.unit}": self.iteration})
         interrupt = InterruptLater()
-        options = {"desc": self.title, "unit": self.unit, "disable": None if self.ranks.main else True}
+        hidden = not self.ranks.main or bool(os.environ.get("TQDM_DISABLE"))  # which tqdm's bar for notebooks ignores
+        options = {"desc": self.title, "unit": self.unit, "disable": hidden or None}  # None: only on a terminal
         with tqdm(total=self.iterations, initial=self.iteration, **options) as bar:
             while self.iteration < self.iterations:
                 with interrupt:
