@@ -43,7 +43,7 @@ def _equal_kl(compared: bool, names: dict[str, str]) -> list[str]:
     if not compared:
         return [
             "A lead may be bought with KL alone: with several values of ppo.kl_coef in its grid, each with RLHF and "
-            "all other settings, a sweep also compares at equal KL."
+            "the same other settings, a sweep also compares at equal KL."
         ]
     return [
         "At equal KL: a reward is fitted as a number of the seed, plus a slope times √KL that both methods share, plus "

@@ -119,7 +119,7 @@ class TrainingLoop(ABC):
         self.ranks.check_agreement({f"the last {self.unit}": self.iteration})
         interrupt = InterruptLater()
         hidden = not self.ranks.main or bool(os.environ.get("TQDM_DISABLE"))  # which tqdm's bar for notebooks ignores
-        options = {"desc": self.title, "unit": self.unit, "disable": hidden or None}  # None: only on a terminal
+        options = {"desc": self.title, "unit": self.unit, "disable": hidden or None}  # None: not into a file
         with tqdm(total=self.iterations, initial=self.iteration, **options) as bar:
             while self.iteration < self.iterations:
                 with interrupt:
