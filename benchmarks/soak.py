@@ -101,11 +101,13 @@ def kill_once(
     )
     while runner.poll() is None and newest(run) == before:
         time.sleep(0.05)
-    at, kernel = time.monotonic() + after, living_kernel(run.path(".kernel"))
-    while runner.poll() is None and (time.monotonic() < at or not (kernel or with_kernel)):
-        time.sleep(0.02)
+    at = time.monotonic() + after
+    while runner.poll() is None:
         kernel = living_kernel(run.path(".kernel"))
-    if runner.poll() is not None:
+        if time.monotonic() >= at and (kernel or with_kernel):
+            break
+        time.sleep(0.02)
+    else:
         return None
     where = moment(run)
     met += [kernel] if kernel else []

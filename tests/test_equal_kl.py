@@ -108,5 +108,8 @@ def test_without_a_comparison_at_equal_kl_the_report_says_what_is_missing(table)
     found = build_sweep_report(table.assign(tail_reward=0.0))
     assert not found.at_equal_kl() and json.loads(found.to_json())["equal_kl"] == []
     assert any("with several values of ppo.kl_coef in its grid" in note for note in found.notes)
+
+
+def test_where_kl_was_not_measured_nothing_is_said_of_it():
     without = build_sweep_report(scores(tail_reward=0.0).drop(columns="kl"))
     assert not without.at_equal_kl() and not any("equal KL" in note for note in without.notes)
