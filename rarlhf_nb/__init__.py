@@ -7,7 +7,7 @@ imports only from its own floor and from those below it; `training.risk` and `tr
 
 import lazy_loader
 
-__version__ = "0.8.0"
+__version__ = "0.8.1"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,

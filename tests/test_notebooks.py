@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.methods import METHODS, method_name
+from rarlhf_nb.core.profiles import load_profile
 from rarlhf_nb.running import workspace
 from rarlhf_nb.running.batch import check_parameters
 from rarlhf_nb.running.stages import training
@@ -169,6 +171,19 @@ def test_a_notebook_out_of_order_names_the_one_to_run_first(stem, before, first,
         for cell in nbformat.read(REPOSITORY / "notebooks" / f"{stem}.ipynb", 4).cells:
             if cell.cell_type == "code":
                 exec(cell.source, names)
+
+
+@pytest.mark.parametrize("methods", [[], ["grpo", "cvar_grpo"]])
+def test_notebook_04_shows_the_last_iteration_of_each_method_without_a_critic(methods):
+    profile = load_profile("pocket-imdb", {"critic_free.methods": methods})
+    logs = {method: pd.DataFrame({"iteration": [1, 2], "kl": [0.0, size]}) for size, method in enumerate(methods)}
+    names = {"experiment": SimpleNamespace(profile=profile, train=logs.get), "pd": pd}
+    cells = nbformat.read(REPOSITORY / "notebooks" / "04_other_baselines.ipynb", 4).cells
+    (source,) = [cell.source for cell in cells if cell.cell_type == "code" and "critic_free.methods" in cell.source]
+    *statements, table = ast.parse(source).body
+    exec("\n".join(map(ast.unparse, statements)), names)
+    shown = eval(ast.unparse(table), names)
+    assert shown.to_dict("index") == {method: {"iteration": 2, "kl": size} for size, method in enumerate(methods)}
 
 
 def rarlhf(folder, *words):

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rarlhf_nb.core.methods import OTHER_COLOR, method_order
-from rarlhf_nb.measuring.cells import ENDS
+from rarlhf_nb.measuring.cells import ENDS, counted
 from rarlhf_nb.measuring.metrics import bootstrap_weights, seed_interval, tail_mean
 from rarlhf_nb.measuring.report import Report
 from rarlhf_nb.measuring.report_metrics import prompt_positions
@@ -162,7 +162,7 @@ def tail_clusters(clusters: pd.DataFrame) -> go.Figure:
             x=rows["x"],
             y=rows["y"],
             mode="markers",
-            name=f"{cluster}: {len(rows)} prompts, mean score {mean:.2f}",
+            name=f"{cluster}: {counted(len(rows), 'prompt')}, mean score {mean:.2f}",
             marker={"color": CLUSTER_COLORS[cluster % 8], "symbol": CLUSTER_SYMBOLS[cluster % 8], "size": 9},
             customdata=[_wrapped(prompt) for prompt in rows["prompt"]],
             hovertemplate="%{customdata}<extra></extra>",
