@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from datasets import Dataset
 from safetensors.torch import save_file
 from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
@@ -118,4 +118,5 @@ def train_all(folder: Path, trainings: dict[str, dict]) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     train_all(Path(sys.argv[1]), json.loads(Path(sys.argv[1], "trainings.json").read_text()))
-    PartialState().destroy_process_group()  # whose threads may abort a process that ends without this
+    sys.stdout.flush()
+    os._exit(0)  # the threads of gloo may abort the interpreter's end

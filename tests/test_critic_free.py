@@ -157,6 +157,7 @@ trainer._generate_and_score_completions = lambda inputs: seen.append(generate(in
 trainer.train()
 with open(f"{folder}/rank_{rank}.json", "w") as file:
     json.dump(seen[0]["advantages"].tolist(), file)
+os._exit(0)  # the threads of gloo may abort the interpreter's end
 """
 
 
@@ -169,7 +170,7 @@ def test_two_processes_share_one_tail(tmp_path):
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(repository())},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.returncode == 0, run.stderr
     # the VaR of all eight at 0.5 is -1, the first of rank 0; the other three of the tail lie on rank 1
     advantages_of = [json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1)]
     assert advantages_of == [[0.0, 0.0, 0.0, 0.0], [-6.0, -4.0, -2.0, 0.0]]
