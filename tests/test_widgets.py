@@ -645,6 +645,8 @@ def test_where_nobody_is_there_the_same_is_shown_as_figures_and_tables(monkeypat
     assert schedule_designer() is None and len(shown) == 7
     assert live_training(FakeTrainer.factory()) is None and len(shown) == 8
     assert live_training(FakeTrainer.factory(), earlier={"rlhf": log}) is None and len(shown) == 9
+    titled = [figure.layout for figure in shown if isinstance(figure, go.Figure) and figure.layout.title.text]
+    assert len(titled) > 4 and all(layout.legend.y < layout.title.y for layout in titled)  # below it, not across it
 
 
 def test_all_widgets_can_be_imported_from_one_place():

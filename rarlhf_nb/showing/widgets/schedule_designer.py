@@ -3,13 +3,13 @@
 import html
 from typing import Literal
 
-import plotly.graph_objects as go
 from IPython.display import HTML, display
 from ipywidgets import BoundedIntText, FloatSlider, IntSlider, ToggleButtons, VBox
 
 from rarlhf_nb.core.errors import UserError
 from rarlhf_nb.core.profiles import paper_schedules
 from rarlhf_nb.showing.explorer_figures import saved_share, shares_figure
+from rarlhf_nb.showing.look import laid_out
 from rarlhf_nb.showing.pictures import is_static
 from rarlhf_nb.showing.widgets.binding import Drawing, controls, page
 from rarlhf_nb.showing.widgets.text import error_html, framed, number_cell, table_html
@@ -81,7 +81,7 @@ def schedule_designer(
     if not is_static(interactive):
         return ScheduleDesigner(start, along)
     schedules = PAPER_SCHEDULES | {YOURS: start}
-    figure: go.Figure = shares_figure(schedules, along)
-    figure.update_layout(title_text="Soft-risk schedule", margin_t=110, legend_y=0.9).show()
+    figure = shares_figure(schedules, along)
+    laid_out(figure, "Soft-risk schedule", figure.layout.height + 60, margin_t=100).show()
     display(HTML(saved_html(schedules)))
     return None
