@@ -20,16 +20,17 @@ import plotly.graph_objects as go
 import torch
 
 from benchmarks.risk_comparison import Work, prepare, sft_folder, test_episodes
-from rarlhf_nb.core.methods import split_alpha, sweep_key
-from rarlhf_nb.core.profiles import ConditionedSettings, Profile, load_profile
-from rarlhf_nb.measuring.cells import interval_cell, markdown_table
-from rarlhf_nb.measuring.metrics import seed_interval
-from rarlhf_nb.measuring.report import summary
-from rarlhf_nb.showing.sweep_figures import alpha_curves
-from rarlhf_nb.training.conditioned import AlphaConditionedTrainer
-from rarlhf_nb.training.policy import ActorCritic
-from rarlhf_nb.training.risk import SoftRiskSchedule
-from rarlhf_nb.training.trainer import CVaRPPOTrainer
+from rarlhf_nb.conditioned import AlphaConditionedTrainer
+from rarlhf_nb.lab.evaluation.cells import interval_cell, markdown_table
+from rarlhf_nb.lab.evaluation.metrics import seed_interval
+from rarlhf_nb.lab.evaluation.report import summary
+from rarlhf_nb.lab.methods import split_alpha, sweep_key
+from rarlhf_nb.lab.plots.sweep_figures import alpha_curves
+from rarlhf_nb.lab.profiles import Profile, load_profile
+from rarlhf_nb.policy import ActorCritic
+from rarlhf_nb.risk import SoftRiskSchedule
+from rarlhf_nb.settings import ConditionedSettings
+from rarlhf_nb.trainer import CVaRPPOTrainer
 
 WORLDS = ["pocket-imdb", "pocket-jigsaw"]
 SEEDS = [21, 22, 23, 24, 25]

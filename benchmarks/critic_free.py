@@ -27,15 +27,16 @@ from plotly.subplots import make_subplots
 
 from benchmarks.risk_comparison import Setting, Trained, collect, load, measure, own_kl_table, sft_folder, signed
 from benchmarks.risk_comparison import train as train_ppo
-from rarlhf_nb.core.methods import method_name
-from rarlhf_nb.core.profiles import CriticFreeSettings, Profile, load_profile
-from rarlhf_nb.measuring.cells import markdown_table
-from rarlhf_nb.measuring.evaluation import evaluate
-from rarlhf_nb.measuring.metrics import seed_interval
-from rarlhf_nb.showing.look import method_color
-from rarlhf_nb.training.critic_free import Estimator, Tail
-from rarlhf_nb.training.critic_free_methods import train_critic_free
-from rarlhf_nb.training.policy import Reference
+from rarlhf_nb.baselines.critic_free import Estimator, Tail
+from rarlhf_nb.baselines.critic_free_methods import train_critic_free
+from rarlhf_nb.lab.evaluation.cells import markdown_table
+from rarlhf_nb.lab.evaluation.evaluate import evaluate
+from rarlhf_nb.lab.evaluation.metrics import seed_interval
+from rarlhf_nb.lab.methods import method_name
+from rarlhf_nb.lab.plots.look import method_color
+from rarlhf_nb.lab.profiles import Profile, load_profile
+from rarlhf_nb.policy import Reference
+from rarlhf_nb.settings import CriticFreeSettings
 
 SETTINGS = {"ppo.iterations": 12, "risk.warm_start": 2}
 SEEDS = [11, 12, 13, 14, 15]

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rarlhf_nb.core.methods import METHODS
-from rarlhf_nb.core.profiles import load_profile
-from rarlhf_nb.core.runs import Run
-from rarlhf_nb.running.experiment import Experiment
-from rarlhf_nb.showing.explore import serve
+from rarlhf_nb.lab.experiment import Experiment
+from rarlhf_nb.lab.explorer.explore import serve
+from rarlhf_nb.lab.methods import METHODS
+from rarlhf_nb.lab.profiles import load_profile
+from rarlhf_nb.lab.runs import Run
 
 EPISODES = 10_000
 SWEEP = ["sft", "rlhf", *(f"{name}@{alpha}" for name in ("ra_rlhf", "ra_rlhf_ru") for alpha in (0.4, 0.2, 0.1))]

@@ -19,7 +19,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from benchmarks.iteration import OURS, Shape, between, measure, median
-from rarlhf_nb.measuring.cells import markdown_table
+from rarlhf_nb.lab.evaluation.cells import markdown_table
 
 START = Shape(3, 128, 1024, 32, 24, 24)
 PHASES = ("generate", "score", "update", "whole")

@@ -41,8 +41,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from benchmarks.peer import PEER, peer_python, set_up_peer
 from benchmarks.worker import REPOSITORY, Worker
-from rarlhf_nb.core.seeding import threads
-from rarlhf_nb.measuring.cells import markdown_table
+from rarlhf_nb.lab.evaluation.cells import markdown_table
+from rarlhf_nb.seeding import threads
 
 PEER_MISSING = "The peer is not set up, so ours alone was measured: `python -m benchmarks.iteration setup`."
 SETUP, RUN = "setup", "run"

@@ -7,9 +7,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 from benchmarks.worker import Meter, Spent, serve
-from rarlhf_nb.core.profiles import PPOSettings, RiskSettings, SamplingSettings
-from rarlhf_nb.training.policy import Reference, load_policy
-from rarlhf_nb.training.trainer import CVaRPPOTrainer
+from rarlhf_nb.policy import Reference, load_policy
+from rarlhf_nb.settings import PPOSettings, RiskSettings, SamplingSettings
+from rarlhf_nb.trainer import CVaRPPOTrainer
 
 
 def lengths(prompts: list[str], completions: list[str], **columns: list) -> list[float]:

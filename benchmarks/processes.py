@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rarlhf_nb.core.methods import CRITIC_FREE, method_order, split_alpha
-from rarlhf_nb.core.records import read_records
-from rarlhf_nb.core.runs import Run, default_root
-from rarlhf_nb.measuring.cells import markdown_table
-from rarlhf_nb.measuring.tables import load_tables
-from rarlhf_nb.training.risk import cvar
+from rarlhf_nb.lab.evaluation.cells import markdown_table
+from rarlhf_nb.lab.evaluation.tables import load_tables
+from rarlhf_nb.lab.methods import CRITIC_FREE, method_order, split_alpha
+from rarlhf_nb.lab.records import read_records
+from rarlhf_nb.lab.runs import Run, default_root
+from rarlhf_nb.risk import cvar
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "processes.md"
 STARTED = re.compile(r"\d+ processes started in ([\d.]+) s")
@@ -33,7 +33,7 @@ ALONE = {"dexperts", *CRITIC_FREE}  # whose training stays on one process
 def run(processes: int, parameters: list[str]) -> None:
     """Make both runs anew."""
     for count in (1, processes):
-        command = ["rarlhf_nb.running.cli", "run", "--force", "--run", name(count), "--processes", str(count)]
+        command = ["rarlhf_nb.lab.cli", "run", "--force", "--run", name(count), "--processes", str(count)]
         started = time.perf_counter()
         subprocess.run([sys.executable, "-m", *command, "-p", "compute.threads", "1", *parameters], check=True)
         folder(count).write_json("whole.json", {"seconds": time.perf_counter() - started})

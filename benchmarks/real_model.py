@@ -19,15 +19,15 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.risk_comparison import fitted_kl_table, seed_table
-from rarlhf_nb.core.methods import CONDITIONED, method_name, sweep_key
-from rarlhf_nb.measuring.cells import markdown_line, markdown_table
-from rarlhf_nb.measuring.evaluation import evaluate, held_out_log_likelihoods
-from rarlhf_nb.measuring.metrics import perplexity
-from rarlhf_nb.measuring.report import summary
-from rarlhf_nb.measuring.tail_prompts import tail_prompts_table
-from rarlhf_nb.running.experiment import Experiment
-from rarlhf_nb.training.loop import TrainingLoop
-from rarlhf_nb.training.policy import ActorCritic
+from rarlhf_nb.lab.evaluation.cells import markdown_line, markdown_table
+from rarlhf_nb.lab.evaluation.evaluate import evaluate, held_out_log_likelihoods
+from rarlhf_nb.lab.evaluation.metrics import perplexity
+from rarlhf_nb.lab.evaluation.report import summary
+from rarlhf_nb.lab.evaluation.tail_prompts import tail_prompts_table
+from rarlhf_nb.lab.experiment import Experiment
+from rarlhf_nb.lab.methods import CONDITIONED, method_name, sweep_key
+from rarlhf_nb.loop import TrainingLoop
+from rarlhf_nb.policy import ActorCritic
 
 TEXTS = {"imdb-smollm2": "imdb_reviews", "jigsaw-smollm2": "jigsaw_comments"}
 SETTINGS = {"compute.threads": 1, "evaluation.held_out_texts": 32}  # in float32, which every processor has

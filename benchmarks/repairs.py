@@ -16,10 +16,10 @@ import torch
 
 from benchmarks.risk_comparison import Work, everyone, own_kl_table
 from benchmarks.ways import RLHF, Way, all_runs, collect, run_all, table
-from rarlhf_nb.measuring.cells import markdown_table
-from rarlhf_nb.training.ppo import dense_rewards, generalized_advantages, masked_mean, whiten
-from rarlhf_nb.training.risk import kept_episodes
-from rarlhf_nb.training.trainer import CVaRPPOTrainer, Estimates, Rollout, Selection, UpdateBatch
+from rarlhf_nb.lab.evaluation.cells import markdown_table
+from rarlhf_nb.ppo import dense_rewards, generalized_advantages, masked_mean, whiten
+from rarlhf_nb.risk import kept_episodes
+from rarlhf_nb.trainer import CVaRPPOTrainer, Estimates, Rollout, Selection, UpdateBatch
 
 PROFILES, SEEDS = ["pocket-imdb", "pocket-jigsaw"], [11, 12, 13, 14, 15]
 ALPHA, B = 0.2, 128  # B of both profiles

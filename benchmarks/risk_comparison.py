@@ -29,21 +29,22 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
-from rarlhf_nb.core.methods import method_name
-from rarlhf_nb.core.profiles import Profile, TaskSettings, load_profile
-from rarlhf_nb.measuring.cells import markdown_table
-from rarlhf_nb.measuring.equal_kl import gain_at_equal_kl
-from rarlhf_nb.measuring.evaluation import evaluate
-from rarlhf_nb.measuring.metrics import Interval, seed_interval
-from rarlhf_nb.measuring.report import summary
-from rarlhf_nb.showing.sweep_figures import frontier
-from rarlhf_nb.training.policy import ActorCritic, Policy, Reference, load_policy
-from rarlhf_nb.training.risk import SoftRiskSchedule, cvar
-from rarlhf_nb.training.sft import train_sft
-from rarlhf_nb.training.trainer import CVaRPPOTrainer
-from rarlhf_nb.worlds.pocket import pocket_world
-from rarlhf_nb.worlds.rewards import ClassifierReward, load_reward
-from rarlhf_nb.worlds.tasks import Task, load_task
+from rarlhf_nb.baselines.sft import train_sft
+from rarlhf_nb.data.pocket import pocket_world
+from rarlhf_nb.data.tasks import Task, load_task
+from rarlhf_nb.lab.evaluation.cells import markdown_table
+from rarlhf_nb.lab.evaluation.equal_kl import gain_at_equal_kl
+from rarlhf_nb.lab.evaluation.evaluate import evaluate
+from rarlhf_nb.lab.evaluation.metrics import Interval, seed_interval
+from rarlhf_nb.lab.evaluation.report import summary
+from rarlhf_nb.lab.methods import method_name
+from rarlhf_nb.lab.plots.sweep_figures import frontier
+from rarlhf_nb.lab.profiles import Profile, load_profile, risk_of_method
+from rarlhf_nb.policy import ActorCritic, Policy, Reference, load_policy
+from rarlhf_nb.rewards import ClassifierReward, load_reward
+from rarlhf_nb.risk import SoftRiskSchedule, cvar
+from rarlhf_nb.settings import TaskSettings
+from rarlhf_nb.trainer import CVaRPPOTrainer
 
 METHODS = ["rlhf", "ra_rlhf@0.4", "ra_rlhf@0.2", "ra_rlhf_ru@0.4", "ra_rlhf_ru@0.2"]
 SEEDS = [1, 2, 3, 4, 5]
@@ -116,7 +117,7 @@ def rlhf_units(profile: Profile) -> float:
 
 def iterations_for(method: str, profile: Profile, work: Work | None = None) -> int:
     """The largest number of iterations whose compute does not exceed that of RLHF with the profile's iterations."""
-    risk, ppo, work = profile.risk.for_method(method), profile.ppo, work or Work()
+    risk, ppo, work = risk_of_method(profile.risk, method), profile.ppo, work or Work()
 
     def units(iterations: int) -> float:
         schedule = SoftRiskSchedule(ppo.batch_size, risk.alpha, iterations, risk.warm_start, risk.rho)
@@ -174,7 +175,7 @@ def prepare(
     """A trainer of the method, which begins with the policy in the folder `start`, its task and its reward model."""
     policy, reward, task = load(profile, start)
     prompts = Dataset.from_pandas(task.train, preserve_index=False)
-    risk = profile.risk.for_method(method)
+    risk = risk_of_method(profile.risk, method)
     options = {"train_dataset": prompts, "reference": Reference(policy), "seed": seed, "log_file": log_file}
     return trainer(policy, reward, profile.ppo, risk, profile.sampling, **options), task, reward
 

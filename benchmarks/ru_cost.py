@@ -16,10 +16,10 @@ import torch
 
 from benchmarks.risk_comparison import Work, everyone
 from benchmarks.ways import MEASURES, RLHF, Way, all_runs, collect, run_all, table
-from rarlhf_nb.core.seeding import hash_seed, uniforms
-from rarlhf_nb.measuring.cells import markdown_table
-from rarlhf_nb.training.risk import tail_count
-from rarlhf_nb.training.trainer import CVaRPPOTrainer, Estimates, Rollout, Selection
+from rarlhf_nb.lab.evaluation.cells import markdown_table
+from rarlhf_nb.risk import tail_count
+from rarlhf_nb.seeding import hash_seed, uniforms
+from rarlhf_nb.trainer import CVaRPPOTrainer, Estimates, Rollout, Selection
 
 PROFILES, SEEDS = ["pocket-imdb"], [11, 12, 13, 14, 15]
 METHOD = "ra_rlhf_ru@0.2"

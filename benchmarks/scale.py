@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 from transformers import DistilBertConfig, GPT2Config, GPTJConfig, LlamaConfig
 
-from rarlhf_nb.measuring.cells import markdown_table
-from rarlhf_nb.training import costs
-from rarlhf_nb.training.costs import Shape, Strategy, causal_lm, encoder
-from rarlhf_nb.training.plan import DEVICES, Plan, plan
-from rarlhf_nb.training.risk import tail_count
+from benchmarks import costs
+from benchmarks.costs import Shape, Strategy, causal_lm, encoder
+from benchmarks.plan import DEVICES, Plan, plan
+from rarlhf_nb.lab.evaluation.cells import markdown_table
+from rarlhf_nb.risk import tail_count
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "scale.md"
 IMDB = Shape(batch_size=128, prompt_length=64, completion_length=48)

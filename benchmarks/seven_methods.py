@@ -13,12 +13,12 @@ import sys
 import pandas as pd
 import torch
 
-from rarlhf_nb.measuring.cells import interval_cell, markdown_table
-from rarlhf_nb.measuring.evaluation import evaluate
-from rarlhf_nb.measuring.metrics import seed_interval
-from rarlhf_nb.measuring.report import summary
-from rarlhf_nb.measuring.sweeps import related_scores, seed_table
-from rarlhf_nb.running.experiment import Experiment
+from rarlhf_nb.lab.evaluation.cells import interval_cell, markdown_table
+from rarlhf_nb.lab.evaluation.evaluate import evaluate
+from rarlhf_nb.lab.evaluation.metrics import seed_interval
+from rarlhf_nb.lab.evaluation.report import summary
+from rarlhf_nb.lab.evaluation.sweeps import related_scores, seed_table
+from rarlhf_nb.lab.experiment import Experiment
 
 SEEDS = [1, 2, 3, 4, 5]
 PROFILES = ["pocket-imdb", "pocket-jigsaw"]

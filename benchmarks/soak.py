@@ -22,13 +22,13 @@ from typing import Any
 import psutil
 import yaml
 
-from rarlhf_nb.core.checksums import files_of
-from rarlhf_nb.core.records import damaged_files, read_records
-from rarlhf_nb.core.runs import Run, repository
-from rarlhf_nb.running.kernels import living_kernel
+from rarlhf_nb.files import files_of
+from rarlhf_nb.lab.kernels import living_kernel
+from rarlhf_nb.lab.records import damaged_files, read_records
+from rarlhf_nb.lab.runs import Run, repository
 
 SECONDS = "seconds"
-RUNNER = "rarlhf_nb.running.cli"
+RUNNER = "rarlhf_nb.lab.cli"
 
 
 def soak(

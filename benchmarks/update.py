@@ -25,9 +25,9 @@ import torch
 
 from benchmarks.iteration import SHAPES, Shape, write_models
 from benchmarks.worker import Worker, serve
-from rarlhf_nb.core.profiles import SamplingSettings
-from rarlhf_nb.measuring.cells import markdown_table
-from rarlhf_nb.training.policy import evaluate_tokens, load_policy, use_gradient_checkpointing
+from rarlhf_nb.lab.evaluation.cells import markdown_table
+from rarlhf_nb.policy import evaluate_tokens, load_policy, use_gradient_checkpointing
+from rarlhf_nb.settings import SamplingSettings
 
 WAYS: dict[str, dict[str, Any]] = {
     "all at once": {},

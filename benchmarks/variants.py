@@ -20,16 +20,16 @@ import pandas as pd
 import torch
 
 from benchmarks.risk_comparison import SEEDS, prepare, sft_folder, test_episodes
-from rarlhf_nb.core.profiles import Profile, load_profile
-from rarlhf_nb.measuring.cells import interval_cell, markdown_table
-from rarlhf_nb.measuring.evaluation import held_out_log_likelihoods
-from rarlhf_nb.measuring.metrics import perplexity, seed_interval
-from rarlhf_nb.measuring.report import summary
-from rarlhf_nb.training.policy import Reference, load_policy
-from rarlhf_nb.training.trainer import CVaRPPOTrainer
-from rarlhf_nb.worlds.pocket import pocket_world
-from rarlhf_nb.worlds.rewards import ClassifierReward
-from rarlhf_nb.worlds.tasks import Task
+from rarlhf_nb.data.pocket import pocket_world
+from rarlhf_nb.data.tasks import Task
+from rarlhf_nb.lab.evaluation.cells import interval_cell, markdown_table
+from rarlhf_nb.lab.evaluation.evaluate import held_out_log_likelihoods
+from rarlhf_nb.lab.evaluation.metrics import perplexity, seed_interval
+from rarlhf_nb.lab.evaluation.report import summary
+from rarlhf_nb.lab.profiles import Profile, load_profile
+from rarlhf_nb.policy import Reference, load_policy
+from rarlhf_nb.rewards import ClassifierReward
+from rarlhf_nb.trainer import CVaRPPOTrainer
 
 CONTROLLER = {"ppo.kl_target": 6.0, "ppo.kl_horizon": 2_000}
 MEASURES = ["reward", "tail reward", "CVaR 10 %", "KL", "kl_coef at the end", "perplexity"]

@@ -23,10 +23,10 @@ from benchmarks.risk_comparison import (
     sft_folder,
     test_episodes,
 )
-from rarlhf_nb.core.checkpoint import Checkpoints
-from rarlhf_nb.core.profiles import Profile, load_profile
-from rarlhf_nb.measuring.report import summary
-from rarlhf_nb.training.trainer import CVaRPPOTrainer
+from rarlhf_nb.checkpoint import Checkpoints
+from rarlhf_nb.lab.evaluation.report import summary
+from rarlhf_nb.lab.profiles import Profile, load_profile
+from rarlhf_nb.trainer import CVaRPPOTrainer
 
 MEASURES = ["reward", "tail reward", "CVaR 10 %", "KL"]
 

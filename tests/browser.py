@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rarlhf_nb.core.methods import method_name
-from rarlhf_nb.core.profiles import load_profile
-from rarlhf_nb.core.runs import Run
-from rarlhf_nb.training.risk import cvar, tail_count, var
+from rarlhf_nb.lab.methods import method_name
+from rarlhf_nb.lab.profiles import load_profile
+from rarlhf_nb.lab.runs import Run
+from rarlhf_nb.risk import cvar, tail_count, var
 
 REPOSITORY = Path(__file__).parent.parent
 LOCAL = re.compile(r"(https?|wss?)://127\.0\.0\.1[:/]|data:|blob:|about:")

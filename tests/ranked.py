@@ -17,14 +17,14 @@ from safetensors.torch import save_file
 from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from rarlhf_nb import distributed
 from rarlhf_nb.baselines.quark import QuarkTrainer
-from rarlhf_nb.core.checkpoint import parameter_tensors
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import ConditionedSettings, QuarkSettings
-from rarlhf_nb.core.runs import installed_versions
-from rarlhf_nb.training import ranks
-from rarlhf_nb.training.conditioned import AlphaConditionedTrainer
-from rarlhf_nb.training.trainer import CVaRPPOTrainer
+from rarlhf_nb.checkpoint import parameter_tensors
+from rarlhf_nb.conditioned import AlphaConditionedTrainer
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.provenance import installed_versions
+from rarlhf_nb.settings import ConditionedSettings, QuarkSettings
+from rarlhf_nb.trainer import CVaRPPOTrainer
 
 RANK = int(os.environ.get("RANK", 0))
 
@@ -79,7 +79,7 @@ def train(folder: Path, settings: dict) -> None:
     own = settings | settings.get(f"on rank {RANK}", {})
     if own.get("sharded"):
         Accelerator.prepare = sharded
-    ranks.installed_versions = lambda: installed_versions() | own.get("versions", {})
+    distributed.installed_versions = lambda: installed_versions() | own.get("versions", {})
     make, look = (quark_trainer, seen_by_quark) if "quark" in own else (ppo_trainer, seen_by_ppo)
     trainer = make(
         own,

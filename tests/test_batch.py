@@ -11,12 +11,12 @@ import nbformat
 import psutil
 import pytest
 
-from rarlhf_nb.core import sources
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.runs import Run
-from rarlhf_nb.running import kernels
-from rarlhf_nb.running.batch import NotebookFailed, run_notebooks
-from rarlhf_nb.running.fingerprints import fingerprint, imported_modules
+from rarlhf_nb import sources
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab import kernels
+from rarlhf_nb.lab.batch import NotebookFailed, run_notebooks
+from rarlhf_nb.lab.fingerprints import fingerprint, imported_modules
+from rarlhf_nb.lab.runs import Run
 
 PARAMETERS = {"seed": 5}
 
@@ -92,7 +92,7 @@ def test_a_failure_keeps_what_was_there_and_the_failed_notebook(run, tmp_path):
     assert run.path("01_first.ipynb").read_text() == before
     assert "ZeroDivisionError" in run.path("01_first.failed.ipynb").read_text()
     assert run.manifest["notebooks"]["01_first"]["state"] == "failed"
-    code = "from rarlhf_nb.core.errors import UserError\nraise UserError('task.train_file holds no rows')"
+    code = "from rarlhf_nb.errors import UserError\nraise UserError('task.train_file holds no rows')"
     notebook(tmp_path, "01_first", code)
     with pytest.raises(UserError, match="task.train_file holds no rows"):
         execute(run, [path])
@@ -118,7 +118,7 @@ def test_unknown_parameters_and_a_missing_cell_are_refused_before_anything_runs(
 
 
 def test_a_notebook_depends_on_the_modules_that_it_imports_and_on_theirs(tmp_path):
-    path = notebook(tmp_path, "01_first", "from rarlhf_nb.training.risk import cvar")
+    path = notebook(tmp_path, "01_first", "from rarlhf_nb.risk import cvar")
     assert {module.name for module in imported_modules(path)} == {"__init__.py", "risk.py", "errors.py"}
     path = notebook(tmp_path, "01_lazy", "from rarlhf_nb import cvar")
     assert {module.name for module in imported_modules(path)} == {"__init__.py", "risk.py", "errors.py"}
@@ -166,8 +166,8 @@ def test_the_kernel_has_no_bars_and_no_widgets_and_the_runner_keeps_its_environm
 ONE_RUN = """
 import sys
 from pathlib import Path
-from rarlhf_nb.core.runs import Run
-from rarlhf_nb.running.batch import run_notebooks
+from rarlhf_nb.lab.runs import Run
+from rarlhf_nb.lab.batch import run_notebooks
 run_notebooks(Run.open(sys.argv[1], {}, 5, root=Path("runs")), [Path("01_first.ipynb")], {"seed": 5}, [])
 """
 
@@ -180,8 +180,8 @@ def start(folder, name, **options):
 
 FORKED = """
 import multiprocessing, os, sys
-imported = "rarlhf_nb.training.risk" in sys.modules
-from rarlhf_nb.training.risk import cvar
+imported = "rarlhf_nb.risk" in sys.modules
+from rarlhf_nb.risk import cvar
 child = multiprocessing.Process(target=int)
 child.start()
 child.join()
@@ -207,7 +207,7 @@ def test_kernels_are_forked_from_one_process_that_has_imported_what_they_import(
 
 @pytest.mark.skipif(not kernels.FORKS, reason="kernels are forked on Linux only")
 def test_ctrl_c_during_the_imports_shows_no_traceback_of_theirs(tmp_path):
-    notebook(tmp_path, "01_first", "from rarlhf_nb.running import experiment")
+    notebook(tmp_path, "01_first", "from rarlhf_nb.lab import experiment")
     runner = start(tmp_path, "mine", start_new_session=True)
     imports = None
     while imports is None and runner.poll() is None:

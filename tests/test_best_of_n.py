@@ -7,10 +7,10 @@ import torch
 from tiny import PROMPTS, good_minus_bad, sampling_settings, tiny_policy
 
 from rarlhf_nb.baselines.best_of_n import BestOfN, best_of_n_kl
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import EvaluationSettings
-from rarlhf_nb.measuring.evaluation import evaluate
-from rarlhf_nb.training.policy import Reference
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.evaluation.evaluate import evaluate
+from rarlhf_nb.lab.profiles import EvaluationSettings
+from rarlhf_nb.policy import Reference
 
 SAMPLING = sampling_settings(minimum_completion_length=2)
 

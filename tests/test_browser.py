@@ -34,7 +34,7 @@ from browser import (
     watched_page,
 )
 
-from rarlhf_nb.showing.widgets import risk_explorer
+from rarlhf_nb.lab.explorer import risk_explorer
 
 TOKEN = "only-for-this-test"
 # On a busy page no widget starts within the two seconds that anywidget waits; here it waits for none.
@@ -49,9 +49,9 @@ import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
 from IPython.display import HTML, display
-from rarlhf_nb.showing.pictures import LIVE_OR_TEXT, TEXT, TextInstead
-from rarlhf_nb.showing.widgets import live_training
-from rarlhf_nb.showing.widgets.text import framed, text_html
+from rarlhf_nb.lab.plots.pictures import LIVE_OR_TEXT, TEXT, TextInstead
+from rarlhf_nb.lab.explorer import live_training
+from rarlhf_nb.lab.explorer.text import framed, text_html
 
 display(HTML(framed("static: ", text_html(HOSTILE))))
 pio.renderers[TEXT] = TextInstead()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rarlhf_nb.worlds.cache import build_once, cache_folder
+from rarlhf_nb.data.cache import build_once, cache_folder
 
 
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):

@@ -15,12 +15,12 @@ from datasets import Dataset
 from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
 
 from rarlhf_nb.baselines.quark import QuarkTrainer
-from rarlhf_nb.core.checkpoint import Checkpoint, Checkpoints
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import ConditionedSettings, LoraSettings, QuarkSettings
-from rarlhf_nb.training.conditioned import AlphaConditionedTrainer
-from rarlhf_nb.training.policy import load_policy
-from rarlhf_nb.training.trainer import CVaRPPOTrainer
+from rarlhf_nb.checkpoint import Checkpoint, Checkpoints
+from rarlhf_nb.conditioned import AlphaConditionedTrainer
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.policy import load_policy
+from rarlhf_nb.settings import ConditionedSettings, LoraSettings, QuarkSettings
+from rarlhf_nb.trainer import CVaRPPOTrainer
 
 SAMPLING = sampling_settings(minimum_completion_length=2)
 TEXTS = Dataset.from_dict({"prompt": PROMPTS})
@@ -98,7 +98,7 @@ def test_a_checkpoint_is_due_after_its_seconds_or_twenty_times_what_the_last_one
     due = []
     for cost in (0.0, 0.4, 2.0):
         clock = iter(moments)
-        monkeypatch.setattr("rarlhf_nb.core.checkpoint.time.monotonic", lambda clock=clock: next(clock))
+        monkeypatch.setattr("rarlhf_nb.checkpoint.time.monotonic", lambda clock=clock: next(clock))
         checkpoints.cost, checkpoints.saved_at = cost, 100.0
         due.append([checkpoints.due() for _ in moments])
     assert due == [[False, True, True, True]] * 2 + [[False, False, False, True]]

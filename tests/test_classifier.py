@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny_classifier import TEXTS, WORDS, classifier_tokenizer, distilbert
 
-from rarlhf_nb.worlds.classifier import train_classifier
-from rarlhf_nb.worlds.rewards import ClassifierReward, load_reward
+from rarlhf_nb.data.classifier import train_classifier
+from rarlhf_nb.rewards import ClassifierReward, load_reward
 
 
 @pytest.fixture

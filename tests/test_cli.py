@@ -5,13 +5,13 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.running import batch
-from rarlhf_nb.running.cli import app, join_pairs, parse_parameters
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab import batch
+from rarlhf_nb.lab.cli import app, join_pairs, parse_parameters
 
 
 def rarlhf(*words, cwd=None):
-    command = [sys.executable, "-m", "rarlhf_nb.running.cli", *words]
+    command = [sys.executable, "-m", "rarlhf_nb.lab.cli", *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from tiny import PROMPTS, tiny_policy
 
-from rarlhf_nb.measuring.clusters import cluster_prompts, embed_prompts
+from rarlhf_nb.lab.evaluation.clusters import cluster_prompts, embed_prompts
 
 
 def test_an_embedding_is_the_same_alone_and_padded():

@@ -6,7 +6,7 @@ import pandas as pd
 
 from benchmarks import real_model
 from benchmarks.risk_comparison import METHODS, equal_kl_table, own_kl_table, seed_table
-from rarlhf_nb.core.methods import method_name
+from rarlhf_nb.lab.methods import method_name
 
 
 def runs(*rows):

@@ -11,18 +11,19 @@ from datasets import Dataset
 from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
 from transformers import AutoModelForCausalLM
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import ConditionedSettings, LoraSettings, load_profile
-from rarlhf_nb.core.runs import Run
-from rarlhf_nb.running.experiment import Experiment
-from rarlhf_nb.showing.glossary import CONDITIONED_GLOSSARY, TRAINING_GLOSSARY
-from rarlhf_nb.showing.widgets.live_training import ESTIMATORS
-from rarlhf_nb.training.conditioned import AlphaConditionedTrainer
-from rarlhf_nb.training.policy import Reference, evaluate_tokens, load_policy
-from rarlhf_nb.training.ppo import dense_rewards, generalized_advantages
-from rarlhf_nb.training.risk import rockafellar_uryasev_rewards
-from rarlhf_nb.training.risk_embedding import RiskEmbedding
-from rarlhf_nb.training.sampler import sampler_logits, token_log_probs
+from rarlhf_nb.conditioned import AlphaConditionedTrainer
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.experiment import Experiment
+from rarlhf_nb.lab.explorer.live_training import ESTIMATORS
+from rarlhf_nb.lab.glossary import CONDITIONED_GLOSSARY, TRAINING_GLOSSARY
+from rarlhf_nb.lab.profiles import load_profile
+from rarlhf_nb.lab.runs import Run
+from rarlhf_nb.policy import Reference, evaluate_tokens, load_policy
+from rarlhf_nb.ppo import dense_rewards, generalized_advantages
+from rarlhf_nb.risk import rockafellar_uryasev_rewards
+from rarlhf_nb.risk_embedding import RiskEmbedding
+from rarlhf_nb.sampling import sampler_logits, token_log_probs
+from rarlhf_nb.settings import ConditionedSettings, LoraSettings
 
 SAMPLING = sampling_settings(minimum_completion_length=2)
 

@@ -18,8 +18,7 @@ from transformers import (
     LlamaConfig,
 )
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.training.costs import (
+from benchmarks.costs import (
     Shape,
     activation_bytes,
     cache_bytes,
@@ -29,6 +28,7 @@ from rarlhf_nb.training.costs import (
     network_bytes,
     trained_bytes,
 )
+from rarlhf_nb.errors import UserError
 
 CONFIGS = {
     "gpt2": GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=2, n_head=2),
@@ -191,5 +191,5 @@ def test_more_episodes_than_there_are_cannot_be_kept(kept):
 
 
 def test_the_arithmetic_needs_no_torch():
-    code = "import sys, rarlhf_nb.training.plan; sys.exit('torch' in sys.modules)"
+    code = "import sys, benchmarks.plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,10 +15,10 @@ from tiny import PROMPTS, good_minus_bad, tiny_policy
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.runs import repository
-from rarlhf_nb.training import critic_free
-from rarlhf_nb.training.critic_free import CVaRConfig, CVaRGRPOTrainer, CVaRRLOOTrainer
+from rarlhf_nb.baselines import critic_free
+from rarlhf_nb.baselines.critic_free import CVaRConfig, CVaRGRPOTrainer, CVaRRLOOTrainer
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.runs import repository
 
 PAIRS = {"grpo": (GRPOTrainer, CVaRGRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, CVaRRLOOTrainer, RLOOConfig)}
 ESTIMATORS = ["tail_selection", "rockafellar_uryasev", "cvar_gradient"]

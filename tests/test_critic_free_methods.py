@@ -11,13 +11,14 @@ from small_run import SMALL
 from test_resumable import every_step, same_weights
 from tiny import PROMPTS, good_minus_bad, ppo_settings, tiny_policy
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import CriticFreeSettings, RiskSettings, SamplingSettings, load_profile
-from rarlhf_nb.running.experiment import Experiment
-from rarlhf_nb.showing.glossary import CRITIC_FREE_GLOSSARY
-from rarlhf_nb.training.critic_free_methods import train_critic_free
-from rarlhf_nb.training.policy import Reference, load_policy
-from rarlhf_nb.training.risk import SoftRiskSchedule
+from rarlhf_nb.baselines.critic_free_methods import train_critic_free
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.experiment import Experiment
+from rarlhf_nb.lab.glossary import CRITIC_FREE_GLOSSARY
+from rarlhf_nb.lab.profiles import load_profile
+from rarlhf_nb.policy import Reference, load_policy
+from rarlhf_nb.risk import SoftRiskSchedule
+from rarlhf_nb.settings import CriticFreeSettings, RiskSettings, SamplingSettings
 
 SAMPLING = SamplingSettings(completion_length=5, minimum_completion_length=2)
 RISK = RiskSettings(alpha=0.5, warm_start=2, rho=0.5)

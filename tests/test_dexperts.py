@@ -5,10 +5,10 @@ from tiny import PROMPTS, good_minus_bad, sampling_settings, tiny_policy
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rarlhf_nb.baselines.dexperts import DExperts, combined_logits, nucleus_mask
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import EvaluationSettings
-from rarlhf_nb.measuring.evaluation import evaluate, held_out_log_likelihoods
-from rarlhf_nb.training.policy import ActorCritic, Reference
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.evaluation.evaluate import evaluate, held_out_log_likelihoods
+from rarlhf_nb.lab.profiles import EvaluationSettings
+from rarlhf_nb.policy import ActorCritic, Reference
 
 BASE, EXPERT, ANTI_EXPERT = torch.tensor([[2.0, 1, 0, -1], [1, 1.5, 0, 0], [1.5, 0.5, 0, 2]])
 STEERED, ANTI_ONLY = [0.1142, 0.8438, 0.0420, 0], [0.7054, 0.2595, 0.0351, 0]

@@ -11,12 +11,12 @@ import nbformat
 import pytest
 from test_sweep import write_notebook
 
-from rarlhf_nb.core.errors import storage_trouble
+from rarlhf_nb.errors import storage_trouble
 
 # fills what is left of the disk, then trains on as a notebook does
 FILLS = """
 from pathlib import Path
-from rarlhf_nb.core.runs import Run
+from rarlhf_nb.lab.runs import Run
 here = Run(Path("papermill_runs") / run)
 here.write_text("first.txt", "finished before")
 if not Path("enough").exists():
@@ -45,7 +45,7 @@ def small_disk(folder: Path, options: str = "size=4m"):
 
 
 def rarlhf_run(folder: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "rarlhf_nb.running.cli", "run", "--run", "mine"]
+    command = [sys.executable, "-m", "rarlhf_nb.lab.cli", "run", "--run", "mine"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
 
 
@@ -76,11 +76,11 @@ def test_a_read_only_folder_is_one_line_and_stays_readable(checkout):
         assert rarlhf_run(checkout).returncode == 0
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         for name in ("mine", "other"):
-            command = [sys.executable, "-m", "rarlhf_nb.running.cli", "run", "--run", name]
+            command = [sys.executable, "-m", "rarlhf_nb.lab.cli", "run", "--run", name]
             answer = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
             assert answer.returncode == 2 and answer.stderr.startswith("error: the disk is read-only"), answer.stderr
             assert answer.stderr.count("\n") == 1
-        command = [sys.executable, "-m", "rarlhf_nb.running.cli", "status", "mine"]
+        command = [sys.executable, "-m", "rarlhf_nb.lab.cli", "status", "mine"]
         assert "done" in subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
         assert "unchanged, kept" in rarlhf_run(checkout).stdout

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from rarlhf_nb.measuring.equal_kl import gain_at_equal_kl
-from rarlhf_nb.measuring.sweep_report import build_sweep_report
+from rarlhf_nb.lab.evaluation.equal_kl import gain_at_equal_kl
+from rarlhf_nb.lab.evaluation.sweep_report import build_sweep_report
 
 GAIN = 0.5
 

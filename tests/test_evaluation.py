@@ -3,9 +3,9 @@ import pytest
 import torch
 from tiny import PROMPTS, good_minus_bad, sampling_settings, tiny_policy
 
-from rarlhf_nb.core.profiles import EvaluationSettings
-from rarlhf_nb.measuring.evaluation import evaluate, held_out_log_likelihoods
-from rarlhf_nb.training.policy import Reference
+from rarlhf_nb.lab.evaluation.evaluate import evaluate, held_out_log_likelihoods
+from rarlhf_nb.lab.profiles import EvaluationSettings
+from rarlhf_nb.policy import Reference
 
 TEST = pd.DataFrame({"prompt": PROMPTS, "prompt_score": range(8), "label": 1, "group": "all"})
 SETTINGS = EvaluationSettings(samples_per_prompt=2, held_out_texts=4, held_out_length=6, batch_size=3)

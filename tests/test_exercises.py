@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rarlhf_nb.showing.exercises import check, check_function
+from rarlhf_nb.lab.exercises import check, check_function
 
 
 def answered(capsys, call, *arguments):

@@ -7,10 +7,10 @@ import socket
 import pandas as pd
 import pytest
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import load_profile
-from rarlhf_nb.core.runs import Run
-from rarlhf_nb.showing.explore import explorer_page, serve
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.explorer.explore import explorer_page, serve
+from rarlhf_nb.lab.profiles import load_profile
+from rarlhf_nb.lab.runs import Run
 
 
 def a_run(root, methods=("sft", "rlhf"), name="pocket-imdb"):

@@ -16,16 +16,16 @@ from typer.testing import CliRunner
 
 from rarlhf_nb.baselines.prompted import prompted_policy
 from rarlhf_nb.baselines.quark import add_reward_tokens
-from rarlhf_nb.core.lock import held
-from rarlhf_nb.core.profiles import load_profile
-from rarlhf_nb.core.runs import Run
-from rarlhf_nb.core.seeding import uniforms
-from rarlhf_nb.measuring.report import build_report
-from rarlhf_nb.running import export, model_card
-from rarlhf_nb.running.cli import app
-from rarlhf_nb.training.policy import load_policy
-from rarlhf_nb.training.risk_embedding import RiskEmbedding
-from rarlhf_nb.training.sampler import invert_distribution
+from rarlhf_nb.lab import export, model_card
+from rarlhf_nb.lab.cli import app
+from rarlhf_nb.lab.evaluation.report import build_report
+from rarlhf_nb.lab.lock import held
+from rarlhf_nb.lab.profiles import load_profile
+from rarlhf_nb.lab.runs import Run
+from rarlhf_nb.policy import load_policy
+from rarlhf_nb.risk_embedding import RiskEmbedding
+from rarlhf_nb.sampling import invert_distribution
+from rarlhf_nb.seeding import uniforms
 
 HOSTILE = "<img src=x>|![x](http:y.png) [click](http:z) `<b>` **&lt;**\n# head"
 RL = ["rlhf", "ra_rlhf", "ra_rlhf@0.2", "ra_rlhf_ru", "grpo", "cvar_grpo@0.2"]

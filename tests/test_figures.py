@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.methods import METHODS
-from rarlhf_nb.measuring.metrics import quantile_curve, seed_interval
-from rarlhf_nb.measuring.report import build_report
-from rarlhf_nb.showing import figures, sweep_figures
-from rarlhf_nb.showing.look import SCHEDULE_COLORS, line_style, method_color
-from rarlhf_nb.training.risk import SoftRiskSchedule, cvar
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.evaluation.metrics import quantile_curve, seed_interval
+from rarlhf_nb.lab.evaluation.report import build_report
+from rarlhf_nb.lab.methods import METHODS
+from rarlhf_nb.lab.plots import figures, sweep_figures
+from rarlhf_nb.lab.plots.look import SCHEDULE_COLORS, line_style, method_color
+from rarlhf_nb.risk import SoftRiskSchedule, cvar
 
 HOSTILE = "<script>alert(1)</script>"
 ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;"

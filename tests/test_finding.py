@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rarlhf_nb.measuring.cells import ENDS
-from rarlhf_nb.measuring.finding import tail_metric
-from rarlhf_nb.measuring.report import Report
+from rarlhf_nb.lab.evaluation.cells import ENDS
+from rarlhf_nb.lab.evaluation.finding import tail_metric
+from rarlhf_nb.lab.evaluation.report import Report
 
 NAMES = {"tail_reward": "reward, prompts scored ≤ -1.5", "cvar_10": "CVaR 10 % of reward", "kl": "KL"}
 

@@ -13,14 +13,15 @@ from small_run import SMALL
 from tiny import tiny_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rarlhf_nb.core import shelf, sources
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.records import read_records
-from rarlhf_nb.core.runs import SWEEP, Run
-from rarlhf_nb.running.experiment import Experiment
-from rarlhf_nb.running.export import export_policy
-from rarlhf_nb.running.stages import Evaluate, FineTune, PrepareData, Train
-from rarlhf_nb.worlds.pocket import pocket_world
+from rarlhf_nb import sources
+from rarlhf_nb.data.pocket import pocket_world
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab import shelf
+from rarlhf_nb.lab.experiment import Experiment
+from rarlhf_nb.lab.export import export_policy
+from rarlhf_nb.lab.records import read_records
+from rarlhf_nb.lab.runs import SWEEP, Run
+from rarlhf_nb.lab.stages import Evaluate, FineTune, PrepareData, Train
 
 TINY = SMALL | {"evaluation.repeated_prompts": 0, "sweep.alphas": []}
 

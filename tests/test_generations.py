@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.measuring.generations import read_generations
-from rarlhf_nb.measuring.report import build_report
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.evaluation.generations import read_generations
+from rarlhf_nb.lab.evaluation.report import build_report
 
 TABLE = pd.DataFrame(
     {

@@ -4,7 +4,7 @@ import re
 
 import pandas as pd
 
-from rarlhf_nb.showing.glossary import folded_html, glossary_table, terms_table
+from rarlhf_nb.lab.glossary import folded_html, glossary_table, terms_table
 
 
 def test_every_word_has_one_sentence_and_the_numbers_of_its_equations():

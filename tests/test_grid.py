@@ -5,12 +5,12 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.runs import Run
-from rarlhf_nb.running import sweep_commands
-from rarlhf_nb.running.cli import app, join_pairs
-from rarlhf_nb.running.grid import Grid, read_alphas, read_seeds, read_values, to_json
-from rarlhf_nb.running.sweep import Sweep
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab import sweep_commands
+from rarlhf_nb.lab.cli import app, join_pairs
+from rarlhf_nb.lab.grid import Grid, read_alphas, read_seeds, read_values, to_json
+from rarlhf_nb.lab.runs import Run
+from rarlhf_nb.lab.sweep import Sweep
 
 
 def test_every_combination_is_a_cell_and_the_first_alpha_comes_first():

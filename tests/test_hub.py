@@ -8,9 +8,9 @@ from huggingface_hub import constants
 from huggingface_hub._tree_cache import read_tree_cache
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.worlds import hub
-from rarlhf_nb.worlds.hub import resolve_model
+from rarlhf_nb import hub
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.hub import resolve_model
 
 
 @pytest.fixture

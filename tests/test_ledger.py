@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rarlhf_nb.core.profiles import load_profile
-from rarlhf_nb.measuring.ledger import build_ledger, ledger_table
-from rarlhf_nb.measuring.report import build_report
+from rarlhf_nb.lab.evaluation.ledger import build_ledger, ledger_table
+from rarlhf_nb.lab.evaluation.report import build_report
+from rarlhf_nb.lab.profiles import load_profile
 
 
 def made_up_report():

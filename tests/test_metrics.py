@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.measuring.metrics import (
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.evaluation.metrics import (
     bootstrap_interval,
     bootstrap_weights,
     distinct_n,
@@ -19,7 +19,7 @@ from rarlhf_nb.measuring.metrics import (
     tail_mean,
     weighted_mean,
 )
-from rarlhf_nb.training.risk import cvar
+from rarlhf_nb.risk import cvar
 
 ONES = np.ones(5)
 

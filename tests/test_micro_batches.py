@@ -7,11 +7,11 @@ import torch
 from datasets import Dataset
 from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
 
-from rarlhf_nb.core.checkpoint import Checkpoints
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import load_profile
-from rarlhf_nb.training import micro_batches
-from rarlhf_nb.training.trainer import CVaRPPOTrainer
+from rarlhf_nb import micro_batches
+from rarlhf_nb.checkpoint import Checkpoints
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.profiles import load_profile
+from rarlhf_nb.trainer import CVaRPPOTrainer
 
 
 def make_trainer(size, fits=lambda ids: True, checkpoints=None):

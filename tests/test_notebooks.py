@@ -17,13 +17,13 @@ import pytest
 from small_run import SMALL
 from transformers import AutoModelForCausalLM
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.methods import METHODS, method_name
-from rarlhf_nb.core.profiles import load_profile
-from rarlhf_nb.running import workspace
-from rarlhf_nb.running.batch import check_parameters
-from rarlhf_nb.running.stages import training
-from rarlhf_nb.showing import pictures
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab import workspace
+from rarlhf_nb.lab.batch import check_parameters
+from rarlhf_nb.lab.methods import METHODS, method_name
+from rarlhf_nb.lab.plots import pictures
+from rarlhf_nb.lab.profiles import load_profile
+from rarlhf_nb.lab.stages import training
 
 REPOSITORY = Path(__file__).parent.parent
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -71,7 +71,7 @@ MISTAKES = {
         "    return [sum(rewards[t:]) - value for t, value in enumerate(values)]",  # lambda = 1 whatever is asked
     ],
     "03_ra_rlhf": [
-        "import numpy as np\nfrom rarlhf_nb.training.risk import tail_count\n"
+        "import numpy as np\nfrom rarlhf_nb.risk import tail_count\n"
         "def my_cvar(rewards, alpha):\n    return np.mean(sorted(rewards)[: tail_count(alpha, len(rewards))])",
         "def my_kept(m, *settings):\n    return SoftRiskSchedule(*settings).kept(m + 1)",  # m from 0
         "my_mask, my_ru_reward = [False, True, False, True, True], 0.3 - 0.7",
@@ -188,7 +188,7 @@ def test_notebook_04_shows_the_last_iteration_of_each_method_without_a_critic(me
 
 def rarlhf(folder, *words):
     parameters = [word for key, value in SMALL.items() for word in ("-p", key, str(value))]
-    command = [sys.executable, "-m", "rarlhf_nb.running.cli", "run", *parameters, *words]
+    command = [sys.executable, "-m", "rarlhf_nb.lab.cli", "run", *parameters, *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -232,7 +232,7 @@ def test_the_main_job_ends_with_a_table_of_all_methods(tmp_path, pictures_of_fig
     ledger = json.loads((run / "ledger.json").read_text())
     assert len(ledger) == 24 and not any(row["comparable"] for row in ledger)
     page = subprocess.run(
-        [sys.executable, "-m", "rarlhf_nb.running.cli", "report", run.name],
+        [sys.executable, "-m", "rarlhf_nb.lab.cli", "report", run.name],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from paper_world import write_data_sets, write_models
 
-from rarlhf_nb.core import runs
-from rarlhf_nb.core.profiles import known_keys, load_profile
-from rarlhf_nb.running.experiment import Experiment
+from rarlhf_nb.lab import runs
+from rarlhf_nb.lab.experiment import Experiment
+from rarlhf_nb.lab.profiles import known_keys, load_profile
 
 PAPER_PROFILES = ["imdb-gpt2", "jigsaw-gpt2", "rtp-gpt2", "imdb-gptj", "jigsaw-gptj"]
 SIZES = {

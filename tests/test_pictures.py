@@ -17,11 +17,11 @@ from browser import chromium
 from nbconvert import HTMLExporter
 from plotly.subplots import make_subplots
 
-from rarlhf_nb.showing import pictures
-from rarlhf_nb.showing.explorer_figures import distribution_figure, shared_axes
-from rarlhf_nb.showing.figure_text import figure_text
-from rarlhf_nb.showing.figures import quantile_curves
-from rarlhf_nb.showing.tails import Slot, measure_tails
+from rarlhf_nb.lab.explorer.explorer_figures import distribution_figure, shared_axes
+from rarlhf_nb.lab.explorer.tails import Slot, measure_tails
+from rarlhf_nb.lab.plots import pictures
+from rarlhf_nb.lab.plots.figure_text import figure_text
+from rarlhf_nb.lab.plots.figures import quantile_curves
 
 
 @pytest.fixture(autouse=True)

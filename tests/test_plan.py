@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Config
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.training.costs import Shape, causal_lm
-from rarlhf_nb.training.plan import DEVICES, Device, plan, this_cpu
+from benchmarks.costs import Shape, causal_lm
+from benchmarks.plan import DEVICES, Device, plan, this_cpu
+from rarlhf_nb.errors import UserError
 
 REPOSITORY = Path(__file__).parent.parent
 SHAPE = Shape(batch_size=8, prompt_length=64, completion_length=48)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-from rarlhf_nb.training.policy import load_policy
-from rarlhf_nb.worlds.pocket import build, pocket_world
-from rarlhf_nb.worlds.pocket.grammar import LABEL_SCALE, RARE_SHARE, WORLDS, label_probability, vocabulary, write_texts
-from rarlhf_nb.worlds.pocket.halves import halved_comments, valence
+from rarlhf_nb.data.pocket import build, pocket_world
+from rarlhf_nb.data.pocket.grammar import LABEL_SCALE, RARE_SHARE, WORLDS, label_probability, vocabulary, write_texts
+from rarlhf_nb.data.pocket.halves import halved_comments, valence
+from rarlhf_nb.policy import load_policy
 
 
 @pytest.mark.parametrize("name", WORLDS)

@@ -10,9 +10,8 @@ from tiny import PROMPTS, sampling_settings, tiny_policy
 from transformers import AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import LoraSettings
-from rarlhf_nb.training.policy import (
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.policy import (
     VALUE_HEAD,
     Reference,
     check_context,
@@ -20,8 +19,9 @@ from rarlhf_nb.training.policy import (
     load_policy,
     use_gradient_checkpointing,
 )
-from rarlhf_nb.training.ppo import episode_kl
-from rarlhf_nb.training.sampler import sampler_logits, token_entropy, token_log_probs
+from rarlhf_nb.ppo import episode_kl
+from rarlhf_nb.sampling import sampler_logits, token_entropy, token_log_probs
+from rarlhf_nb.settings import LoraSettings
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])

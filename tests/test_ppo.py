@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rarlhf_nb.training.ppo import (
+from rarlhf_nb.ppo import (
     dense_rewards,
     episode_kl,
     generalized_advantages,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import load_profile, profile_files
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.profiles import load_profile, profile_files, risk_of_method
 
 FILES = {"task.train_file": __file__, "task.test_file": __file__}
 
@@ -173,9 +173,9 @@ def test_a_value_that_grows_without_end_is_cut_in_the_message():
 
 def test_a_methods_key_determines_its_risk_settings():
     risk = load_profile("pocket").risk
-    assert risk.for_method("rlhf").alpha == 1 and risk.for_method("rlhf").estimator == "tail_selection"
-    assert risk.for_method("ra_rlhf") == risk
-    sweep = risk.for_method("ra_rlhf_ru@0.2")
+    assert risk_of_method(risk, "rlhf").alpha == 1 and risk_of_method(risk, "rlhf").estimator == "tail_selection"
+    assert risk_of_method(risk, "ra_rlhf") == risk
+    sweep = risk_of_method(risk, "ra_rlhf_ru@0.2")
     assert (sweep.alpha, sweep.estimator, sweep.rho) == (0.2, "rockafellar_uryasev", risk.rho)
     with pytest.raises(UserError, match="quark"):
-        risk.for_method("quark")
+        risk_of_method(risk, "quark")

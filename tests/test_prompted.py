@@ -3,9 +3,9 @@ import torch
 from tiny import PROMPTS, good_minus_bad, sampling_settings, tiny_policy
 
 from rarlhf_nb.baselines.prompted import choose_prefix, prompted_policy
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.training.policy import load_policy
-from rarlhf_nb.training.sampler import sampler_logits
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.policy import load_policy
+from rarlhf_nb.sampling import sampler_logits
 
 PREFIX = "very good plot "
 

@@ -16,8 +16,8 @@ from scipy import stats
 
 from rarlhf_nb.baselines.dexperts import combined_logits, nucleus_mask
 from rarlhf_nb.baselines.quark_math import kl_divergence, quantile_bins
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.measuring.metrics import (
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.evaluation.metrics import (
     bootstrap_interval,
     bootstrap_weights,
     distinct_n,
@@ -30,7 +30,7 @@ from rarlhf_nb.measuring.metrics import (
     tail_means,
     weighted_mean,
 )
-from rarlhf_nb.training.ppo import (
+from rarlhf_nb.ppo import (
     dense_rewards,
     episode_kl,
     generalized_advantages,
@@ -41,7 +41,7 @@ from rarlhf_nb.training.ppo import (
     value_losses,
     whiten,
 )
-from rarlhf_nb.training.risk import SoftRiskSchedule, cvar, kept_episodes, rockafellar_uryasev_rewards, var
+from rarlhf_nb.risk import SoftRiskSchedule, cvar, kept_episodes, rockafellar_uryasev_rewards, var
 
 NUMBERS = st.integers(-3, 3).map(float) | st.floats(-1000, 1000)  # small whole numbers make ties
 RETURNS = st.lists(NUMBERS, min_size=1, max_size=30)

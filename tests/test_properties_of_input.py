@@ -17,16 +17,16 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import Profile, known_keys, load_profile
-from rarlhf_nb.measuring.cells import markdown_line, markdown_table
-from rarlhf_nb.measuring.generations import read_generations
-from rarlhf_nb.measuring.tail_prompts import tail_prompts_html
-from rarlhf_nb.running.cli import join_pairs, parse_parameters
-from rarlhf_nb.showing.glossary import folded_html
-from rarlhf_nb.showing.look import label_text
-from rarlhf_nb.showing.widgets import text as widget_text
-from rarlhf_nb.worlds.tasks import UNKNOWN_LABEL, read_texts
+from rarlhf_nb.data.tasks import UNKNOWN_LABEL, read_texts
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.cli import join_pairs, parse_parameters
+from rarlhf_nb.lab.evaluation.cells import markdown_line, markdown_table
+from rarlhf_nb.lab.evaluation.generations import read_generations
+from rarlhf_nb.lab.evaluation.tail_prompts import tail_prompts_html
+from rarlhf_nb.lab.explorer import text as widget_text
+from rarlhf_nb.lab.glossary import folded_html
+from rarlhf_nb.lab.plots.look import label_text
+from rarlhf_nb.lab.profiles import Profile, known_keys, load_profile
 
 ENDINGS = st.sampled_from(["jsonl", "csv", "parquet"])
 # characters at which readers stumble: a NUL, the mark of byte order, a turn of direction, separators, quotes

@@ -7,13 +7,14 @@ import torch
 from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
 from transformers import AutoModelForCausalLM, GPTJConfig, GPTJForCausalLM
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import LoraSettings, load_profile
-from rarlhf_nb.running.experiment import Experiment
-from rarlhf_nb.training import policy as policy_module
-from rarlhf_nb.training import quantization
-from rarlhf_nb.training.policy import ActorCritic, Reference, evaluate_tokens, load_policy
-from rarlhf_nb.training.trainer import CVaRPPOTrainer
+from rarlhf_nb import policy as policy_module
+from rarlhf_nb import quantization
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.experiment import Experiment
+from rarlhf_nb.lab.profiles import load_profile
+from rarlhf_nb.policy import ActorCritic, Reference, evaluate_tokens, load_policy
+from rarlhf_nb.settings import LoraSettings
+from rarlhf_nb.trainer import CVaRPPOTrainer
 
 LORA = LoraSettings(r=2, alpha=4)
 
@@ -30,7 +31,7 @@ def test_quantization_without_an_adapter_is_refused_before_anything_is_loaded():
 def test_a_missing_bitsandbytes_is_named_before_a_run_begins(tmp_path, monkeypatch):
     tiny_policy().save(tmp_path)
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
-    monkeypatch.setattr("rarlhf_nb.core.runs.default_root", lambda: tmp_path / "runs")
+    monkeypatch.setattr("rarlhf_nb.lab.runs.default_root", lambda: tmp_path / "runs")
     eight_bits = {"policy.quantization": "8bit", "policy.lora": {"r": 2, "alpha": 4}}
     for load in (
         lambda: load_policy(tmp_path, LORA, quantization="8bit"),

@@ -8,13 +8,13 @@ from tiny import PROMPTS, good_minus_bad, sampling_settings, tiny_policy
 
 from rarlhf_nb.baselines.quark import QuarkTrainer, add_reward_tokens, check_scores
 from rarlhf_nb.baselines.quark_math import Pool, kl_divergence, quantile_bins, quark_terms
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import LoraSettings, QuarkSettings
-from rarlhf_nb.core.seeding import shuffled_stream
-from rarlhf_nb.showing.glossary import QUARK_GLOSSARY
-from rarlhf_nb.training.policy import evaluate_tokens, load_policy
-from rarlhf_nb.training.ppo import masked_mean
-from rarlhf_nb.training.sampler import token_entropy
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.glossary import QUARK_GLOSSARY
+from rarlhf_nb.policy import evaluate_tokens, load_policy
+from rarlhf_nb.ppo import masked_mean
+from rarlhf_nb.sampling import token_entropy
+from rarlhf_nb.seeding import shuffled_stream
+from rarlhf_nb.settings import LoraSettings, QuarkSettings
 
 SAMPLING = sampling_settings(minimum_completion_length=2)
 

@@ -19,12 +19,12 @@ from ranked import train_all
 from safetensors.torch import load_file
 from small_run import SMALL
 
-from rarlhf_nb.measuring.tables import HELD_OUT, SAMPLES
-from rarlhf_nb.running.experiment import Experiment
-from rarlhf_nb.running.launch import RankLost
-from rarlhf_nb.running.stages import Train
-from rarlhf_nb.running.verify import verify
-from rarlhf_nb.training.risk_embedding import RiskEmbedding
+from rarlhf_nb.lab.evaluation.tables import HELD_OUT, SAMPLES
+from rarlhf_nb.lab.experiment import Experiment
+from rarlhf_nb.lab.launch import RankLost
+from rarlhf_nb.lab.stages import Train
+from rarlhf_nb.lab.verify import verify
+from rarlhf_nb.risk_embedding import RiskEmbedding
 
 TESTS = Path(__file__).parent
 SAME = {

@@ -7,10 +7,10 @@ import shutil
 import pandas as pd
 import pytest
 
-from rarlhf_nb.core.checksums import checksum, sealed, unsealed
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.records import check_files, damaged_files, read_record, recorded_checksums
-from rarlhf_nb.core.runs import Run, json_lines
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.files import checksum, json_lines, sealed, unsealed
+from rarlhf_nb.lab.records import check_files, damaged_files, read_record, recorded_checksums
+from rarlhf_nb.lab.runs import Run
 
 TABLE = pd.DataFrame({"prompt": ["a", "b"] * 50, "reward": [1.0, -2.0] * 50})
 FILES = ["evaluation/rlhf.parquet", "training/rlhf.jsonl", "policies/rlhf", "report.json"]

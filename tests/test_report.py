@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.methods import method_name, method_order
-from rarlhf_nb.core.runs import Run
-from rarlhf_nb.measuring.report import build_report, summary_table
-from rarlhf_nb.measuring.tables import load_tables
-from rarlhf_nb.measuring.tail_prompts import tail_prompts_html, tail_prompts_table
-from rarlhf_nb.showing.glossary import glossary_table
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.evaluation.report import build_report, summary_table
+from rarlhf_nb.lab.evaluation.tables import load_tables
+from rarlhf_nb.lab.evaluation.tail_prompts import tail_prompts_html, tail_prompts_table
+from rarlhf_nb.lab.glossary import glossary_table
+from rarlhf_nb.lab.methods import method_name, method_order
+from rarlhf_nb.lab.runs import Run
 
 HOSTILE = "<script>alert('|')</script>"
 

@@ -16,12 +16,12 @@ from test_classifier import labelled
 from tiny import tiny_policy
 from tiny_classifier import classifier_tokenizer, distilbert
 
-from rarlhf_nb.core.checkpoint import Checkpoints
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import LoraSettings, SFTSettings
-from rarlhf_nb.training.policy import load_policy
-from rarlhf_nb.training.sft import train_sft
-from rarlhf_nb.worlds.classifier import train_classifier
+from rarlhf_nb.baselines.sft import train_sft
+from rarlhf_nb.checkpoint import Checkpoints
+from rarlhf_nb.data.classifier import train_classifier
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.policy import load_policy
+from rarlhf_nb.settings import LoraSettings, SFTSettings
 
 TEXTS = ["the film is very good", "the plot was good", "very good film"] * 20
 
@@ -216,7 +216,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_resumable import LONG, TEXTS, every_step, settings
 from tiny import tiny_policy
-from rarlhf_nb.training.sft import train_sft
+from rarlhf_nb.baselines.sft import train_sft
 folder, policy = Path(sys.argv[1]), tiny_policy()
 print("ready", flush=True)
 log = train_sft(policy, TEXTS, LONG, seed=1, checkpoints=every_step(folder))

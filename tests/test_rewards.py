@@ -12,8 +12,8 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.worlds.rewards import ClassifierReward, check_rewards, load_reward
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.rewards import ClassifierReward, check_rewards, load_reward
 
 
 @pytest.fixture

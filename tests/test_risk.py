@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.training.risk import (
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.risk import (
     SoftRiskSchedule,
     cvar,
     drawn_above,

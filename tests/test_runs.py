@@ -5,8 +5,8 @@ import json
 import pandas as pd
 import pytest
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.runs import Run
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.runs import Run
 
 SETTINGS = {"risk": {"alpha": 0.4, "rho": 0.5}, "name": "pocket"}
 

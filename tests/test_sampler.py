@@ -2,9 +2,8 @@ import pytest
 import torch
 from tiny import PROMPTS, sampling_settings, tiny_policy
 
-from rarlhf_nb.core.seeding import uniforms
-from rarlhf_nb.training.policy import evaluate_tokens
-from rarlhf_nb.training.sampler import (
+from rarlhf_nb.policy import evaluate_tokens
+from rarlhf_nb.sampling import (
     draw_completions,
     invert_distribution,
     sampled_log_probs,
@@ -12,6 +11,7 @@ from rarlhf_nb.training.sampler import (
     token_entropy,
     token_log_probs,
 )
+from rarlhf_nb.seeding import uniforms
 
 
 def test_a_token_is_drawn_by_inverting_the_distribution_function():

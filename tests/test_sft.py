@@ -2,9 +2,9 @@ import pytest
 import torch
 from tiny import tiny_policy, tiny_tokenizer
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import SFTSettings
-from rarlhf_nb.training.sft import packed_blocks, train_sft
+from rarlhf_nb.baselines.sft import packed_blocks, train_sft
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.settings import SFTSettings
 
 TEXTS = ["the film is very good", "the plot was good", "very good film"] * 20
 SETTINGS = SFTSettings(learning_rate=1e-2, batch_size=10, epochs=10, max_length=16)

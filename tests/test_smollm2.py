@@ -16,11 +16,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.worlds import smollm2
-from rarlhf_nb.worlds.cache import cache_folder
-from rarlhf_nb.worlds.rewards import load_reward
-from rarlhf_nb.worlds.smollm2 import QUESTIONS, smollm2_folder, train_text_reward
+from rarlhf_nb.data import smollm2
+from rarlhf_nb.data.cache import cache_folder
+from rarlhf_nb.data.smollm2 import QUESTIONS, smollm2_folder, train_text_reward
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.rewards import load_reward
 
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):

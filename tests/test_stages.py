@@ -5,9 +5,9 @@ import shutil
 import pytest
 from small_run import SMALL
 
-from rarlhf_nb.core.runs import Run
-from rarlhf_nb.running.experiment import Experiment
-from rarlhf_nb.running.stages import (
+from rarlhf_nb.lab.experiment import Experiment
+from rarlhf_nb.lab.runs import Run
+from rarlhf_nb.lab.stages import (
     ChoosePrefix,
     Evaluate,
     EvaluateAlphas,

@@ -18,24 +18,24 @@ from rich.console import Console
 from rich.live import Live
 from typer.testing import CliRunner
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.runs import Run
-from rarlhf_nb.running import sweep_commands, workers
-from rarlhf_nb.running.cli import app
-from rarlhf_nb.running.experiment import Experiment
-from rarlhf_nb.running.grid import Grid
-from rarlhf_nb.running.status import Progress, SweepProgress, sweep_progress
-from rarlhf_nb.running.sweep import CELL_NOTEBOOKS, SWEEP_NOTEBOOKS, Sweep
-from rarlhf_nb.running.sweep_experiment import sweep_scores
-from rarlhf_nb.running.sweeping import write_sweep_report
-from rarlhf_nb.running.workers import DaskWorkers
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab import sweep_commands, workers
+from rarlhf_nb.lab.cli import app
+from rarlhf_nb.lab.experiment import Experiment
+from rarlhf_nb.lab.grid import Grid
+from rarlhf_nb.lab.runs import Run
+from rarlhf_nb.lab.status import Progress, SweepProgress, sweep_progress
+from rarlhf_nb.lab.sweep import CELL_NOTEBOOKS, SWEEP_NOTEBOOKS, Sweep
+from rarlhf_nb.lab.sweep_experiment import sweep_scores
+from rarlhf_nb.lab.sweeping import write_sweep_report
+from rarlhf_nb.lab.workers import DaskWorkers
 
 PARAMETERS = 'profile: str = "pocket"\nrun: str = ""\nseed: int = 1\noverrides: dict = {}'
 # what a training leaves, made up: the reward rises with alpha and seed
 TRAINED = """
 import numpy as np, pandas as pd, time
 from pathlib import Path
-from rarlhf_nb.core.runs import Run
+from rarlhf_nb.lab.runs import Run
 here = Run(Path("papermill_runs") / run)
 alpha = overrides["risk.alpha"]
 scores = np.random.default_rng(0).normal(size=40)
@@ -68,7 +68,7 @@ def write_notebook(folder: Path, name: str, code: str) -> None:
 
 
 def rarlhf(folder: Path, *words: str, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "rarlhf_nb.running.cli", *words]
+    command = [sys.executable, "-m", "rarlhf_nb.lab.cli", *words]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=folder, **streams | options)
 

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.measuring.metrics import seeds_needed
-from rarlhf_nb.measuring.sweep_report import build_sweep_report
-from rarlhf_nb.measuring.sweeps import distinct_scores, grid_settings
-from rarlhf_nb.showing.glossary import glossary_table
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.evaluation.metrics import seeds_needed
+from rarlhf_nb.lab.evaluation.sweep_report import build_sweep_report
+from rarlhf_nb.lab.evaluation.sweeps import distinct_scores, grid_settings
+from rarlhf_nb.lab.glossary import glossary_table
 
 HOSTILE = "<script>alert('|')</script>"
 T2 = 4.302653  # t(2 degrees of freedom, 97.5 %)

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rarlhf_nb.core.runs import Run
-from rarlhf_nb.measuring.metrics import seed_interval
-from rarlhf_nb.measuring.sweeps import alpha_scores, related_scores, seed_table
-from rarlhf_nb.measuring.tables import Tables
-from rarlhf_nb.running.experiment import Experiment
+from rarlhf_nb.lab.evaluation.metrics import seed_interval
+from rarlhf_nb.lab.evaluation.sweeps import alpha_scores, related_scores, seed_table
+from rarlhf_nb.lab.evaluation.tables import Tables
+from rarlhf_nb.lab.experiment import Experiment
+from rarlhf_nb.lab.profiles import risk_of_method
+from rarlhf_nb.lab.runs import Run
 
 
 def leave_report(root, name, seed, kl_coef, rewards, alpha=0.4, epochs=4):
@@ -64,10 +65,10 @@ def test_seed_table_pairs_by_seed(tmp_path):
 
 
 def test_a_sweep_trains_both_estimators_at_every_alpha_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("rarlhf_nb.core.runs.default_root", lambda: tmp_path)
+    monkeypatch.setattr("rarlhf_nb.lab.runs.default_root", lambda: tmp_path)
     experiment = Experiment.open("pocket", "swept", 1, {"sweep.alphas": [0.4, 0.25]})  # 0.4 is the profile's own
     assert experiment.risk_methods() == ["ra_rlhf", "ra_rlhf_ru", "ra_rlhf@0.25", "ra_rlhf_ru@0.25"]
-    settings = [experiment.profile.risk.for_method(method) for method in experiment.risk_methods()]
+    settings = [risk_of_method(experiment.profile.risk, method) for method in experiment.risk_methods()]
     assert [risk.alpha for risk in settings] == [0.4, 0.4, 0.25, 0.25]
     assert [risk.estimator for risk in settings[2:]] == ["tail_selection", "rockafellar_uryasev"]
     alone = Experiment.open("pocket", "alone", 1, {"sweep.alphas": []})

@@ -9,13 +9,14 @@ from huggingface_hub import constants
 from paper_world import byte_level_tokenizer, kaggle_table, prompts_rows, write_imdb, write_jigsaw, write_prompts
 from tiny import tiny_tokenizer
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import TaskSettings, load_profile
-from rarlhf_nb.worlds import hub
-from rarlhf_nb.worlds.paper_data import load_paper_texts, split_by_class
-from rarlhf_nb.worlds.pocket import build
-from rarlhf_nb.worlds.pocket.grammar import TALK_PAGES, vocabulary
-from rarlhf_nb.worlds.tasks import load_task, read_texts
+from rarlhf_nb import hub
+from rarlhf_nb.data.paper_data import load_paper_texts, split_by_class
+from rarlhf_nb.data.pocket import build
+from rarlhf_nb.data.pocket.grammar import TALK_PAGES, vocabulary
+from rarlhf_nb.data.tasks import load_task, read_texts
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.profiles import load_profile
+from rarlhf_nb.settings import TaskSettings
 
 ROWS = pd.DataFrame(
     {

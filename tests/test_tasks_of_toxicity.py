@@ -3,7 +3,7 @@
 import pytest
 from small_run import SMALL
 
-from rarlhf_nb.running.experiment import Experiment
+from rarlhf_nb.lab.experiment import Experiment
 
 METHODS = ["sft", "rlhf", "ra_rlhf"]
 

@@ -8,13 +8,13 @@ from accelerate.state import AcceleratorState
 from datasets import Dataset
 from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import LoraSettings
-from rarlhf_nb.core.seeding import hash_seed
-from rarlhf_nb.showing.glossary import TRAINING_GLOSSARY
-from rarlhf_nb.training.policy import evaluate_tokens, load_policy
-from rarlhf_nb.training.ppo import dense_rewards, generalized_advantages, policy_losses, value_losses, whiten
-from rarlhf_nb.training.trainer import CVaRPPOTrainer
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.glossary import TRAINING_GLOSSARY
+from rarlhf_nb.policy import evaluate_tokens, load_policy
+from rarlhf_nb.ppo import dense_rewards, generalized_advantages, policy_losses, value_losses, whiten
+from rarlhf_nb.seeding import hash_seed
+from rarlhf_nb.settings import LoraSettings
+from rarlhf_nb.trainer import CVaRPPOTrainer
 
 
 def make_trainer(policy=None, reward=good_minus_bad, args=None, risk=None, sampling=None, **changes):

@@ -7,13 +7,13 @@ import pytest
 from small_run import SMALL
 from typer.testing import CliRunner
 
-from rarlhf_nb.core.checksums import sealed
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.runs import Run
-from rarlhf_nb.running.cli import app
-from rarlhf_nb.running.experiment import Experiment
-from rarlhf_nb.running.verify import SCRATCH, verify
-from rarlhf_nb.training.watch import INCIDENTS
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.files import sealed
+from rarlhf_nb.lab.cli import app
+from rarlhf_nb.lab.experiment import Experiment
+from rarlhf_nb.lab.runs import Run
+from rarlhf_nb.lab.verify import SCRATCH, verify
+from rarlhf_nb.monitor import INCIDENTS
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,13 @@ from datasets import Dataset
 from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
 
 from rarlhf_nb.baselines.quark import QuarkTrainer
-from rarlhf_nb.core.checkpoint import Checkpoints
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import QuarkSettings, WatchSettings, load_profile
-from rarlhf_nb.showing.widgets.live_training import LiveTraining, Setting
-from rarlhf_nb.training.trainer import CVaRPPOTrainer
-from rarlhf_nb.training.watch import Scored, TrainingStopped, Watch
+from rarlhf_nb.checkpoint import Checkpoints
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.explorer.live_training import LiveTraining, Setting
+from rarlhf_nb.lab.profiles import load_profile
+from rarlhf_nb.monitor import Scored, TrainingStopped, Watch
+from rarlhf_nb.settings import QuarkSettings, WatchSettings
+from rarlhf_nb.trainer import CVaRPPOTrainer
 
 SAMPLING = sampling_settings(minimum_completion_length=2)
 TEXTS = Dataset.from_dict({"prompt": PROMPTS})

@@ -5,8 +5,8 @@ import torch
 from datasets import Dataset
 from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
 
-from rarlhf_nb.training.ppo import whiten
-from rarlhf_nb.training.trainer import CVaRPPOTrainer
+from rarlhf_nb.ppo import whiten
+from rarlhf_nb.trainer import CVaRPPOTrainer
 
 
 def make_trainer(kind=CVaRPPOTrainer, args=None, **risk):

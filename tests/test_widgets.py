@@ -11,9 +11,10 @@ import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.measuring.cells import interval_cell
-from rarlhf_nb.measuring.metrics import (
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab import explorer as widgets
+from rarlhf_nb.lab.evaluation.cells import interval_cell
+from rarlhf_nb.lab.evaluation.metrics import (
     bootstrap_interval,
     bootstrap_weights,
     perplexity,
@@ -21,17 +22,16 @@ from rarlhf_nb.measuring.metrics import (
     tail_mean,
     tail_means,
 )
-from rarlhf_nb.measuring.sweeps import sweep_families
-from rarlhf_nb.showing import widgets
-from rarlhf_nb.showing.explorer_figures import price_figure, saved_share
-from rarlhf_nb.showing.figures import TRAINING_PANELS
-from rarlhf_nb.showing.interpolation import between, steps_between
-from rarlhf_nb.showing.pictures import is_static
-from rarlhf_nb.showing.tails import measure_tails
-from rarlhf_nb.showing.widgets import live_training, progress_table, risk_explorer, schedule_designer
-from rarlhf_nb.showing.widgets.progress_table import Shown
-from rarlhf_nb.showing.widgets.text import SHORT, hover_text, text_html, visible
-from rarlhf_nb.training.risk import SoftRiskSchedule, cvar, tail_count, var
+from rarlhf_nb.lab.evaluation.sweeps import sweep_families
+from rarlhf_nb.lab.explorer import live_training, progress_table, risk_explorer, schedule_designer
+from rarlhf_nb.lab.explorer.explorer_figures import price_figure, saved_share
+from rarlhf_nb.lab.explorer.interpolation import between, steps_between
+from rarlhf_nb.lab.explorer.progress_table import Shown
+from rarlhf_nb.lab.explorer.tails import measure_tails
+from rarlhf_nb.lab.explorer.text import SHORT, hover_text, text_html, visible
+from rarlhf_nb.lab.plots.figures import TRAINING_PANELS
+from rarlhf_nb.lab.plots.pictures import is_static
+from rarlhf_nb.risk import SoftRiskSchedule, cvar, tail_count, var
 
 RNG = np.random.default_rng(0)
 SIZE = 120
@@ -634,7 +634,7 @@ def test_where_nobody_is_there_the_same_is_shown_as_figures_and_tables(monkeypat
     monkeypatch.setattr("plotly.graph_objects.Figure.show", lambda figure: shown.append(figure))
     for module in ("risk_explorer", "schedule_designer", "live_training"):
         # not imported by name, since the package exports functions of the same names
-        monkeypatch.setattr(sys.modules[f"rarlhf_nb.showing.widgets.{module}"], "display", shown.append)
+        monkeypatch.setattr(sys.modules[f"rarlhf_nb.lab.explorer.{module}"], "display", shown.append)
     assert not is_static() and is_static(interactive=False)
     monkeypatch.setenv("RARLHF_STATIC", "1")
     assert is_static()

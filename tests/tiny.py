@@ -6,8 +6,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rarlhf_nb.core.profiles import PPOSettings, RiskSettings, SamplingSettings
-from rarlhf_nb.training.policy import ActorCritic
+from rarlhf_nb.policy import ActorCritic
+from rarlhf_nb.settings import PPOSettings, RiskSettings, SamplingSettings
 
 WORDS = ["good", "bad", "film", "the", "is", "was", "plot", "very"]
 

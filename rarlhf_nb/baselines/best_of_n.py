@@ -9,11 +9,11 @@ import math
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import SamplingSettings
-from rarlhf_nb.training.episodes import Episodes
-from rarlhf_nb.training.policy import ActorCritic
-from rarlhf_nb.worlds.rewards import Reward, check_rewards
+from rarlhf_nb.episodes import Episodes
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.policy import ActorCritic
+from rarlhf_nb.rewards import Reward, check_rewards
+from rarlhf_nb.settings import SamplingSettings
 
 
 def best_of_n_kl(samples: int) -> float:

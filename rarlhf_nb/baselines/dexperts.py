@@ -18,12 +18,12 @@ they are masked before the nucleus is taken, so that they use none of its mass.
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import SamplingSettings
-from rarlhf_nb.core.seeding import uniforms
-from rarlhf_nb.training.episodes import Episodes
-from rarlhf_nb.training.policy import ActorCritic, check_context
-from rarlhf_nb.training.sampler import Reader, sampler_logits
+from rarlhf_nb.episodes import Episodes
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.policy import ActorCritic, check_context
+from rarlhf_nb.sampling import Reader, sampler_logits
+from rarlhf_nb.seeding import uniforms
+from rarlhf_nb.settings import SamplingSettings
 
 
 def nucleus_mask(logits: torch.Tensor, top_p: float) -> torch.Tensor:

@@ -7,10 +7,10 @@ import copy
 
 import pandas as pd
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import SamplingSettings
-from rarlhf_nb.training.policy import ActorCritic, Policy
-from rarlhf_nb.worlds.rewards import Reward, check_rewards
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.policy import ActorCritic, Policy
+from rarlhf_nb.rewards import Reward, check_rewards
+from rarlhf_nb.settings import SamplingSettings
 
 
 def prompted_policy(policy: ActorCritic, prefix: str) -> ActorCritic:

@@ -30,18 +30,18 @@ from datasets import Dataset
 from transformers import get_linear_schedule_with_warmup
 
 from rarlhf_nb.baselines.quark_math import Pool, QuarkTerms, check_pool, quark_terms
-from rarlhf_nb.core.checkpoint import Checkpoint, Checkpoints
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.core.profiles import QuarkSettings, SamplingSettings, WatchSettings
-from rarlhf_nb.core.seeding import hash_seed, seeded, shuffled_stream
-from rarlhf_nb.training.episodes import Episodes
-from rarlhf_nb.training.loop import TrainingLoop
-from rarlhf_nb.training.policy import ActorCritic, check_context
-from rarlhf_nb.training.ppo import masked_sum
-from rarlhf_nb.training.ranks import join
-from rarlhf_nb.training.sampler import sampler_logits
-from rarlhf_nb.training.watch import Scored
-from rarlhf_nb.worlds.rewards import Reward, check_rewards
+from rarlhf_nb.checkpoint import Checkpoint, Checkpoints
+from rarlhf_nb.distributed import join
+from rarlhf_nb.episodes import Episodes
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.loop import TrainingLoop
+from rarlhf_nb.monitor import Scored
+from rarlhf_nb.policy import ActorCritic, check_context
+from rarlhf_nb.ppo import masked_sum
+from rarlhf_nb.rewards import Reward, check_rewards
+from rarlhf_nb.sampling import sampler_logits
+from rarlhf_nb.seeding import hash_seed, seeded, shuffled_stream
+from rarlhf_nb.settings import QuarkSettings, SamplingSettings, WatchSettings
 
 
 def add_reward_tokens(policy: ActorCritic, quantiles: int, seed: int) -> list[int]:

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from rarlhf_nb.core.errors import UserError
-from rarlhf_nb.training.episodes import Episodes
-from rarlhf_nb.training.sampler import token_entropy, token_log_probs
+from rarlhf_nb.episodes import Episodes
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.sampling import token_entropy, token_log_probs
 
 
 def quantile_bins(rewards: torch.Tensor, quantiles: int) -> torch.Tensor:

@@ -1,0 +1,217 @@
+"""Training a text classifier, such as a reward model, on labelled texts."""
+
+import contextlib
+import json
+import random
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from rarlhf_nb.checkpoint import Checkpoints
+from rarlhf_nb.resumable import ResumableTrainer, python_random_state
+from rarlhf_nb.rewards import class_logits, encoded, prepared_tokenizer
+
+LabelledText = tuple[str, int]  # a text and the id of its class
+LABEL_NAMES = {0: "negative", 1: "positive"}
+
+
+def train_classifier(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[LabelledText],
+    held_out: Sequence[LabelledText],
+    output_dir: str | Path,
+    *,
+    epochs: float = 1,
+    learning_rate: float = 1e-3,
+    head_learning_rate: float | None = None,
+    batch_size: int = 32,
+    windows: tuple[int, int] | None = None,
+    lengths: Sequence[int] = (),
+    label_names: Mapping[int, str] = LABEL_NAMES,
+    mixed_precision: Literal["no", "bf16"] = "no",
+    seed: int = 0,
+    checkpoints: Checkpoints | None = None,
+) -> dict[str, Any]:
+    """Train a two-class model on labelled texts; writes the model, its tokenizer and `metrics.json`.
+
+    Args:
+        model: a sequence classifier with two classes, trained in place.
+        train, held_out: (text, label) pairs with labels 0 and 1. The held-out pairs influence no choice.
+        head_learning_rate: for the head on top of the base model, if it is new and the base is pretrained.
+        windows: the fewest and the most tokens of the random windows to train on instead of whole texts, so that short
+            texts are rated as reliably as long ones.
+        lengths: report the accuracy on the first n tokens of the held-out texts for each n; if empty, on whole texts.
+        label_names: the meaning of the labels, written into the model's config.
+        seed: for the order, the windows and the dropout; the global random state is restored.
+        checkpoints: where to save some on the way, and to go on from the last one; the result is the same, number for
+            number, as without an interruption. Ctrl-C saves a checkpoint after the step under way.
+
+    Returns:
+        The content of `metrics.json`: `accuracy` by length (each of `lengths`, or "whole"), `train_texts`,
+        `held_out_texts`, `seconds` (without what an interruption lost).
+
+    Raises:
+        UserError: the checkpoints belong to a training with other settings.
+    """
+    started = time.perf_counter()
+    model.config.id2label = dict(label_names)
+    model.config.label2id = {name: label for label, name in label_names.items()}
+    tokenizer = prepared_tokenizer(tokenizer, model)
+    arguments = quiet_arguments(
+        output_dir,
+        per_device_train_batch_size=batch_size,
+        num_train_epochs=epochs,
+        learning_rate=learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=0.05,  # a share of all steps
+        weight_decay=0.01,
+        seed=seed,
+        remove_unused_columns=False,
+    )
+    with _random_state_kept():
+        collator = _Collator(tokenizer, windows, seed)
+        trainer = _ClassifierTrainer(model, arguments, train_dataset=list(train), data_collator=collator)
+        trainer.mixed_precision = mixed_precision
+        trainer.head_learning_rate = head_learning_rate or learning_rate
+        trainer.started = started
+        determined_by = {
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "head_learning_rate": head_learning_rate,
+            "batch_size": batch_size,
+            "windows": list(windows or ()),
+            "mixed_precision": mixed_precision,
+            "seed": seed,
+        }
+        trainer.train_resumably(checkpoints, determined_by)
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+    with _autocast(model.device, mixed_precision):
+        accuracy = _accuracies(model, tokenizer, held_out, lengths, batch_size)
+    metrics = {
+        "accuracy": accuracy,
+        "train_texts": len(train),
+        "held_out_texts": len(held_out),
+        "seconds": round(time.perf_counter() - trainer.started, 1),
+    }
+    (Path(output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+class _ClassifierTrainer(ResumableTrainer):
+    """transformers' Trainer with two learning rates and its own autocast (Trainer's is set for the whole process)."""
+
+    title = "Classifier"
+    mixed_precision: str
+    head_learning_rate: float
+    started: float  # on `time.perf_counter`, as if nothing had interrupted the training
+
+    def own_state(self) -> dict[str, Any]:
+        batches = self.state.global_step
+        state = self.data_collator.random_state(batches)
+        return {"seconds": time.perf_counter() - self.started, "batches": batches, "random": state}
+
+    def load_own_state(self, own: dict[str, Any]) -> None:
+        self.started = time.perf_counter() - own["seconds"]
+        self.data_collator.go_on(own["batches"], python_random_state(own["random"]))
+
+    def autocast_smart_context_manager(self, *args: Any, **kwargs: Any) -> contextlib.AbstractContextManager:
+        return _autocast(self.args.device, self.mixed_precision)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        body = list(self.model.base_model.parameters())
+        head = list(self.model.parameters())[len(body) :]  # the classifier's own parameters come last
+        groups = [
+            {"params": [parameter for parameter in body if parameter.requires_grad]},
+            {"params": head, "lr": self.head_learning_rate},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, self.args.learning_rate, weight_decay=self.args.weight_decay)
+        return self.optimizer
+
+
+def _autocast(device: torch.device, mixed_precision: str) -> contextlib.AbstractContextManager:
+    return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
+
+
+class _Collator:
+    """Makes a padded batch of labelled texts, with one random window length per batch to keep padding low."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, windows: tuple[int, int] | None, seed: int) -> None:
+        self.tokenizer, self.windows, self.random = tokenizer, windows, random.Random(seed)
+        self.go_on(0, self.random.getstate())
+
+    def go_on(self, batches: int, state: tuple) -> None:
+        """Continue after that many batches, with the random state that they left."""
+        self.random.setstate(state)
+        self.batches, self.states = batches, deque([state], maxlen=2)
+
+    def random_state(self, batches: int) -> tuple:
+        """The random state after that many batches: all or, since they are loaded one ahead, all but the last."""
+        return self.states[batches - self.batches - 1]
+
+    def __call__(self, pairs: list[LabelledText]) -> dict[str, torch.Tensor]:
+        texts = [text for text, _ in pairs]
+        if self.windows:
+            length = self.random.randint(*self.windows)
+            texts = [self._window(text, length) for text in texts]
+        self.batches += 1
+        self.states.append(self.random.getstate())
+        batch = encoded(self.tokenizer, texts)
+        return {**batch, "labels": torch.tensor([label for _, label in pairs])}
+
+    def _window(self, text: str, length: int) -> str:
+        """`length` tokens of a text: half of the time its first ones, as in a prompt, otherwise from anywhere."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        spare = max(0, len(ids) - length)
+        first = self.random.randint(0, spare) if self.random.random() < 0.5 else 0
+        return self.tokenizer.decode(ids[first : first + length])
+
+
+def _accuracies(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Sequence[LabelledText],
+    lengths: Sequence[int],
+    batch_size: int,
+) -> dict[str, float]:
+    """The accuracy on the first n tokens of the held-out texts for each n, or on whole texts."""
+    texts, labels = [text for text, _ in held_out], torch.tensor([label for _, label in held_out])
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    cut = {str(n): [tokenizer.decode(each[:n]) for each in ids] for n in lengths}
+    accuracies = {}
+    for length, each in (cut or {"whole": texts}).items():
+        correct = class_logits(model, tokenizer, each, batch_size).argmax(1) == labels
+        accuracies[length] = round(correct.float().mean().item(), 4)
+    return accuracies
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Restore the global random states after the block; transformers' Trainer seeds all three."""
+    python, arrays = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
+
+
+def quiet_arguments(output_dir: str | Path, **settings: Any) -> TrainingArguments:
+    """Arguments for a transformers `Trainer` without checkpoints, logs and progress bars."""
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),  # without a GPU it warns
+        **settings,
+    )

@@ -1,0 +1,226 @@
+"""The paper's data sets IMDB, Jigsaw and RealToxicityPrompts, from the hub or from local files in its format.
+
+Each becomes two tables of texts, train and test, with a `label` and a `group`. Only data files are read; no code of a
+repository is run.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from rarlhf_nb.errors import UserError, first_line
+from rarlhf_nb.hub import require_network
+from rarlhf_nb.settings import TaskSettings
+
+PATTERNS = ["*.parquet", "*.csv", "*.json", "*.jsonl", "README.md"]  # the README assigns files to splits
+BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of a data set's text and label columns; of several label columns, the first that exists is read."""
+
+    text: str
+    labels: tuple[str, ...]
+    kind: str  # the meaning of label 1
+
+
+COLUMNS = {
+    "imdb": Columns("text", ("label",), "positive"),
+    "jigsaw": Columns("comment_text", ("toxic", "label"), "toxic"),  # in Kaggle's set and in the balanced set
+    "rtp": Columns("prompt.text", ("prompt.toxicity",), "toxic"),
+}
+
+
+@dataclass(frozen=True)
+class PaperTexts:
+    """Both splits with `text`, `label`, `group` and, for RealToxicityPrompts, `prompt`; notes on dropped rows."""
+
+    train: pd.DataFrame
+    test: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+def load_paper_texts(settings: TaskSettings) -> PaperTexts:
+    """The texts of `settings.dataset` that are long enough, without duplicates.
+
+    If the data set has no test split, `test_share` of each class becomes the test split.
+
+    Raises:
+        UserError: the data set cannot be found or read, lacks a column, or has a class without usable texts.
+    """
+    where = f"task.dataset = {settings.dataset!r}"
+    tables = _read(settings, where)
+    notes: list[str] = []
+    usable = {
+        split: _usable(_columns(table, settings, f"{where}, split {split}"), settings, f"{where}, split {split}", notes)
+        for split, table in tables.items()
+    }
+    for split, table in usable.items():
+        _check_classes(table, settings, f"{where}, split {split}", notes)
+    if "test" not in usable:
+        usable["train"], usable["test"] = split_by_class(usable["train"], settings.test_share, settings.split_seed)
+        _check_classes(usable["test"], settings, f"{where}, task.test_share = {settings.test_share} of it", notes)
+    return PaperTexts(usable["train"], usable["test"], tuple(notes))
+
+
+def split_by_class(texts: pd.DataFrame, test_share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split into train and test: of the texts with each label, a share of `test_share` (rounded) is drawn for test."""
+    generator = np.random.default_rng(seed)
+    test = np.concatenate(
+        [
+            generator.permutation(rows)[: round(test_share * len(rows))]
+            for _, rows in sorted(texts.groupby("label").indices.items())
+        ]
+    )
+    is_test = np.isin(np.arange(len(texts)), test)
+    return texts[~is_test].reset_index(drop=True), texts[is_test].reset_index(drop=True)
+
+
+# Reading
+
+
+def _read(settings: TaskSettings, where: str) -> dict[str, pd.DataFrame]:
+    """The splits train and, if it exists, test; nested columns get dotted names."""
+    path = Path(settings.dataset).expanduser()
+    if not path.exists():
+        path = _from_hub(settings.dataset, settings.dataset_revision, where)
+    try:
+        loaded = datasets.load_dataset(**_arguments(path, where))
+    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+        broken = _broken_line(path)
+        # the library's outer error names only its cache; the reason is in the cause
+        reason = broken or " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__
+        raise UserError(f"{where} cannot be read: {reason}") from None
+    splits = {name: loaded[name].flatten().to_pandas() for name in ("train", "test") if name in loaded}
+    if "train" not in splits:
+        raise UserError(f"{where} has no split `train`; it has: {', '.join(loaded)}.")
+    return splits
+
+
+def _arguments(path: Path, where: str) -> dict:
+    if path.is_dir():
+        return {"path": str(path)}
+    if path.suffix not in BUILDERS:
+        raise UserError(f"{where}: the ending must be one of {', '.join(BUILDERS)}.")
+    return {"path": BUILDERS[path.suffix], "data_files": {"train": [str(path)]}}
+
+
+def _from_hub(name: str, revision: str | None, where: str) -> Path:
+    """The local snapshot of a hub data set, from the cache or downloaded."""
+    request = {"repo_id": name, "repo_type": "dataset", "revision": revision, "allow_patterns": PATTERNS}
+    try:
+        cached = Path(snapshot_download(**request, local_files_only=True))
+        if _data_files(cached):
+            return cached
+    except HFValidationError:
+        raise UserError(f"{where} is neither an existing folder or file nor a hub id like `stanfordnlp/imdb`") from None
+    except LocalEntryNotFoundError:
+        pass
+    require_network(where, instead="a local folder or file in its format")
+    try:
+        folder = Path(snapshot_download(**request))
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise UserError(f"{where} cannot be downloaded: {first_line(error)}") from error
+    if not _data_files(folder):
+        raise UserError(
+            f"{where} holds no {', '.join(BUILDERS)} files; a data set that needs a script must be converted first"
+        )
+    return folder
+
+
+def _data_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in BUILDERS)
+
+
+def _broken_line(path: Path) -> str | None:
+    """A description of the first line of a JSON Lines file that is not JSON; None if all lines are."""
+    for file in [path] if path.is_file() else _data_files(path):
+        if BUILDERS.get(file.suffix) != "json" or _is_json(file):
+            continue
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    json.loads(line)
+                except json.JSONDecodeError as error:
+                    return f"{file.name}, line {number} is not JSON ({error.msg}): is the file cut off?"
+    return None
+
+
+def _is_json(file: Path) -> bool:
+    """Whether the file is one JSON document, and not one per line."""
+    try:
+        json.loads(file.read_text(encoding="utf-8", errors="replace"))
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+# From columns to texts and labels
+
+
+def _columns(table: pd.DataFrame, settings: TaskSettings, where: str) -> pd.DataFrame:
+    """The columns text, label (NaN where it is missing), group and, for RealToxicityPrompts, prompt."""
+    columns = COLUMNS[settings.source]
+    label = next((name for name in columns.labels if name in table), None)
+    missing = [*([] if columns.text in table else [columns.text]), *([] if label else [" or ".join(columns.labels)])]
+    if settings.continuations and settings.source == "rtp" and "continuation.text" not in table:
+        missing.append("continuation.text")
+    if missing:
+        raise UserError(f"{where} has no column {', '.join(missing)}; it has: {', '.join(map(str, table.columns))}.")
+    numbers = pd.to_numeric(table[label], errors="coerce")
+    words = numbers.isna() & table[label].notna()
+    if words.any():
+        row = int(words.argmax())
+        raise UserError(f"{where}: row {row + 1} has {label} {table[label].iloc[row]!r}; it must be a number.")
+    if settings.source != "rtp":
+        return pd.DataFrame({"text": table[columns.text], "label": numbers.where(numbers.isin([0, 1])), "group": "all"})
+    return _prompts_and_continuations(table, numbers, settings)
+
+
+def _prompts_and_continuations(table: pd.DataFrame, toxicity: pd.Series, settings: TaskSettings) -> pd.DataFrame:
+    prompt = table["prompt.text"]
+    challenging = table["challenging"].fillna(False).astype(bool) if "challenging" in table else False
+    return pd.DataFrame(
+        {
+            "text": prompt + table["continuation.text"] if settings.continuations else prompt,
+            "label": (toxicity > settings.toxicity_threshold).astype(float).where(toxicity.notna()),
+            "group": np.where(challenging, "challenging", "all"),
+            "prompt": prompt,
+        }
+    )
+
+
+def _usable(table: pd.DataFrame, settings: TaskSettings, where: str, notes: list[str]) -> pd.DataFrame:
+    """The rows with a text, a label and enough characters, without duplicates; `notes` records what was dropped."""
+    score = "score (null)" if settings.source == "rtp" else "label 0 or 1"
+    steps = [
+        ("without a text", lambda rows: rows["text"].notna() & (rows["text"].astype(str).str.strip() != "")),
+        (f"without a {score}", lambda rows: rows["label"].notna()),
+        (
+            f"of fewer than {settings.minimum_characters} characters",
+            lambda rows: rows["text"].str.len() >= settings.minimum_characters,
+        ),
+        ("that repeat an earlier text", lambda rows: ~rows["text"].duplicated()),
+    ]
+    for reason, keep in steps:
+        kept = table[keep(table)]
+        if len(kept) < len(table):
+            notes.append(f"{where}: {len(table) - len(kept):,} rows {reason} dropped, {len(kept):,} left")
+        table = kept
+    return table.astype({"text": str, "label": int}).reset_index(drop=True)
+
+
+def _check_classes(table: pd.DataFrame, settings: TaskSettings, where: str, notes: Iterable[str]) -> None:
+    kind = COLUMNS[settings.source].kind
+    for label, name in ((1, kind), (0, f"not {kind}")):
+        if not (table["label"] == label).any():
+            said = "".join(f"; {note}" for note in notes)
+            raise UserError(f"{where}: no text that is {name} (label {label}) is left of {len(table)}{said}.")

@@ -1,0 +1,227 @@
+"""The prompts of a task, cut from texts of the pocket world, of the paper's data sets or of the user's files."""
+
+import hashlib
+import re
+import reprlib
+from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from rarlhf_nb.data.paper_data import COLUMNS, load_paper_texts
+from rarlhf_nb.data.pocket import pocket_world
+from rarlhf_nb.data.pocket.halves import halved_comments
+from rarlhf_nb.data.text_files import READERS, read_table
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.settings import TaskSettings
+
+UNKNOWN_LABEL = -1
+LARGEST_LABEL = 2**53  # a float holds every whole number up to it
+TEXT_COLUMNS = ["text", "label", "group"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """The texts and prompts of a task, as tables with `label` (-1: unknown) and `group` ("all": no groups).
+
+    train_texts, test_texts: whole texts, in a `text` column. train, test: prompts in TRL's format, a `prompt` column.
+    notes: the rows that were dropped from a data set of the paper, and why.
+    """
+
+    train_texts: pd.DataFrame
+    test_texts: pd.DataFrame
+    train: pd.DataFrame
+    test: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """A hash of the texts, independent of the file that they came from."""
+        rows = [
+            pd.util.hash_pandas_object(texts, index=False).to_numpy() for texts in (self.train_texts, self.test_texts)
+        ]
+        return hashlib.sha256(b"|".join(row.tobytes() for row in rows)).hexdigest()[:16]
+
+    def positive_texts(self, split: str, label: int) -> list[str]:
+        """The texts of the split with this label, or all texts if none has a label."""
+        texts = self.train_texts if split == "train" else self.test_texts
+        if (texts["label"] == UNKNOWN_LABEL).all():
+            return texts["text"].tolist()
+        chosen = texts.loc[texts["label"] == label, "text"].tolist()
+        if not chosen:
+            raise UserError(
+                f"task.positive_label = {label}: no text of the {split} split has it; choose another label."
+            )
+        return chosen
+
+
+def load_task(settings: TaskSettings, tokenizer: PreTrainedTokenizerBase) -> Task:
+    """Read the texts (or write them, in the pocket world) and cut the prompts.
+
+    With `train_toxic_share` (`test_toxic_share`), the split keeps only the texts whose prompts were chosen. Raises
+    `UserError` for files and data sets with missing or wrong content.
+    """
+    texts, notes = _texts(settings)
+    prompts = {}
+    for split in ("train", "test"):
+        prompts[split] = cut_prompts(texts[split], tokenizer, settings, split)
+        if getattr(settings, f"{split}_toxic_share") is not None:
+            texts[split] = texts[split].loc[prompts[split].index].reset_index(drop=True)
+    columns = ["prompt", "label", "group"]
+    train, test = (prompts[split][columns].reset_index(drop=True) for split in ("train", "test"))
+    return Task(texts["train"][TEXT_COLUMNS], texts["test"][TEXT_COLUMNS], train, test, notes)
+
+
+def cut_prompts(
+    texts: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, settings: TaskSettings, split: str
+) -> pd.DataFrame:
+    """The first `prompt_length` tokens of each text that is long enough, or of its `prompt` column if there is one.
+
+    Returns at most `train_prompts` (`test_prompts`) different prompts with `label`, `group` and the index of their
+    texts. If there are more, the same random choice is made for every seed.
+    """
+    long_enough = texts[texts["text"].str.len() >= max(1, settings.minimum_characters)]
+    sources = long_enough["prompt" if "prompt" in texts else "text"].tolist()
+    ids = tokenizer(sources, add_special_tokens=False)["input_ids"] if sources else []
+    fewest = 1 if settings.shorter_prompts else settings.prompt_length
+    whole = [len(tokens) >= fewest for tokens in ids]
+    prompts = [tokenizer.decode(tokens[: settings.prompt_length]) for tokens, w in zip(ids, whole, strict=True) if w]
+    table = long_enough.loc[whole, ["label", "group"]].assign(prompt=prompts).drop_duplicates("prompt")
+    if table.empty:
+        raise UserError(
+            f"task.prompt_length = {settings.prompt_length} and task.minimum_characters = "
+            f"{settings.minimum_characters} leave no prompt from {len(texts)} texts; lower them."
+        )
+    count = getattr(settings, f"{split}_prompts")
+    generator = np.random.default_rng(0)
+    if getattr(settings, f"{split}_toxic_share") is not None:
+        return _with_toxic_share(table, settings, split, count, generator)
+    return table.iloc[generator.permutation(len(table))[:count]]
+
+
+def _with_toxic_share(
+    table: pd.DataFrame, settings: TaskSettings, split: str, count: int, generator: np.random.Generator
+) -> pd.DataFrame:
+    """At most `count` prompts of which exactly the given share is toxic; fewer if a class has too few."""
+    share = getattr(settings, f"{split}_toxic_share")
+    is_toxic = (table["label"] != settings.positive_label).to_numpy()
+    rows = {"toxic": np.flatnonzero(is_toxic), "non-toxic": np.flatnonzero(~is_toxic)}
+    for kind, found in rows.items():
+        if not len(found):
+            raise UserError(
+                f"task.{split}_toxic_share = {share}: none of {len(table)} prompts is {kind} "
+                f"(task.positive_label = {settings.positive_label} is the label of prompts that are not toxic)."
+            )
+    toxic = min(round(count * share), len(rows["toxic"]), int(len(rows["non-toxic"]) * share / (1 - share) + 1e-9))
+    clean = min(count - round(count * share), round(toxic * (1 - share) / share), len(rows["non-toxic"]))
+    chosen = [generator.permutation(found)[:n] for found, n in zip(rows.values(), (toxic, clean), strict=True)]
+    return table.iloc[generator.permutation(np.concatenate(chosen))]
+
+
+def _texts(settings: TaskSettings) -> tuple[dict[str, pd.DataFrame], tuple[str, ...]]:
+    """The texts of both splits, and notes on dropped rows."""
+    if settings.source in COLUMNS:
+        loaded = load_paper_texts(settings)
+        return {"train": loaded.train, "test": loaded.test}, loaded.notes
+    if settings.source == "files":
+        files = {split: getattr(settings, f"{split}_file") for split in ("train", "test")}
+        return {split: read_texts(Path(file), field=f"task.{split}_file") for split, file in files.items()}, ()
+    # 1.5 times as many texts as prompts, since some texts begin with the same words
+    counts = {"train": settings.train_prompts * 3 // 2, "test": settings.test_prompts * 3 // 2}
+    written = _pocket_prompts if settings.source == "pocket-rtp" else _pocket_texts
+    return {split: written(settings, split, count) for split, count in counts.items()}, ()
+
+
+def _pocket_texts(settings: TaskSettings, split: str, count: int) -> pd.DataFrame:
+    texts = pocket_world(settings.source).texts(split, count)
+    return pd.DataFrame([{"text": text.text, "label": text.label, "group": text.group} for text in texts])
+
+
+def _pocket_prompts(settings: TaskSettings, split: str, count: int) -> pd.DataFrame:
+    rows = [
+        {
+            "text": comment.prompt + comment.continuation if settings.continuations else comment.prompt,
+            "label": int(comment.toxicity > settings.toxicity_threshold),
+            "group": comment.group,
+            "prompt": comment.prompt,
+        }
+        for comment in halved_comments(split, count)
+    ]
+    return pd.DataFrame(rows)
+
+
+def read_texts(path: Path, field: str) -> pd.DataFrame:
+    """Read a JSONL, CSV or Parquet file with a `text` column and optional `label` and `group` columns.
+
+    HTML line breaks become spaces. Raises a `UserError` that names `field`, the file and, if possible, the row.
+    """
+    where = f"{field} = '{path}'"
+    kind = path.suffix.removeprefix(".")
+    if kind not in READERS:
+        raise UserError(f"{where}: the ending must be one of {', '.join(f'.{name}' for name in READERS)}.")
+    table = read_table(path, kind, where)
+    if "text" not in table:
+        raise UserError(f"{where} has no `text` column; it has: {', '.join(map(str, table.columns))}.")
+    texts = table["text"].astype(object)
+    missing = texts.isna() | texts.map(lambda text: isinstance(text, str) and not text.strip())
+    if missing.any():
+        raise UserError(f"{where}: row {int(missing.argmax()) + 1} has no `text`; {missing.sum()} such rows in all.")
+    _check_texts(texts, where)
+    labels = _labels(table["label"], where) if "label" in table else UNKNOWN_LABEL
+    groups = _groups(table["group"], where) if "group" in table else "all"
+    return pd.DataFrame({"text": [_without_breaks(text) for text in texts], "label": labels, "group": groups})
+
+
+def _check_texts(column: pd.Series, where: str) -> None:
+    """Raise `UserError` where a value is not a text that can be written as UTF-8."""
+    for row, value in enumerate(column, start=1):
+        if not isinstance(value, str) or not _is_utf8(value):
+            raise UserError(f"{where}: row {row} has `{column.name}` {reprlib.repr(value)}, which is not Unicode text.")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, as left by a cut through an emoji
+        return False
+    return True
+
+
+def _without_breaks(text: str) -> str:
+    """`text` with each HTML line break, and the white space around it, as one space."""
+    first, *rest = re.split(r"<br\s*/?>", text)  # a pattern that begins with \s* takes quadratic time on long blanks
+    if not rest:
+        return text
+    return " ".join([first.rstrip(), *(part.strip() for part in rest[:-1]), rest[-1].lstrip()])
+
+
+def _labels(column: pd.Series, where: str) -> list[int]:
+    labels = [_whole_number(value) for value in column]
+    if None in labels:
+        row = labels.index(None)
+        value = reprlib.repr(column.iloc[row])
+        raise UserError(f"{where}: row {row + 1} has label {value}; labels are whole numbers (1 positive).")
+    return labels
+
+
+def _groups(column: pd.Series, where: str) -> pd.Series:
+    named = column.astype(object).map(str).mask(column.isna(), "all")
+    _check_texts(named, where)
+    return named
+
+
+def _whole_number(value: Any) -> int | None:
+    """1 for 1, 1.0, True, "1", "1.0" and "true"; None for what is not a whole number."""
+    if isinstance(value, str):
+        value = {"true": 1, "false": 0}.get(value.strip().lower(), value)
+    if not isinstance(value, str | Real | Decimal):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return int(number) if number.is_integer() and abs(number) <= LARGEST_LABEL else None

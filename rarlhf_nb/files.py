@@ -1,0 +1,59 @@
+"""Checksums of files, and JSON that carries its own, so that damage is noticed on reading."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+CHECKSUM = "checksum"
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identity(source: str) -> Any:
+    """What tells the content of a model or data set apart from others under the same name, as JSON.
+
+    For a file its checksum; for a folder its files' names, sizes and times, since models are large; a hub id stands for
+    itself.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return checksum(path)
+    files = sorted(inner for inner in path.rglob("*") if inner.is_file()) if path.is_dir() else []
+    return [source, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
+
+
+def files_of(place: Path) -> list[Path]:
+    """A file, or all files in a folder, sorted; hidden ones, which are still being written, are left out."""
+    if place.is_file():
+        return [place]
+    inside = (path for path in place.rglob("*") if path.is_file())
+    return sorted(path for path in inside if not any(part.startswith(".") for part in path.relative_to(place).parts))
+
+
+def sealed(content: dict[str, Any]) -> str:
+    """`content` as JSON with its own checksum."""
+    return json.dumps(content | {CHECKSUM: _seal(content)}, indent=2) + "\n"
+
+
+def unsealed(text: str) -> dict[str, Any]:
+    """What `sealed` was given. Raises `ValueError` for text that is not exactly what `sealed` made."""
+    content = json.loads(text)
+    seal = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
+    if seal is None or seal != _seal(content) or text != sealed(content):
+        raise ValueError("the checksum is missing or wrong")
+    return content
+
+
+def _seal(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def json_lines(rows: Iterable[dict[str, Any]]) -> str:
+    """One JSON object per line, from which `Run.read_rows` reads the same numbers."""
+    return "".join(json.dumps(row) + "\n" for row in rows)

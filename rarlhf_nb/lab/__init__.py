@@ -1,0 +1,1 @@
+"""The application on top of the library: what the notebooks and the command `rarlhf` call."""

@@ -1,0 +1,201 @@
+"""The command line: `rarlhf run`, `sweep`, `status`, `report`, `verify`, `export`, `explore` and `profiles`."""
+
+# Heavy modules such as torch are imported by the commands that need them, so that `rarlhf --help` is quick.
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab import quick_start, sweep_commands  # noqa: F401
+from rarlhf_nb.lab.messages import reported_errors
+
+if TYPE_CHECKING:
+    from rarlhf_nb.lab.experiment import Experiment
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.command()(sweep_commands.sweep)
+app.command()(sweep_commands.status)
+
+
+@app.callback()
+def main() -> None:
+    """Risk-averse fine-tuning of language models (RA-RLHF)."""
+
+
+@app.command()
+def profiles() -> None:
+    """List the profiles."""
+    from rarlhf_nb.lab.profiles import profile_files
+
+    for name, file in profile_files().items():
+        # not load_profile: a profile may need files that are not there yet
+        typer.echo(f"{name:16} {yaml.safe_load(file.read_text())['description']}")
+
+
+@app.command()
+def run(
+    profile: Annotated[str, typer.Option(help="Name of the profile; `rarlhf profiles` lists them.")] = "pocket",
+    run: Annotated[str | None, typer.Option(help="Name of the run folder; by default the profile's name.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of SFT, training and evaluation.")] = 1,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", metavar="KEY VALUE", help="A setting of the profile: -p risk.alpha 0.2")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the work; short for -p compute.processes N.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Run every notebook again, even if nothing has changed.")] = False,
+) -> None:
+    """Execute the notebooks in order into papermill_runs/RUN and print the report."""
+    with reported_errors():
+        overrides = parse_parameters(parameter or [])
+        if processes is not None:
+            overrides["compute.processes"] = processes
+        execute(profile, run, seed, overrides, force)
+
+
+@app.command()
+def report(run: Annotated[str, typer.Argument(help="Name of a run folder in papermill_runs/.")]) -> None:
+    """Write the tables and figures of RUN into one HTML file that opens offline."""
+    from rarlhf_nb.lab.experiment import Experiment
+    from rarlhf_nb.lab.page import build_page
+
+    with reported_errors():
+        experiment = Experiment.reopen(run)
+        title = f"{run} ({experiment.profile.name}, seed {experiment.seed})"
+        found = experiment.report()  # writes the report that the scores are read from
+        page = build_page(title, experiment.profile, experiment.tables(), found, experiment.scores(["ppo.kl_coef"]))
+        typer.echo(f"written: {experiment.output.write_text('report.html', page)}")
+
+
+@app.command()
+def verify(
+    run: Annotated[str, typer.Argument(help="Name of a run folder in papermill_runs/.")],
+    iterations: Annotated[int | None, typer.Option(min=1, help="Only the first iterations of each training.")] = None,
+) -> None:
+    """Repeat RUN from its manifest, and say what agrees to the last digit and what does not."""
+    from rarlhf_nb.lab.verify import verify
+
+    with reported_errors():
+        found = verify(reopen_run(run), iterations, say=lambda stage: typer.echo(f"repeating: {stage}"))
+    for finding in found:
+        typer.echo(f"{finding.what}: {'agrees' if finding.agrees else finding.difference}")
+    different = [finding for finding in found if finding.file and not finding.agrees]
+    typer.echo(f"{sum(finding.file for finding in found)} files compared, {len(different)} differ")
+    if different:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Name of a run folder in papermill_runs/.")],
+    method: Annotated[str, typer.Argument(help="The method whose policy it is, such as ra_rlhf_ru or ra_rlhf@0.2.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to write; nothing is overwritten.")],
+    push: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Upload it to this repository; a new one will be private.")
+    ] = None,
+) -> None:
+    """Write the policy of METHOD in RUN with a model card into FOLDER, ready for the hub."""
+    from rarlhf_nb.lab.export import check_push, export_policy, push_folder
+
+    with reported_errors():
+        experiment = reopen_run(run)
+        if push is not None:
+            check_push(push)
+        written = export_policy(experiment, method, folder, push)
+        typer.echo(f"written: {written}")
+        if push is not None:
+            typer.echo(f"pushed: {push_folder(written, push)}")
+
+
+@app.command()
+def explore(
+    run: Annotated[str, typer.Argument(help="Name of a run folder in papermill_runs/.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port on 127.0.0.1.")] = 8866,
+) -> None:
+    """Serve the explorer of RUN, read-only, to a browser on this machine; Ctrl-C ends it."""
+    from rarlhf_nb.lab.explorer.explore import serve
+
+    with reported_errors():
+        serve(reopen_run(run).run, port, say=typer.echo)
+
+
+def reopen_run(name: str) -> "Experiment":
+    """The experiment of a run. Raises `UserError` for a sweep, which holds several runs, and those of `reopen`."""
+    from rarlhf_nb.lab.experiment import Experiment
+
+    experiment = Experiment.reopen(name)
+    if experiment.output != experiment.run:
+        raise UserError(
+            f"run = {name!r} is a sweep: name one of its runs, such as {experiment.run.name}. `rarlhf report {name}` "
+            f"and notebook 06 with run = {name!r} show the whole sweep."
+        )
+    return experiment
+
+
+def execute(profile: str, run_name: str | None, seed: int, overrides: dict[str, Any], force: bool) -> None:
+    """`rarlhf run` after its arguments are parsed."""
+    from rarlhf_nb.lab.profiles import load_profile
+    from rarlhf_nb.lab.runs import Run, repository
+
+    settings = load_profile(profile, overrides)
+    root = repository()
+    run = Run.open(run_name or settings.name, settings.model_dump(mode="json"), seed, root / "papermill_runs")
+    typer.echo(f"profile {settings.name}, run {run.name}, seed {seed}")
+    from rarlhf_nb.lab.batch import NotebookFailed, run_notebooks
+
+    started = time.perf_counter()
+    notebooks = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    parameters = {"profile": profile, "run": run.name, "seed": seed, "overrides": overrides}
+    try:
+        run_notebooks(run, notebooks, parameters, settings.sources(), force, say=typer.echo)
+    except NotebookFailed as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    if run.path("summary.md").exists():
+        typer.echo(run.read_text("summary.md"))
+    typer.echo(
+        f"{time.perf_counter() - started:.0f} s in all; report.md, notebooks, policies and tables are in {run.folder}"
+    )
+
+
+def parse_parameters(pairs: list[str]) -> dict[str, Any]:
+    """["risk.alpha=0.2"] -> {"risk.alpha": 0.2}; values are read as YAML."""
+    split = [pair.partition("=") for pair in pairs]
+    missing = [key for key, equals, _ in split if not equals]
+    if missing:
+        raise UserError(f"-p {missing[0]}: the value is missing; write -p KEY VALUE.")
+    return {key: _read_value(key, value) for key, _, value in split}
+
+
+def _read_value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except Exception:  # besides its own errors, PyYAML lets those of int(), datetime() and deep nesting through
+        raise UserError(f"-p {key} {text!r}: this is not a YAML value; quote it, as in -p {key} '\"...\"'.") from None
+
+
+def join_pairs(words: list[str]) -> list[str]:
+    """Turn papermill's `-p KEY VALUE` into `-p KEY=VALUE`, the single word that a repeated typer option takes."""
+    joined: list[str] = []
+    waiting = iter(words)
+    for word in waiting:
+        joined.append(word)
+        if word == "-p":
+            key, value = next(waiting, ""), None
+            if "=" not in key:
+                value = next(waiting, None)
+            joined.append(key if value is None else f"{key}={value}")
+    return joined
+
+
+def entry() -> None:
+    """The `rarlhf` command."""
+    app(join_pairs(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    entry()

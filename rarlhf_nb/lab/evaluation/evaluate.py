@@ -1,0 +1,133 @@
+"""Evaluates any method on the same test prompts with the same seeds, into one table of episodes."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from itertools import product
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+
+from rarlhf_nb.distributed import Ranks, connect
+from rarlhf_nb.episodes import Episodes
+from rarlhf_nb.lab.profiles import EvaluationSettings
+from rarlhf_nb.policy import Policy, Reference
+from rarlhf_nb.ppo import episode_kl
+from rarlhf_nb.rewards import ClassifierReward, Reward, check_rewards
+from rarlhf_nb.sampling import token_log_probs
+from rarlhf_nb.seeding import hash_seed
+from rarlhf_nb.settings import SamplingSettings
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Policy,
+    reference: Reference,
+    reward: Reward,
+    prompts: pd.DataFrame,
+    sampling: SamplingSettings,
+    settings: EvaluationSettings,
+    seed: int,
+    mixed_precision: str = "no",
+    base: Policy | None = None,
+) -> pd.DataFrame:
+    """Returns the episodes table: one row per test prompt and sample.
+
+    prompts: columns prompt, prompt_score, label, group. The table has these columns and completion, reward, kl (nats
+    per episode, from `reference`), completion_length (tokens) and seed (of the sample). A `ClassifierReward` adds
+    normalised_reward (its probability, in [0, 1]); `base` adds base_log_likelihood (log-likelihood of the completion
+    after its prompt under the base model, in nats). Every method samples a prompt with the same random numbers,
+    whatever `settings.batch_size`, and the tables of two methods pair row by row.
+
+    Several processes (see `training.ranks`), all of which must call it, share the batches; each gets the whole table,
+    identical to the last digit to that of one process. Raises the errors of `Policy.sample` and `check_rewards`.
+    """
+    ranks = Ranks(connect())
+    autocast = Accelerator(mixed_precision=mixed_precision).autocast
+
+    def batch(at: int) -> pd.DataFrame:
+        return prompts.iloc[at : at + settings.batch_size]
+
+    def measured(part: tuple[int, int]) -> dict[str, list]:
+        sample, at = part
+        options = (at, sampling, hash_seed(seed, sample), autocast, base)
+        return _measured_batch(policy, reference, reward, batch(at), *options)
+
+    parts = list(product(range(settings.samples_per_prompt), range(0, len(prompts), settings.batch_size)))
+    columns = zip(parts, ranks.spread(parts, measured), strict=True)
+    return pd.concat(
+        [batch(at).assign(**measurements, seed=sample) for (sample, at), measurements in columns], ignore_index=True
+    )
+
+
+def _measured_batch(
+    policy: Policy,
+    reference: Reference,
+    reward: Reward,
+    batch: pd.DataFrame,
+    first: int,
+    sampling: SamplingSettings,
+    seed: int,
+    autocast: Callable[[], AbstractContextManager],
+    base: Policy | None,
+) -> dict[str, list]:
+    """What `evaluate` adds to a batch of prompts, by column."""
+    with autocast():
+        episodes = policy.sample(batch["prompt"].tolist(), sampling, seed, first)
+        ref_log_probs = reference.token_log_probs(episodes, sampling)
+        likelihood = {} if base is None else {"base_log_likelihood": completion_log_likelihoods(base, episodes)}
+    return {
+        "completion": episodes.completions,
+        **_rewards(reward, episodes, batch),
+        "kl": episode_kl(episodes.drawn.log_probs, ref_log_probs, episodes.completion_mask).tolist(),
+        "completion_length": episodes.completion_mask.sum(1).tolist(),
+        **likelihood,
+    }
+
+
+def _rewards(reward: Reward, episodes: Episodes, batch: pd.DataFrame) -> dict[str, list[float]]:
+    if isinstance(reward, ClassifierReward):
+        texts = [p + c for p, c in zip(episodes.prompts, episodes.completions, strict=True)]
+        rewards, normalised = reward.rate(texts)
+        return {"reward": rewards, "normalised_reward": normalised}
+    columns = {name: batch[name].tolist() for name in ("label", "group")}
+    rewards = reward(prompts=episodes.prompts, completions=episodes.completions, **columns)
+    return {"reward": check_rewards(rewards, episodes.prompts, episodes.completions)}
+
+
+def completion_log_likelihoods(base: Policy, episodes: Episodes) -> list[float]:
+    """log p(completion | prompt) of each of the B episodes under `base`, in nats, with no token forbidden."""
+    mask = episodes.completion_mask
+    ids = torch.cat([episodes.prompt_ids, episodes.completion_ids], 1)
+    logits, _ = base(ids, torch.cat([episodes.prompt_mask, mask], 1), mask.shape[1])
+    return token_log_probs(logits.float(), episodes.completion_ids).masked_fill(~mask, 0.0).sum(1).tolist()
+
+
+@torch.no_grad()
+def held_out_log_likelihoods(policy: Policy, texts: list[str], length: int, batch_size: int) -> pd.DataFrame:
+    """Log-likelihoods of human texts under the policy, by teacher forcing on their first `length` tokens.
+
+    Columns text, log_likelihood (nats, summed over the scored tokens), tokens (the number of scored tokens). BOS is
+    prepended where the tokenizer has one; without BOS the first token has no context and is not scored. A policy with
+    a prefix reads the prefix in place of BOS, and the same tokens are scored. Several processes share the work, as in
+    `evaluate`.
+    """
+    tokenizer = policy.processing_class
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = [tokens[: length - len(bos)] for tokens in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    context = [] if policy.prefix_ids else bos
+    batches = [[context + tokens for tokens in ids[at : at + batch_size]] for at in range(0, len(ids), batch_size)]
+    scored = Ranks(connect()).spread(batches, lambda batch: _log_likelihoods(policy, batch, 1 - len(bos)))
+    table = pd.DataFrame([row for rows in scored for row in rows], columns=["log_likelihood", "tokens"])
+    table.insert(0, "text", texts)
+    return table
+
+
+def _log_likelihoods(policy: Policy, ids: list[list[int]], unscored: int) -> list[tuple[float, int]]:
+    """(log-likelihood, scored tokens) of each text; skips its first `unscored` tokens and a token without context."""
+    batch = policy.processing_class.pad({"input_ids": ids}, padding_side="right", return_tensors="pt")
+    input_ids, mask = batch["input_ids"].to(policy.device), batch["attention_mask"].bool().to(policy.device)
+    first = unscored if policy.prefix_ids else 1
+    logits, _ = policy(input_ids, mask, input_ids.shape[1] - first)
+    log_probs = token_log_probs(logits.float(), input_ids[:, first:]).masked_fill(~mask[:, first:], 0.0)
+    return list(zip(log_probs.sum(1).tolist(), mask[:, first:].sum(1).tolist(), strict=True))

@@ -1,0 +1,263 @@
+"""Live training: choose a risk setting and watch the curves grow; pause, resume, stop.
+
+The training code is not imported: a factory makes the trainer, and `Steps` is all that the widget needs of it.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+from IPython.display import HTML, display
+from ipywidgets import HTML as HTMLWidget
+from ipywidgets import BoundedIntText, Button, Dropdown, FloatSlider, IntSlider, VBox
+
+from rarlhf_nb.lab.explorer.binding import Drawing, controls, page
+from rarlhf_nb.lab.explorer.explorer_figures import Batch, batch_figure, training_figure
+from rarlhf_nb.lab.explorer.text import error_html, framed, hover_text, table_html, text_cell
+from rarlhf_nb.lab.plots.figures import training_curves
+from rarlhf_nb.lab.plots.pictures import is_static
+from rarlhf_nb.risk import cvar
+
+ESTIMATORS = {
+    "tail selection": "tail_selection",
+    "Rockafellar–Uryasev": "rockafellar_uryasev",
+    "one policy from α to 1": "conditioned",
+}
+SHORT = {"tail_selection": "tail", "rockafellar_uryasev": "RU", "conditioned": "one policy"}
+WIDE, NARROW = {"width": "22em"}, {"width": "12em"}
+SAMPLES = 3  # completions shown
+
+
+class Steps(Protocol):
+    """The interface that live training needs of a trainer, such as `CVaRPPOTrainer`.
+
+    rollout: the last batch, with env_rewards and kl, both (B,), episodes.prompts and episodes.completions.
+    selection: tail, the indices of its kept episodes.
+    """
+
+    args: Any  # .iterations
+    iteration: int
+    rollout: Any
+    selection: Any
+
+    def next_prompts(self) -> dict[str, list]: ...
+
+    def step(self, prompts: list[str], **columns: list) -> dict[str, float]: ...
+
+
+class Setting(NamedTuple):
+    """The values of the controls, passed to the factory by name."""
+
+    alpha: float
+    estimator: str
+    warm_start: int
+    rho: float
+    seed: int
+
+    def label(self, number: int) -> str:
+        """The name of the curve."""
+        alpha = f"α {self.alpha:g}" + (" to 1" if self.estimator == "conditioned" else "")
+        kind = SHORT[self.estimator]
+        return f"{number}: {kind}, {alpha}, n {self.warm_start}, ρ {self.rho:g}, seed {self.seed}"
+
+
+class LiveTraining(VBox):
+    """Trains in its own thread, one iteration at a time, so that the kernel stays free for other cells.
+
+    make_trainer(alpha, estimator, warm_start, rho, seed) returns a trainer. `state` is idle, running, paused, done,
+    stopped or failed. Only one widget per kernel trains at a time: starting another one stops it.
+    """
+
+    _training: "LiveTraining | None" = None
+
+    def __init__(
+        self,
+        make_trainer: Callable[..., Steps],
+        start: Setting,
+        tail_share: float = 0.2,
+        earlier: dict[str, pd.DataFrame] | None = None,
+    ) -> None:
+        self.make_trainer, self.tail_share, self.earlier = make_trainer, tail_share, earlier or {}
+        self.state = "idle"
+        self.curves: dict[str, list[dict]] = {}  # name -> one row per iteration
+        self._last: dict | None = None
+        self._stop, self._go_on = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._make_controls(start)
+        self.curve = Drawing(training_figure(self.earlier, {}, tail_share))
+        self.batch = Drawing(batch_figure(None))
+        self.status, self.samples = HTMLWidget("Choose a setting and start."), page()
+        super().__init__(
+            [
+                controls(self.alpha, self.estimator, self.warm_start, self.rho, self.seed),
+                controls(self.start_button, self.pause_button, self.stop_button, self.status),
+                self.curve,
+                self.batch,
+                self.samples,
+            ]
+        )
+        self.add_class("rarlhf-training")
+
+    def _make_controls(self, start: Setting) -> None:
+        self.alpha = FloatSlider(start.alpha, min=0.01, max=1, step=0.01, description="α", layout=WIDE)
+        self.estimator = Dropdown(options=ESTIMATORS, value=start.estimator, layout={"width": "15em"})
+        self.warm_start = IntSlider(start.warm_start, 0, max(40, start.warm_start), description="n", layout=WIDE)
+        self.rho = FloatSlider(start.rho, min=0.05, max=1, step=0.05, description="ρ", layout=WIDE)
+        self.seed = BoundedIntText(start.seed, 0, 10**6, description="seed", layout=NARROW)
+        self.start_button = Button(description="Start", button_style="primary")
+        self.pause_button = Button(description="Pause", disabled=True)
+        self.stop_button = Button(description="Stop", disabled=True)
+        self.start_button.on_click(lambda _: self.start())
+        self.pause_button.on_click(lambda _: self.resume() if self.state == "paused" else self.pause())
+        self.stop_button.on_click(lambda _: self.stop())
+
+    def setting(self) -> Setting:
+        """The current values of the controls."""
+        chosen = (self.alpha, self.estimator, self.warm_start, self.rho, self.seed)
+        return Setting(*(control.value for control in chosen))
+
+    # Buttons
+
+    def start(self) -> None:
+        """Train with the chosen setting; the curves of earlier settings stay."""
+        if self.state in ("running", "paused"):
+            return
+        if LiveTraining._training not in (None, self):
+            LiveTraining._training.stop()
+        LiveTraining._training = self
+        if self._thread is not None:
+            self._thread.join()
+        self._stop.clear()
+        self._go_on.set()
+        self._last = None
+        self._enter("running", "Preparing …")
+        self._thread = threading.Thread(target=self._train, args=(self.setting(),), daemon=True)
+        self._thread.start()
+
+    def pause(self) -> None:
+        """Pause after the current iteration."""
+        if self.state == "running":
+            self._go_on.clear()
+            self._enter("paused")
+
+    def resume(self) -> None:
+        """Continue after a pause."""
+        if self.state == "paused":
+            self._enter("running")
+            self._go_on.set()
+
+    def stop(self) -> None:
+        """Stop after the current iteration; the curve so far stays."""
+        if self.state in ("running", "paused"):
+            self._enter("stopped")
+            self._stop.set()
+            self._go_on.set()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the training ends."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    # The thread
+
+    def _train(self, setting: Setting) -> None:
+        try:
+            trainer = self.make_trainer(**setting._asdict())
+            name = setting.label(len(self.curves) + 1)
+            while trainer.iteration < trainer.args.iterations and not self._stop.is_set():
+                trainer.step(**trainer.next_prompts())
+                self._draw(name, trainer)
+                self._go_on.wait()
+            if self.state == "running":
+                self._enter("done")
+        except Exception as error:  # show the learner any error here
+            self._enter("failed", error_html(error))
+
+    def _draw(self, name: str, trainer: Steps) -> None:
+        rollout = trainer.rollout
+        batch = batch_of(rollout, trainer.selection.tail.tolist())
+        row = {
+            "iteration": trainer.iteration,
+            "of": trainer.args.iterations,
+            "mean": float(batch.rewards.mean()),
+            "tail": cvar(batch.rewards, self.tail_share),
+        }
+        self.curves.setdefault(name, []).append(row)
+        self._last = row
+        tables = {curve: pd.DataFrame(rows) for curve, rows in self.curves.items()}
+        self.curve.redraw(training_figure(self.earlier, tables, self.tail_share))
+        self.batch.redraw(batch_figure(batch))
+        self.samples.value = samples_html(batch, rollout.episodes.prompts, rollout.episodes.completions)
+        self.status.value = self._progress()
+
+    def _progress(self) -> str:
+        """The state and the progress, including the iteration during which a button was pressed."""
+        row, lead = self._last, "" if self.state == "running" else f"{self.state.capitalize()}. "
+        if row is None:
+            return lead
+        return (
+            f"{lead}Iteration {row['iteration']} of {row['of']}: mean reward {row['mean']:.2f}, CVaR {row['tail']:.2f}"
+        )
+
+    def _enter(self, state: str, status: str | None = None) -> None:
+        self.state = state
+        self.status.value = self._progress() if status is None else status
+        active = state in ("running", "paused")
+        self.start_button.disabled = active
+        self.pause_button.disabled = self.stop_button.disabled = not active
+        self.pause_button.description = "Resume" if state == "paused" else "Pause"
+
+
+def live_training(
+    make_trainer: Callable[..., Steps],
+    *,
+    alpha: float = 0.4,
+    estimator: str = "tail_selection",
+    warm_start: int = 5,
+    rho: float = 0.95,
+    seed: int = 1,
+    tail_share: float = 0.2,
+    earlier: dict[str, pd.DataFrame] | None = None,
+    interactive: bool = True,
+) -> LiveTraining | None:
+    """Train in the notebook and watch; make_trainer(alpha, estimator, warm_start, rho, seed) returns a `Steps`.
+
+    tail_share: the share of the drawn CVaR, the same for every setting so that curves compare. earlier: training logs
+    by method, whose mean rewards are drawn in grey. Returns the widget; a batch run shows the earlier logs and trains
+    nothing.
+    """
+    if not is_static(interactive):
+        return LiveTraining(make_trainer, Setting(alpha, estimator, warm_start, rho, seed), tail_share, earlier)
+    if earlier:
+        training_curves(earlier).show()
+    else:
+        display(HTML(framed("<p>Open this notebook in Jupyter to train here; nothing has been trained yet.</p>")))
+    return None
+
+
+def batch_of(rollout: Any, tail: Sequence[int]) -> Batch:
+    """The parts of a batch that are drawn."""
+    rewards, kl = (
+        np.asarray(values, dtype=np.float64) for values in (rollout.env_rewards.tolist(), rollout.kl.tolist())
+    )
+    kept = np.zeros(len(rewards), dtype=bool)
+    kept[tail] = True
+    pairs = zip(rollout.episodes.prompts, rollout.episodes.completions, strict=True)
+    return Batch(
+        rewards, kl, kept, [f"{hover_text(prompt)}<br>→ {hover_text(completion)}" for prompt, completion in pairs]
+    )
+
+
+def samples_html(batch: Batch, prompts: list[str], completions: list[str]) -> str:
+    """The episodes with the lowest rewards in the batch, with their texts."""
+    lowest = np.argsort(batch.rewards, kind="stable")[:SAMPLES]
+    rows = [
+        [text_cell("", prompts[row]), text_cell(f"{batch.rewards[row]:+.2f}", completions[row], bool(batch.kept[row]))]
+        for row in lowest
+    ]
+    return framed(
+        "<p>The lowest rewards of this batch; the bar marks kept episodes.</p>",
+        table_html(["prompt", "completion"], rows),
+    )

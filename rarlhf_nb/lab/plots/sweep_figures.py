@@ -1,0 +1,239 @@
+"""The figures of a sweep: reward against KL, and what the trained alpha changes. Texts from data are escaped."""
+
+from collections.abc import Sequence
+from itertools import cycle
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.evaluation.finding import tail_metric
+from rarlhf_nb.lab.evaluation.metrics import seed_interval
+from rarlhf_nb.lab.evaluation.sweeps import distinct_scores, grid_settings, sweep_families
+from rarlhf_nb.lab.methods import method_order, split_alpha
+from rarlhf_nb.lab.plots.look import KL, faint, label_text, laid_out, line_style, method_color
+
+ALPHA_PANELS = {"cvar_10": "CVaR 10 % of reward (logit)", "reward": "mean reward (logit)", "kl": "KL (nats)"}
+BASELINE = "rlhf"  # the policy at alpha = 1, where every sweep over alpha ends
+SIDES = ("bottom center", "top center")  # of the points, for the labels of one sweep and of the next
+ROOM = np.array([0.09, 0.07])  # the size of a label, in shares of a panel
+
+
+def frontier(points: pd.DataFrame) -> go.Figure:
+    """Mean reward and CVaR 10 % against KL from the SFT policy, one line per method over kl_coef.
+
+    points: scores (see `measuring.sweeps`) with the columns kl and reward, equal in all other settings; where CVaR 10 %
+    was not measured, `tail_metric` says what takes its place. Faint
+    dots are seeds, and lines join their means. A sweep of more alphas than there are kl_coefs has one line over alpha
+    per kl_coef instead: from RLHF, its alpha = 1, to the smallest alpha, which is darkest. The numbers at its points
+    are alphas; where kl_coefs differ, those of RLHF are named.
+    """
+    points = distinct_scores(points)
+    tail = tail_metric(points.columns)
+    panels = {"reward": "mean reward (logit)", tail: _tail_title(tail)}
+    methods = method_order(points["method"].unique())
+    means = points.groupby(["method", "kl_coef"], as_index=False)[["kl", *panels]].mean()
+    kl_coefs = means["kl_coef"].unique().tolist()
+    sweeps = {name: members for name, members in sweep_families(methods).items() if len(members) > len(kl_coefs)}
+    swept = {method for members in sweeps.values() for method in members.values()}
+    figure = make_subplots(cols=2, horizontal_spacing=0.14)
+    for method in methods:
+        for col, metric in enumerate(panels, start=1):
+            _add_seeds(figure, method, points[points["method"] == method], metric, col)
+            if method not in swept:
+                _add_line(figure, method, means[means["method"] == method], metric, col)
+    for col, metric in enumerate(panels, start=1):
+        _add_sweep_lines(figure, sweeps, means, metric, col)
+        if sweeps and len(kl_coefs) > 1:
+            _label_kl_coefs(figure, means[means["method"] == BASELINE], metric, col)
+    for col, title in enumerate(panels.values(), start=1):
+        figure.update_xaxes(title_text=KL, title_font_size=13, row=1, col=col)
+        figure.update_yaxes(title_text=title, row=1, col=col)
+    return laid_out(figure, "Reward against KL" + ("; numbers: trained α" if sweeps else ""), 480)
+
+
+def _tail_title(metric: str) -> str:
+    name = "tail reward" if metric == "tail_reward" else f"CVaR {metric.removeprefix('cvar_')} % of reward"
+    return f"{name} (logit)"
+
+
+def alpha_curves(scores: pd.DataFrame) -> go.Figure:
+    """CVaR 10 %, mean reward and KL against the trained alpha: one line per sweep, with 95 % t intervals over seeds.
+
+    scores: see `measuring.sweeps`, with the columns cvar_10, reward and kl. Every line ends at RLHF, its alpha = 1, but
+    for that of the conditioned policy, which has an alpha = 1 of its own; the dotted line is the level of RLHF. Raises
+    `UserError` where settings other than alpha and seed differ.
+    """
+    _check_one_setting(scores)
+    scores = distinct_scores(scores)
+    methods = method_order(scores["method"].unique())
+    end = {1.0: BASELINE} if BASELINE in methods else {}
+    sweeps = {name: end | members for name, members in sweep_families(methods).items()}
+    figure = make_subplots(cols=3, horizontal_spacing=0.08, subplot_titles=list(ALPHA_PANELS.values()))
+    for col, metric in enumerate(ALPHA_PANELS, start=1):
+        values = {method: scores.loc[scores["method"] == method, metric].dropna() for method in methods}
+        for name, members in sweeps.items():
+            _add_alpha_line(figure, name, {alpha: values[members[alpha]] for alpha in sorted(members)}, col)
+        if end:
+            _add_level(figure, values[BASELINE].mean(), col)
+    figure.update_annotations(font_size=14)
+    figure.update_xaxes(title_text="trained α", range=[0, 1.04], dtick=0.2)
+    band = "; band: 95 % interval over seeds" if scores["seed"].nunique() > 1 else ""
+    return laid_out(figure, f"What the trained α changes{band}", 420)
+
+
+def _check_one_setting(scores: pd.DataFrame) -> None:
+    for key in grid_settings(scores):
+        values = scores[key].unique()
+        if len(values) > 1:
+            raise UserError(
+                f"{key} has {len(values)} values in scores, and a line over alpha needs one: choose it first, as in "
+                f"scores[scores[{key!r}] == {values[0]}]."
+            )
+
+
+# Traces
+
+
+def _add_seeds(figure: go.Figure, method: str, rows: pd.DataFrame, metric: str, col: int) -> None:
+    figure.add_scatter(
+        x=rows["kl"],
+        y=rows[metric],
+        mode="markers",
+        marker={"color": faint(method, 0.35), "size": 6},
+        customdata=rows[["kl_coef", "seed"]],
+        hovertemplate="kl_coef %{customdata[0]}, seed %{customdata[1]}<br>KL %{x:.2f}, %{y:.2f}",
+        name=label_text(method),
+        legendgroup=label_text(method),
+        showlegend=False,
+        row=1,
+        col=col,
+    )
+
+
+def _add_line(figure: go.Figure, method: str, means: pd.DataFrame, metric: str, col: int) -> None:
+    """A method over kl_coef."""
+    figure.add_scatter(
+        x=means["kl"],
+        y=means[metric],
+        mode="lines+markers",
+        line=line_style(method),
+        marker={"size": 9},
+        customdata=means[["kl_coef"]],
+        hovertemplate="kl_coef %{customdata[0]}, mean of seeds<br>KL %{x:.2f}, %{y:.2f}",
+        name=label_text(method),
+        legendgroup=label_text(method),
+        showlegend=col == 1,
+        row=1,
+        col=col,
+    )
+
+
+def _add_sweep_lines(
+    figure: go.Figure, sweeps: dict[str, dict[float, str]], means: pd.DataFrame, metric: str, col: int
+) -> None:
+    """The sweeps over alpha, one line per kl_coef; the line of the lowest kl_coef has the labels."""
+    taken: list[np.ndarray] = []
+    low, span = means[["kl", metric]].min(), np.ptp(means[["kl", metric]], axis=0)
+    for (name, members), side in zip(sweeps.items(), cycle(SIDES), strict=False):
+        for place, (kl_coef, rows) in enumerate(means.groupby("kl_coef")):
+            line = rows.set_index("method").reindex([*(members[at] for at in sorted(members)), BASELINE]).dropna()
+            alphas = [split_alpha(method)[1] for method in line.index]
+            labels = ["" if alpha is None or place else f"{alpha:g}" for alpha in alphas]
+            places = ((line[["kl", metric]] - low) / span).to_numpy()
+            figure.add_scatter(
+                x=line["kl"],
+                y=line[metric],
+                mode="lines+markers+text",
+                line={"color": method_color(name), "width": 2},
+                marker={"size": 9, "color": [method_color(method) for method in line.index]},
+                text=_spaced(labels, places + (ROOM * [0, 1] if side.startswith("top") else ROOM * [0, -1]), taken),
+                textposition=side,
+                textfont={"size": 12, "color": method_color(name)},
+                customdata=[[label_text(method), kl_coef] for method in line.index],
+                hovertemplate="%{customdata[0]}, kl_coef %{customdata[1]}, mean of seeds<br>KL %{x:.2f}, %{y:.2f}",
+                name=f"{label_text(name)} over α",
+                legendgroup=label_text(name),
+                showlegend=col == 1 and place == 0,
+                row=1,
+                col=col,
+            )
+
+
+def _label_kl_coefs(figure: go.Figure, means: pd.DataFrame, metric: str, col: int) -> None:
+    """The kl_coefs beside the points of RLHF, from which the sweeps start."""
+    figure.add_scatter(
+        x=means["kl"],
+        y=means[metric],
+        mode="text",
+        text=[f"β {kl_coef:g}" for kl_coef in means["kl_coef"]],
+        textposition="top left",
+        cliponaxis=False,
+        textfont={"size": 12, "color": method_color(BASELINE)},
+        hoverinfo="skip",
+        showlegend=False,
+        row=1,
+        col=col,
+    )
+
+
+def _spaced(labels: Sequence[str], places: np.ndarray, taken: list[np.ndarray]) -> list[str]:
+    """The labels that have room, with "" for the others; `taken` grows by their places. places: (N, 2)."""
+    shown = []
+    for label, place in zip(labels, places, strict=True):
+        free = bool(label) and not any((np.abs(place - other) < ROOM).all() for other in taken)
+        taken += [place] if free else []
+        shown.append(label if free else "")
+    return shown
+
+
+def _add_alpha_line(figure: go.Figure, name: str, values: dict[float, Sequence[float]], col: int) -> None:
+    """A line over alpha with its band. values: alpha -> the values of the seeds."""
+    intervals = {alpha: seed_interval(found) for alpha, found in values.items()}
+    known = {alpha: found for alpha, found in intervals.items() if not np.isnan(found.low)}
+    figure.add_scatter(
+        x=[*known, *reversed(known)],
+        y=[*(found.low for found in known.values()), *(found.high for found in reversed(known.values()))],
+        fill="toself",
+        fillcolor=faint(name, 0.15),
+        line={"width": 0},
+        mode="lines",
+        legendgroup=label_text(name),
+        showlegend=False,
+        hoverinfo="skip",
+        row=1,
+        col=col,
+    )
+    figure.add_scatter(
+        x=list(intervals),
+        y=[found.value for found in intervals.values()],
+        mode="lines+markers",
+        line=line_style(name),
+        marker={"size": 8},
+        customdata=[[len(found)] for found in values.values()],
+        hovertemplate="trained α %{x:g}: %{y:.2f}, mean of %{customdata[0]} seeds",
+        name=label_text(name),
+        legendgroup=label_text(name),
+        showlegend=col == 1,
+        row=1,
+        col=col,
+    )
+
+
+def _add_level(figure: go.Figure, value: float, col: int) -> None:
+    """RLHF as a dot at alpha = 1, and its level as a dotted line."""
+    figure.add_hline(y=value, line={"color": method_color(BASELINE), "dash": "dot", "width": 1.5}, row=1, col=col)
+    figure.add_scatter(
+        x=[1.0],
+        y=[value],
+        mode="lines+markers",
+        line=line_style(BASELINE) | {"dash": "dot"},
+        marker={"size": 10},
+        name=f"{label_text(BASELINE)} (α 1)",
+        legendgroup=label_text(BASELINE),
+        showlegend=col == 1,
+        row=1,
+        col=col,
+    )

@@ -1,0 +1,242 @@
+"""The settings of a run: every section of `settings`, and what only the lab needs.
+
+A profile is a YAML file beside this module, where each number of the paper is written once. `load_profile` reads it,
+applies overrides by dotted key (`{"risk.alpha": 0.2}`), and refuses what does not fit before any work starts.
+"""
+
+import difflib
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.methods import split_alpha
+from rarlhf_nb.risk import SoftRiskSchedule
+from rarlhf_nb.settings import (
+    BestOfNSettings,
+    ConditionedSettings,
+    CriticFreeSettings,
+    DExpertsSettings,
+    PolicySettings,
+    PPOSettings,
+    PromptedSettings,
+    QuarkSettings,
+    RewardSettings,
+    RiskSettings,
+    SamplingSettings,
+    Section,
+    SFTSettings,
+    Share,
+    TaskSettings,
+    WatchSettings,
+    shown,
+)
+
+PROFILE_FOLDER = Path(__file__).parent
+
+
+def risk_of_method(risk: RiskSettings, method: str) -> RiskSettings:
+    """The risk settings of a method, by its key; `ra_rlhf@0.2` is `ra_rlhf` at alpha = 0.2."""
+    name, alpha = split_alpha(method)
+    changes: dict[str, dict[str, Any]] = {
+        "rlhf": {"alpha": 1.0, "estimator": "tail_selection", "above_share": 1.0, "whitening": "kept"},
+        "ra_rlhf": {"estimator": "tail_selection", "above_share": 1.0},
+        "ra_rlhf_ru": {"estimator": "rockafellar_uryasev", "whitening": "kept"},
+    }
+    if name not in changes:
+        raise UserError(f"method = {method!r} is not trained by PPO; choose one of {', '.join(changes)}.")
+    return RiskSettings(**risk.model_dump() | changes[name] | ({} if alpha is None else {"alpha": alpha}))
+
+
+class SweepSettings(Section):
+    """Further tail shares to train on with both estimators, besides `risk.alpha`."""
+
+    alphas: list[float] = []
+
+    @field_validator("alphas")
+    @classmethod
+    def shares(cls, alphas: list[float]) -> list[float]:
+        wrong = [alpha for alpha in alphas if not 0 < alpha < 1]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is not a tail share between 0 and 1; correct or remove it")
+        if len(set(alphas)) < len(alphas):
+            raise ValueError("an alpha is listed twice; remove one of them")
+        return alphas
+
+
+class EvaluationSettings(Section):
+    """How every method is evaluated: on the same prompts, with the same seeds and sampling."""
+
+    samples_per_prompt: int = Field(gt=0, default=1)
+    repeated_prompts: int = Field(ge=0, default=0)  # test prompts that are sampled often, for within-prompt metrics
+    repeated_samples: int = Field(gt=1, default=25)  # per such prompt, as in RealToxicityPrompts
+    held_out_texts: int = Field(gt=0)
+    held_out_length: int = Field(gt=1)  # tokens per text
+    alphas: int = Field(gt=1, default=12)  # from alpha_min to 1, at which the conditioned policy is measured
+    cvar_levels: list[Annotated[float, Share]] = [0.01, 0.05, 0.1, 0.2, 0.4]
+    resamples: int = Field(gt=0, default=2000)
+    batch_size: int = Field(gt=0, default=128)
+
+
+class ComputeSettings(Section):
+    """How the machine is used, as far as it changes numbers."""
+
+    threads: int | None = Field(gt=0, default=None)  # of torch on the CPU; None: torch's default at the first use
+    processes: int = Field(gt=0, default=1)  # that train and evaluate together, each with so many threads
+
+
+class Profile(Section):
+    """All settings of a run except its seed."""
+
+    name: str
+    description: str
+    task: TaskSettings
+    policy: PolicySettings
+    reward: RewardSettings
+    sampling: SamplingSettings
+    sft: SFTSettings
+    ppo: PPOSettings
+    risk: RiskSettings
+    sweep: SweepSettings = SweepSettings()
+    conditioned: ConditionedSettings = ConditionedSettings()
+    prompted: PromptedSettings
+    dexperts: DExpertsSettings
+    quark: QuarkSettings
+    best_of_n: BestOfNSettings = BestOfNSettings()
+    critic_free: CriticFreeSettings
+    watch: WatchSettings = WatchSettings()
+    evaluation: EvaluationSettings
+    compute: ComputeSettings = ComputeSettings()
+
+    @model_validator(mode="after")
+    def schedule_fits(self) -> "Profile":
+        self.schedule()
+        return self
+
+    @model_validator(mode="after")
+    def every_process_has_an_episode(self) -> "Profile":
+        sizes = {
+            "ppo.batch_size": self.ppo.batch_size,
+            "quark.exploration_prompts": self.quark.exploration_prompts or self.task.train_prompts,
+        }
+        for name, size in sizes.items():
+            if self.compute.processes > size:
+                raise ValueError(
+                    f"compute.processes = {self.compute.processes} is above {name} = {size}, but each process must "
+                    "sample an episode; lower it"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def pocket_models_have_their_world(self) -> "Profile":
+        for name in ("policy", "reward"):
+            if getattr(self, name).model == "pocket" and not self.task.source.startswith("pocket"):
+                raise ValueError(
+                    f"{name}.model = 'pocket' has learnt the texts of a pocket world, and task.source is "
+                    f"{self.task.source!r}; name a folder or a hub id"
+                )
+        return self
+
+    def sources(self) -> list[str]:
+        """Where its texts and models come from: files, folders, hub ids, and the names of what is built in."""
+        task = self.task
+        named = [task.train_file, task.test_file, task.dataset, self.policy.model, self.reward.model]
+        return [source for source in named if source is not None]
+
+    def schedule(self) -> SoftRiskSchedule:
+        """The soft-risk schedule of this profile's risk settings."""
+        return self.risk.schedule(self.ppo)
+
+
+@cache
+def profile_files() -> dict[str, Path]:
+    """Every name of a profile, including aliases, with its file."""
+    files = {path.stem: path for path in sorted(PROFILE_FOLDER.glob("*.yaml"))}
+    return files | {"pocket": files["pocket-imdb"]}
+
+
+def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
+    """Read the profile `name` and apply `overrides` (dotted key -> value).
+
+    Raises `UserError` for an unknown profile or key, with the nearest known name, and for values that do not fit.
+    """
+    files = profile_files()
+    if name not in files:
+        raise UserError(f"profile = {name!r} is unknown{_nearest(name, files)}; there are: {', '.join(sorted(files))}.")
+    settings = yaml.safe_load(files[name].read_text())
+    for key, value in (overrides or {}).items():
+        _override(settings, key, value)
+    try:
+        profile = Profile(**settings)
+    except ValidationError as error:
+        raise UserError("; ".join(_readable(item) for item in error.errors())) from None
+    profile.task.check_files()
+    return profile
+
+
+def paper_schedules() -> dict[str, SoftRiskSchedule]:
+    """The schedules of the paper's three tasks, by their names in figures and tables."""
+    tasks = {"IMDB-Gen": "imdb-gpt2", "Jigsaw-Gen": "jigsaw-gpt2", "RTP-Gen": "rtp-gpt2"}
+    return {f"{task} (paper)": load_profile(profile).schedule() for task, profile in tasks.items()}
+
+
+def known_keys(section: type[Section] = Profile) -> list[str]:
+    """Every dotted key that can be overridden, such as `risk.alpha` and `dexperts.experts.learning_rate`."""
+    keys = []
+    for name, field in section.model_fields.items():
+        inner = _section_of(field.annotation)
+        if inner is not None:
+            keys += [f"{name}.{key}" for key in known_keys(inner)]
+        if section is not Profile:
+            keys.append(name)
+    return keys
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The section that a field of this type holds, also for `LoraSettings | None`; None for a plain value."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return kind
+    return None
+
+
+def _override(settings: dict[str, Any], key: str, value: Any) -> None:
+    if key not in known_keys():
+        raise UserError(f"parameter {key!r} is unknown{_nearest(key, known_keys())}; {_siblings(key)}.")
+    *sections, field = key.split(".")
+    for section in sections:
+        inner = settings.get(section) or {}  # an optional section that the profile lacks
+        if not isinstance(inner, dict):
+            outer = key.rpartition(".")[0]
+            raise UserError(f"parameter {key!r}: another parameter sets {outer} to {shown(inner)}; drop one of them.")
+        settings[section] = dict(inner)
+        settings = settings[section]
+    settings[field] = value
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    # people remember the last part of a dotted key ("alpha" for "risk.alpha"); prefer the shortest such key
+    close = sorted((key for key in known if key.split(".")[-1] == name), key=lambda key: key.count(".")) or close
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _siblings(key: str) -> str:
+    section = key.split(".")[0]
+    keys = [known for known in known_keys() if known.startswith(f"{section}.")]
+    return (
+        f"{section} takes: {', '.join(keys)}" if keys else f"sections are: {', '.join(list(Profile.model_fields)[2:])}"
+    )
+
+
+def _readable(item: dict[str, Any]) -> str:
+    field = ".".join(str(part) for part in item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "missing":
+        return f"{field}: {message}"
+    if item["type"] == "value_error" and isinstance(item["input"], (dict, BaseModel)):
+        return message  # of a whole section, which names its fields itself
+    return f"{field} = {shown(item['input'])}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,237 @@
+"""The folder that holds the results of a run: its manifest, atomic writes, and reads that notice damage.
+
+`papermill_runs/<run>/` is the contract between the floors; this module does not know what the files hold. The runs of a
+sweep lie together in a folder of its own, `papermill_runs/<sweep>/<run>/`.
+"""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow
+
+from rarlhf_nb.errors import UserError, first_line
+from rarlhf_nb.files import checksum, files_of, sealed, unsealed
+from rarlhf_nb.lab.records import RECORDS, Record, check_files, record_file
+from rarlhf_nb.provenance import git_commit, installed_versions
+from rarlhf_nb.settings import flat
+
+MANIFEST = "manifest.json"
+SWEEP = "sweep.json"  # in the folder of a sweep
+ADDS = "sweep"  # the section of the settings that adds methods to a run and changes none
+LONGEST_NAME = 120
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that belongs to one set of settings and one seed."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, name: str, settings: dict[str, Any], seed: int, root: Path | None = None) -> "Run":
+        """Begin the run `name`, or reopen it.
+
+        settings: the resolved profile, as JSON. Raises `UserError` for a name that cannot be a folder name, and for a
+        folder that belongs to other settings or another seed; such a folder is left untouched. Only the section `sweep`
+        may differ.
+        """
+        check_name(name)
+        run = cls((root or default_root()) / name)
+        asked = {"settings": settings, "seed": seed}
+        if "/" in name and not run.sweep:
+            raise UserError(
+                f"run = {name!r}: there is no sweep {name.split('/')[0]!r} beside the runs; leave out the /."
+            )
+        if (run.folder / SWEEP).exists():
+            raise UserError(f"run = {name!r} is a sweep: name one of its runs, {name}/..., or choose another name.")
+        if (run.folder / MANIFEST).exists():
+            run._check_belongs(asked)
+            if run.manifest["settings"] != settings:
+                run.note(settings=settings)
+        else:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            more = {"versions": installed_versions(), "git_commit": git_commit(), "notebooks": {}}
+            run._write_manifest(asked | more)
+        return run
+
+    def _check_belongs(self, asked: dict[str, Any]) -> None:
+        stored, wanted = flat({key: self.manifest[key] for key in asked}), flat(asked)
+        different = [
+            f"{key.removeprefix('settings.')} is {stored.get(key)!r} in the folder, {wanted.get(key)!r} now"
+            for key in sorted(stored.keys() | wanted.keys())
+            if stored.get(key) != wanted.get(key) and not key.startswith(f"settings.{ADDS}.")
+        ]
+        if different:
+            raise UserError(
+                f"run = {self.folder.name!r} belongs to other parameters: {'; '.join(different)}. "
+                "Choose another run name, or delete the folder."
+            )
+
+    @property
+    def name(self) -> str:
+        """The name that opens the run: its folder's, after the sweep's if it belongs to one."""
+        return f"{self.folder.parent.name}/{self.folder.name}" if self.sweep else self.folder.name
+
+    @property
+    def sweep(self) -> Path | None:
+        """The folder of the sweep that the run belongs to."""
+        return self.folder.parent if (self.folder.parent / SWEEP).exists() else None
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The current content of manifest.json. Raises `UserError` where it is damaged."""
+        try:
+            return unsealed((self.folder / MANIFEST).read_text())
+        except ValueError:
+            raise UserError(
+                f"{MANIFEST} of run {self.folder.name!r} is damaged: delete that file and run the same `rarlhf run` "
+                "command again, which keeps all that is finished."
+            ) from None
+
+    def note_notebook(self, notebook: str, **entry: Any) -> None:
+        """Set the manifest's entry for a notebook (state, seconds, fingerprint)."""
+        self.note(notebooks=self.manifest["notebooks"] | {notebook: entry})
+
+    def note(self, **entries: Any) -> None:
+        """Set entries of the manifest, such as `threads`."""
+        self._write_manifest(self.manifest | entries)
+
+    def _write_manifest(self, content: dict[str, Any]) -> None:
+        self.write_text(MANIFEST, sealed(content))
+
+    def record(self, writes: Sequence[str], **entries: Any) -> None:
+        """Record a finished stage. writes: its files, and folders of files. entries: the rest of its `Record`."""
+        inner = [path for place in writes for path in files_of(self.folder / place)]
+        files = {path.relative_to(self.folder).as_posix(): checksum(path) for path in inner}
+        record = Record(writes=list(writes), files=files, versions=installed_versions(), **entries)
+        self.write_text(record_file(record.stage), sealed(record._asdict()))
+
+    def forget(self) -> None:
+        """Drop every record and checkpoint, so that all stages begin anew."""
+        shutil.rmtree(self.path(RECORDS), ignore_errors=True)
+        for checkpoints in self.folder.rglob("*.checkpoints"):
+            shutil.rmtree(checkpoints)
+
+    def path(self, *parts: str) -> Path:
+        """A path in the run folder."""
+        return self.folder.joinpath(*parts)
+
+    def require(self, relative: str, made_by: str) -> Path:
+        """The path of an earlier notebook's file or folder, whole.
+
+        Raises `UserError` with that notebook's name where it is missing or damaged.
+        """
+        path = self.folder / relative
+        if not path.exists():
+            raise UserError(f"{relative} is missing in run {self.folder.name!r}: run notebook {made_by} first.")
+        check_files(self.folder, relative)
+        return path
+
+    def read_table(self, relative: str) -> pd.DataFrame:
+        """A Parquet file. Raises `UserError` where it is damaged."""
+        return self._read(relative, pd.read_parquet)
+
+    def read_rows(self, relative: str) -> pd.DataFrame:
+        """A file of one JSON object per line, one row each; a last line that is still being written is left out.
+
+        Raises `UserError` where it is damaged.
+        """
+
+        def rows(path: Path) -> pd.DataFrame:
+            return pd.DataFrame(map(json.loads, path.read_text().rpartition("\n")[0].splitlines()))
+
+        return self._read(relative, rows)
+
+    def read_json(self, relative: str) -> Any:
+        """A JSON file. Raises `UserError` where it is damaged."""
+        return self._read(relative, lambda path: json.loads(path.read_text()))
+
+    def read_text(self, relative: str) -> str:
+        """A text file. Raises `UserError` where it is damaged."""
+        return self._read(relative, Path.read_text)
+
+    def _read(self, relative: str, read: Callable[[Path], Any]) -> Any:
+        check_files(self.folder, relative)
+        try:
+            return read(self.folder / relative)
+        except (ValueError, OSError, pyarrow.ArrowException) as error:
+            raise UserError(
+                f"{relative} of run {self.folder.name!r} cannot be read ({first_line(error)}): delete it, and run the "
+                "notebook that makes it again."
+            ) from error
+
+    def write_json(self, relative: str, content: Any) -> Path:
+        """Write JSON, whole or not at all."""
+        return self._write(relative, lambda path: path.write_text(json.dumps(content, indent=2) + "\n"))
+
+    def write_text(self, relative: str, content: str) -> Path:
+        """Write text, whole or not at all."""
+        return self._write(relative, lambda path: path.write_text(content))
+
+    def write_table(self, relative: str, table: pd.DataFrame) -> Path:
+        """Write a Parquet file, whole or not at all."""
+        return self._write(relative, lambda path: table.to_parquet(path, index=False))
+
+    def write_folder(self, relative: str, write: Callable[[Path], Any]) -> Path:
+        """Write a folder, whole or not at all, in place of an earlier one. write: fills an empty folder."""
+        target = self.folder / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        workplace = target.parent / f".{target.name}.unfinished"
+        shutil.rmtree(workplace, ignore_errors=True)
+        workplace.mkdir()
+        write(workplace)
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(workplace, target)
+        return target
+
+    def _write(self, relative: str, write: Callable[[Path], Any]) -> Path:
+        target = self.folder / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+        try:
+            write(Path(name))
+            os.chmod(name, 0o644)
+            os.replace(name, target)
+        finally:
+            Path(name).unlink(missing_ok=True)
+        return target
+
+
+def check_name(name: str) -> None:
+    """Raise `UserError` where `name` cannot be that of a run; a run of a sweep is named <sweep>/<run>."""
+    parts = name.split("/")
+    if (
+        len(parts) > 2
+        or not all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@-]*", part) for part in parts)
+        or (max(map(len, parts)) > LONGEST_NAME)
+    ):
+        raise UserError(
+            f"run = {name!r}: a run's name starts with a letter or digit, holds only letters, digits and _ . @ -, "
+            f"and has at most {LONGEST_NAME} characters; a run of a sweep is named SWEEP/RUN; choose another."
+        )
+
+
+def repository() -> Path:
+    """The folder that holds `notebooks/`: the current one, the nearest above it, or the one beside the package.
+
+    Raises `UserError` where none of them does.
+    """
+    beside = Path(__file__).parents[2]
+    for folder in (Path.cwd(), *Path.cwd().parents, beside):
+        if any((folder / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+            return folder
+    raise UserError("there is no notebooks/ folder here: run from a checkout of the project.")
+
+
+def default_root() -> Path:
+    """`papermill_runs/` beside `notebooks/`."""
+    return repository() / "papermill_runs"

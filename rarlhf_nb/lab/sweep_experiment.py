@@ -1,0 +1,126 @@
+"""A sweep opened as one experiment: what notebooks 05 and 06 show of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.evaluation.report import Report
+from rarlhf_nb.lab.evaluation.sweeps import distinct_scores, run_scores
+from rarlhf_nb.lab.evaluation.tables import Tables, load_tables
+from rarlhf_nb.lab.experiment import Experiment
+from rarlhf_nb.lab.grid import Cell
+from rarlhf_nb.lab.methods import RISK_AVERSE, RISK_NEUTRAL, method_order, sweep_key
+from rarlhf_nb.lab.profiles import profile_files
+from rarlhf_nb.lab.runs import Run
+from rarlhf_nb.lab.stages.report import WriteReport, compare, write_report
+from rarlhf_nb.lab.sweep import Sweep
+
+
+@dataclass(frozen=True)
+class SweepExperiment(Experiment):
+    """The cells of a sweep with one seed, side by side: each method trained on the tail has its α in its key.
+
+    `run` is the first of these cells, from which data and models are read; reports are written to the sweep's folder.
+    """
+
+    sweep: Sweep
+    chosen: tuple[Cell, ...]
+
+    @classmethod
+    def open_sweep(cls, sweep: Sweep, profile: str, seed: int, overrides: dict[str, Any]) -> "SweepExperiment":
+        """The finished cells with `seed`; `overrides` choose among the values of other settings that the sweep varies.
+
+        Raises `UserError` for a profile, seed or setting that the sweep does not have, and if no such cell is finished.
+        """
+        grid = sweep.grid
+        if profile_files().get(profile) != profile_files()[grid.profile]:  # one profile may have two names
+            raise UserError(f"profile = {profile!r}: sweep {sweep.folder.name!r} has {grid.profile!r}; give that.")
+        if seed not in grid.seeds:
+            raise UserError(f"seed = {seed}: sweep {sweep.folder.name!r} has {', '.join(map(str, grid.seeds))}.")
+        free = {key: values[0] for key, values in grid.free.items()} | {
+            key: value for key, value in overrides.items() if grid.fixed.get(key) != value
+        }
+        cells = [cell for cell in grid.cells() if cell.seed == seed and cell.free == free]
+        if not cells:
+            raise UserError(f"overrides = {overrides}: sweep {sweep.folder.name!r} varies {grid.free or 'no setting'}.")
+        finished = tuple(cell for cell in cells if cell in finished_cells(sweep))
+        if not finished:
+            raise UserError(
+                f"sweep {sweep.folder.name!r} has no finished run with seed {seed}: run `rarlhf sweep` first."
+            )
+        first = finished[0]
+        settings = grid.settings(first)
+        return cls(settings, sweep.cell_run(first), seed, sweep, finished).with_threads()
+
+    @property
+    def output(self) -> Run:
+        """The sweep's own folder."""
+        return self.sweep.run
+
+    def tables(self) -> Tables:
+        """The tables of the chosen cells together."""
+        return _merged([(cell.alpha, load_tables(self.sweep.cell_run(cell))) for cell in self.chosen])
+
+    def other_seeds(self) -> dict[int, dict[str, pd.DataFrame]]:
+        """The episodes tables of the same settings and α with the sweep's other seeds: seed -> method -> table."""
+        free, alphas, found = self.chosen[0].free, {cell.alpha for cell in self.chosen}, {}
+        for cell in finished_cells(self.sweep):
+            if cell.seed != self.seed and cell.free == free and cell.alpha in alphas:
+                found.setdefault(cell.seed, []).append((cell.alpha, load_tables(self.sweep.cell_run(cell))))
+        return {seed: _merged(parts).episodes for seed, parts in found.items()}
+
+    def report(self) -> Report:
+        """Compare all methods of the chosen cells; writes report.json, report.md and summary.md of the sweep."""
+        stage, tables = WriteReport(self), self.tables()
+        report = compare(tables, stage.settings)
+        write_report(self.output, report)
+        return report
+
+    def scores(self, free: Sequence[str] = ()) -> pd.DataFrame:
+        """The scores of the sweep's cells whatever their seed and α; other settings are the chosen ones unless `free`.
+
+        A method that does not depend on α has one row per seed, not one per cell.
+        """
+        scores = distinct_scores(sweep_scores(self.sweep))
+        for key, value in self.sweep.grid.columns(self.chosen[0]).items():
+            if key not in free:
+                scores = scores[[other == value for other in scores[key]]]
+        return scores.reset_index(drop=True)
+
+
+def finished_cells(sweep: Sweep) -> list[Cell]:
+    """The cells that have a report."""
+    return [cell for cell in sweep.grid.cells() if sweep.cell_run(cell).path("report.json").exists()]
+
+
+def sweep_scores(sweep: Sweep) -> pd.DataFrame:
+    """One row per finished cell and method; see `measuring.sweeps` for the columns, to which `alpha` is added.
+
+    alpha is what the method was trained with: 1 for RLHF, GRPO and RLOO, NaN for a method without a tail share.
+    """
+    rows = []
+    for cell in finished_cells(sweep):
+        for row in run_scores(sweep.cell_run(cell)):
+            averse = row["method"] in RISK_AVERSE
+            alpha = cell.alpha if averse else 1.0 if row["method"] in RISK_NEUTRAL else np.nan
+            rows.append(sweep.grid.columns(cell) | row | {"method": _key(row["method"], cell.alpha), "alpha": alpha})
+    return pd.DataFrame(rows)
+
+
+def _key(method: str, alpha: float) -> str:
+    return sweep_key(method, alpha) if method in RISK_AVERSE else method
+
+
+def _merged(parts: list[tuple[float, Tables]]) -> Tables:
+    """The tables of several cells that differ in α alone; a method that does not depend on it is taken once."""
+    kinds = []
+    for kind in Tables._fields:
+        found = {
+            _key(method, alpha): table for alpha, tables in parts for method, table in getattr(tables, kind).items()
+        }
+        kinds.append({method: found[method] for method in method_order(found)})
+    return Tables(*kinds)

@@ -1,0 +1,218 @@
+"""The loop that every trainer shares: repeat a step, log its statistics, save checkpoints, show the progress."""
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from rarlhf_nb.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    load_optimizer,
+    load_parameters,
+    optimizer_tensors,
+    parameter_tensors,
+)
+from rarlhf_nb.distributed import Ranks, connect
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.interrupts import InterruptLater
+from rarlhf_nb.monitor import TrainingStopped, Watch
+from rarlhf_nb.policy import ActorCritic
+from rarlhf_nb.rewards import Reward
+from rarlhf_nb.settings import Section, WatchSettings, flat
+
+
+class TrainingLoop(ABC):
+    """A trainer that repeats one step: `CVaRPPOTrainer` and `QuarkTrainer` differ in that step alone.
+
+    `train()` runs all iterations. Iterating over the trainer runs them one at a time and yields the statistics of each.
+    Both go on from the last checkpoint where there is one; the result is the same, number for number, as without an
+    interruption. Ctrl-C saves a checkpoint after the iteration under way. Where the training goes wrong, both raise
+    `TrainingStopped`, whose message names the last good checkpoint. Of several processes (see `ranks`) one logs, saves
+    and shows the progress.
+
+    Args:
+        policy: the policy, trained in place.
+        reward_funcs: one callable or several with TRL's signature.
+        train_dataset: has a `prompt` column.
+        iterations: how many steps to make.
+        settings: by name, the sections of the profile that determine the training; a checkpoint must agree in them.
+        watch: what is done when the training goes wrong; it is one of these settings.
+        seed: determines the training as well. mixed_precision: "no" or "bf16", for every pass.
+        log_file: gets one JSON line per iteration; the first iteration starts the file anew.
+        checkpoints: where to save them; none by default.
+        report_to: trackers of accelerate, such as "tensorboard", which write into project_dir; none by default.
+    """
+
+    title: ClassVar[str]  # of the progress bar
+    unit: ClassVar[str] = "iteration"
+    progress: ClassVar[dict[str, str]]  # shown beside the bar: name -> key of the statistics
+
+    def __init__(
+        self,
+        policy: ActorCritic,
+        reward_funcs: Reward | list[Reward],
+        train_dataset: Dataset | None,
+        iterations: int,
+        settings: dict[str, Section],
+        watch: WatchSettings | None,
+        seed: int,
+        mixed_precision: str,
+        log_file: Path | None,
+        checkpoints: Checkpoints | None = None,
+        report_to: Sequence[str] = (),
+        project_dir: Path | None = None,
+    ) -> None:
+        self.policy, self.train_dataset, self.iterations, self.seed = policy, train_dataset, iterations, seed
+        self.reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        watch = watch or WatchSettings()
+        sections = settings | {"watch": watch}
+        self.settings = {name: section.model_dump(mode="json") for name, section in sections.items()} | {"seed": seed}
+        connect()
+        self.accelerator = Accelerator(
+            mixed_precision=mixed_precision, log_with=list(report_to) or None, project_dir=project_dir
+        )
+        self.ranks = Ranks(self.accelerator)
+        self._check_ranks(checkpoints)
+        self.log_file, self.checkpoints = log_file if self.ranks.main else None, checkpoints
+        self.watch = Watch(watch, self.log_file, self.unit, aloud=self.ranks.main)
+        self.iteration = 0  # the last one's number, counted from 1
+        self.rows: list[dict[str, float]] = []  # the log so far
+        self.optimizer: torch.optim.Optimizer  # made by the subclass
+
+    def _check_ranks(self, checkpoints: Checkpoints | None) -> None:
+        """Raise `UserError`, on every rank, where the processes of this training do not belong together."""
+        if self.ranks.count == 1:
+            return
+        prompts = self.train_dataset["prompt"] if self.train_dataset is not None else []
+        digest = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
+        own = {"mixed_precision": self.accelerator.mixed_precision, "the checksum of the prompts": digest[:12]}
+        self.ranks.check_agreement(flat(self.settings) | own)
+        if self.ranks.sharded and checkpoints is not None:
+            raise UserError("checkpoints: none can be saved where FSDP shards the training; give none.")
+
+    @abstractmethod
+    def run_iteration(self) -> dict[str, float]:
+        """Run the next iteration, which counts `iteration` up, and return its statistics."""
+
+    @abstractmethod
+    def own_state(self) -> Checkpoint:
+        """What the subclass must remember besides policy, optimizer and log."""
+
+    @abstractmethod
+    def load_own_state(self, own: Checkpoint) -> None:
+        """Restore what `own_state` gave."""
+
+    def __iter__(self) -> Iterator[dict[str, float]]:
+        """Run the remaining iterations one at a time."""
+        self.resume()
+        self.ranks.check_agreement({f"the last {self.unit}": self.iteration})
+        interrupt = InterruptLater()
+        hidden = not self.ranks.main or bool(os.environ.get("TQDM_DISABLE"))  # which tqdm's bar for notebooks ignores
+        options = {"desc": self.title, "unit": self.unit, "disable": hidden or None}  # None: not into a file
+        with tqdm(total=self.iterations, initial=self.iteration, **options) as bar:
+            while self.iteration < self.iterations:
+                with interrupt:
+                    try:
+                        stats = self.run_iteration()
+                    except TrainingStopped as stop:
+                        raise self._with_last_good_checkpoint(stop) from None
+                    self.log(stats)
+                    asked = self.ranks.any(interrupt.asked)  # one that comes later is answered an iteration later
+                    if self.checkpoints and self.ranks.main and (asked or self.checkpoints.due()):
+                        self.checkpoints.save(self.iteration, self.checkpoint())
+                if asked:
+                    raise KeyboardInterrupt
+                bar.set_postfix({name: f"{stats[key]:.3g}" for name, key in self.progress.items()})
+                bar.update()
+                yield stats
+        if self.ranks.any(interrupt.asked):
+            raise KeyboardInterrupt
+        for tracker in self.accelerator.trackers:  # `end_training` would end the processes' connection as well
+            tracker.finish()
+
+    def _with_last_good_checkpoint(self, stop: TrainingStopped) -> TrainingStopped:
+        """The error of a training that was stopped, with the checkpoint from which another may go on.
+
+        Logs the iteration as evidence. Where it was stopped at once, the checkpoint that it began with is dropped: a
+        checkpoint is good if the weights in it passed the checks of the next iteration.
+        """
+        if stop.stats is not None:
+            self.log(stop.stats)
+        if self.checkpoints is None:
+            return stop
+        if stop.at_once and self.ranks.main:
+            self.checkpoints.drop(stop.iteration - 1)
+        self.ranks.gather(None)  # a barrier: the others must look only after it is gone
+        found = self.checkpoints.latest()
+        where = (
+            f"The last good checkpoint is that of {self.unit} {found.state['iteration']} in {self.checkpoints.folder}: "
+            "a new trainer with other settings goes on from it after trainer.resume(other_settings=True)."
+            if found
+            else "There is no good checkpoint yet, so a new training starts from the beginning."
+        )
+        return TrainingStopped(f"{stop} {where}", iteration=stop.iteration, stats=stop.stats, at_once=stop.at_once)
+
+    def train(self) -> pd.DataFrame:
+        """Run the remaining iterations; returns the statistics of all iterations, one row each."""
+        for _ in self:
+            pass
+        return pd.DataFrame(self.rows)
+
+    def log(self, stats: dict[str, float]) -> None:
+        """Append the statistics to `log_file` and hand them to the trackers."""
+        self.rows.append(stats)
+        self._write_log([stats], "w" if self.iteration == 1 else "a")
+        self.accelerator.log(stats, step=self.iteration)
+
+    def _write_log(self, rows: list[dict[str, float]], mode: str) -> None:
+        if self.log_file is not None:
+            self.log_file.parent.mkdir(parents=True, exist_ok=True)
+            with self.log_file.open(mode) as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def checkpoint(self) -> Checkpoint:
+        """All that the next iteration depends on."""
+        own = self.own_state()
+        state = {
+            "settings": self.settings,
+            "iteration": self.iteration,
+            "rows": self.rows,
+            "own": own.state,
+        }
+        tensors = parameter_tensors(self.policy) | optimizer_tensors(self.optimizer) | own.tensors
+        return Checkpoint(tensors, state)
+
+    def resume(self, other_settings: bool = False) -> None:
+        """Go on from the last checkpoint, where there is one and nothing was trained yet; the log is cut back to it.
+
+        Weights, the optimizer's moments, an adaptive beta and the number of the iteration are the checkpoint's, and all
+        else is this trainer's, with its learning rate. Raises `UserError` where the checkpoint belongs to a training
+        with other settings, unless `other_settings` says that this is meant.
+        """
+        if self.checkpoints is None or self.iteration:
+            return
+        if other_settings:
+            found = self.checkpoints.latest()
+        else:
+            found = self.checkpoints.latest_with(self.settings, "call trainer.resume(other_settings=True) first")
+        if found is None:
+            return
+        tensors, state = found
+        load_parameters(self.policy, tensors)
+        load_optimizer(self.optimizer, tensors, self.optimizer.state_dict()["param_groups"])
+        self.load_own_state(Checkpoint(tensors, state["own"]))
+        self.iteration, self.rows = state["iteration"], state["rows"]
+        self.watch.past = list(self.rows)
+        self._write_log(self.rows, "w")
+        if self.ranks.main:
+            print(f"{self.title}: resumed at {self.unit} {self.iteration}")

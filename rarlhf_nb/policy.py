@@ -1,0 +1,448 @@
+"""The actor-critic: a causal LM with a value head; sampling, log-probabilities, and the frozen reference.
+
+Shapes: B episodes, P prompt tokens (padded on the left), T completion tokens (padded on the right), V tokens in the
+vocabulary, H hidden units. A mask is True on real tokens. The sampler forbids some tokens, and every log-probability
+here is taken under the sampler's own masked and tempered distribution. Otherwise a policy could move probability to a
+forbidden token and be rewarded for it with negative KL.
+"""
+
+import copy
+import inspect
+import json
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import MethodType
+from typing import Any, Protocol
+
+import numpy as np
+import peft
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import NewGELUActivation
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+
+from rarlhf_nb.episodes import Episodes, TokenEvaluation
+from rarlhf_nb.errors import UserError, first_line
+from rarlhf_nb.hub import resolve_model
+from rarlhf_nb.quantization import (
+    Quantization,
+    bitsandbytes_config,
+    is_quantized,
+    merged_plainly,
+    prepare_quantized,
+)
+from rarlhf_nb.risk_embedding import RiskEmbedding, causal_lm_config, load_risk_embedding
+from rarlhf_nb.sampling import Reader, ReadToken, draw_completions, sampled_log_probs, sampler_logits
+from rarlhf_nb.seeding import seeded, uniforms
+from rarlhf_nb.settings import LoraSettings, SamplingSettings
+
+VALUE_HEAD = "value_head.safetensors"
+PREFIX = "prefix.json"
+
+
+class Policy(Protocol):
+    """What evaluation needs of a method: completions with their likelihood, and the likelihood of human texts."""
+
+    processing_class: PreTrainedTokenizerBase
+    prefix_ids: list[int]
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `ActorCritic.forward`."""
+
+    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int, first: int = 0) -> Episodes:
+        """See `ActorCritic.sample`; the `drawn` of the episodes is filled."""
+
+
+class ActorCritic(nn.Module):
+    """A causal LM (the actor) and a linear value head on its last hidden state (the critic): one trunk, two heads.
+
+    The module stays in eval mode, since dropout would make the PPO ratio differ from 1 before any update. The
+    checkpoint's own generation settings are replaced, since the sampler must draw from the distribution that
+    `token_log_probs` describes.
+
+    prefix_ids: tokens that the model reads before every prompt, such as an instruction or a reward token. They belong
+    neither to the prompt nor to the completion of an episode. risk: the embedding of alpha of a conditioned policy,
+    which acts for any tail share that it is told.
+    """
+
+    risk: RiskEmbedding | None
+
+    def __init__(
+        self, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, prefix_ids: Sequence[int] = ()
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.processing_class = processing_class
+        self.prefix_ids = list(prefix_ids)
+        self.risk = None
+        hidden_size = model.config.get_text_config().hidden_size
+        self.value_head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=model.device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        model.generation_config = GenerationConfig(
+            bos_token_id=processing_class.bos_token_id,
+            eos_token_id=processing_class.eos_token_id,
+            pad_token_id=processing_class.pad_token_id,
+        )
+        use_fused_gelu(model)
+        inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+        self.takes_positions = "position_ids" in inspect.signature(inner.forward).parameters
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def forbidden_ids(self) -> list[int]:
+        """The tokens that are never sampled, since a completion is text: all special tokens except EOS.
+
+        Some models, such as GPT-J, have more rows than their tokenizer has tokens; the spare ones are never sampled
+        either.
+        """
+        tokenizer = self.processing_class
+        special = [i for i in tokenizer.all_special_ids if i != tokenizer.eos_token_id]
+        return special + list(range(len(tokenizer), self.model.config.get_text_config().vocab_size))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        completion_length: int,
+        alpha: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, T, V) and values (B, T) at the positions that draw the last T = completion_length tokens.
+
+        input_ids, attention_mask: (B, P + T). alpha: (B,) the tail share that a conditioned policy acts for; None adds
+        no embedding.
+        """
+        ids, mask = self.prefixed(input_ids, attention_mask)
+        output = self.run(ids[:, :-1], mask[:, :-1], completion_length, alpha)
+        return output.logits, self.values(output.hidden_states[-1][:, -completion_length:])
+
+    def run(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        keep: int,
+        alpha: torch.Tensor | None = None,
+        **options: Any,
+    ) -> ModelOutput:
+        """The output of the causal LM for input_ids (B, L), with the logits of the last `keep` positions.
+
+        attention_mask: (B, L), after the mask of the tokens in a cache, if `options` hold one. alpha: see `forward`.
+        """
+        read, length = {"input_ids": input_ids}, input_ids.shape[1]
+        if alpha is not None:
+            embeddings = self.model.get_input_embeddings()(input_ids)
+            read = {"inputs_embeds": embeddings + self.risk(alpha).unsqueeze(1).to(embeddings.dtype)}
+        if self.takes_positions:
+            positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            options["position_ids"] = positions[:, -length:]
+        return self.model(
+            **read,
+            attention_mask=attention_mask.long(),
+            output_hidden_states=True,
+            # as indices, since a number takes a view, whose logits are one slow product per episode
+            logits_to_keep=torch.arange(length - keep, length, device=input_ids.device),
+            **{"use_cache": False} | options,
+        )
+
+    def values(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The critic's value of each hidden state: (..., H) -> (...)."""
+        return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
+
+    def prefixed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask with the prefix in front; padding of shorter prompts then lies between prefix and prompt."""
+        prefix = torch.tensor(self.prefix_ids, dtype=input_ids.dtype, device=input_ids.device)
+        prefix = prefix.expand(len(input_ids), -1)
+        mask = torch.ones_like(prefix, dtype=attention_mask.dtype)
+        return torch.cat([prefix, input_ids], 1), torch.cat([mask, attention_mask], 1)
+
+    def token_log_probs(self, episodes: Episodes, sampling: SamplingSettings) -> torch.Tensor:
+        """log pi(a_t | s_t) (B, T) under the sampler's masked distribution."""
+        return evaluate_tokens(self, episodes, sampling).log_probs
+
+    def tokenize(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and mask, both (B, P), padded on the left."""
+        batch = self.processing_class(prompts, padding=True, padding_side="left", return_tensors="pt")
+        return batch["input_ids"].to(self.device), batch["attention_mask"].bool().to(self.device)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: list[str],
+        sampling: SamplingSettings,
+        seed: int,
+        first: int = 0,
+        alpha: float | torch.Tensor | None = None,
+    ) -> Episodes:
+        """Draw one completion for each prompt. The same prompts, weights and seed give the same completions.
+
+        first: the place of the first prompt in the batch that these prompts are a part of; an episode depends on its
+        place, not on how the batch is cut. alpha: the tail share that a conditioned policy acts for, one for all
+        prompts or (B,) one for each; one below those trained on gives a warning. Raises `UserError` where the longest
+        prompt leaves no room for the completion, for an alpha outside (0, 1], where a conditioned policy gets none, and
+        where another policy gets one.
+        """
+        alpha = self.episode_alphas(alpha, len(prompts))
+        prompt_ids, prompt_mask = self.tokenize(prompts)
+        check_context(self, len(self.prefix_ids) + prompt_ids.shape[1], sampling.completion_length)
+        reader = Reader(self, prompt_ids, prompt_mask, sampling.completion_length, alpha)
+        forbidden = self.forbidden_ids, self.processing_class.eos_token_id
+
+        def read(token_ids: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+            logits, values = reader.read(token_ids)
+            return sampler_logits(logits.unsqueeze(1), sampling, *forbidden, first=step).squeeze(1), values
+
+        numbers = uniforms(seed, first, len(prompts), sampling.completion_length)
+        return replace(self.drawn_episodes(prompts, prompt_ids, prompt_mask, read, numbers), alpha=alpha)
+
+    def episode_alphas(self, alpha: float | torch.Tensor | None, episodes: int) -> torch.Tensor | None:
+        """The alpha of each episode (B,), None for a policy that reads none; raises the errors of `sample`."""
+        if self.risk is None:
+            if alpha is not None:
+                raise UserError(f"alpha = {alpha}: this policy has no risk embedding and reads no alpha; leave it out.")
+            return None
+        if alpha is None:
+            raise UserError(
+                f"alpha is missing: this policy acts for any tail share from {self.risk.alpha_min:g} to 1; name one, "
+                "as in sample(..., alpha=0.2), or fix it with policy.at(0.2)."
+            )
+        alphas = torch.as_tensor(alpha, dtype=torch.float32, device=self.device).expand(episodes)
+        for end in {alphas.min().item(), alphas.max().item()} if isinstance(alpha, torch.Tensor) else [alpha]:
+            self.risk.check(end)
+        return alphas
+
+    def at(self, alpha: float) -> "ActorCritic":
+        """This policy with alpha fixed: one that reads none, and whose model loads with transformers alone.
+
+        The embedding of alpha is added to the rows of the embedding matrix, from which the output matrix is separated
+        where the two are one. Raises `UserError` for an alpha outside (0, 1] and for a policy without a risk embedding.
+        """
+        embedding = self.risk(self.episode_alphas(alpha, 1))
+        fixed = copy.deepcopy(self)
+        fixed.model, fixed.risk = merged(fixed.model), None
+        rows, head = (get().weight for get in (fixed.model.get_input_embeddings, fixed.model.get_output_embeddings))
+        fixed.model.get_output_embeddings().weight = nn.Parameter(head.detach().clone())
+        fixed.model.config.get_text_config().tie_word_embeddings = False
+        rows.data += embedding.detach().to(rows.dtype)
+        return fixed
+
+    def drawn_episodes(
+        self,
+        prompts: list[str],
+        prompt_ids: torch.Tensor,
+        prompt_mask: torch.Tensor,
+        read: ReadToken,
+        numbers: np.ndarray,
+    ) -> Episodes:
+        """The episodes of `draw_completions`, with the completions as text; numbers: `uniforms` (B, most tokens)."""
+        tokens, numbers = self.processing_class, torch.from_numpy(numbers).to(self.device)
+        ids, mask, drawn = draw_completions(read, numbers, tokens.eos_token_id, tokens.pad_token_id)
+        completions = self.completion_texts(prompt_ids, prompt_mask, ids, mask)
+        return Episodes(list(prompts), completions, prompt_ids, prompt_mask, ids, mask, drawn)
+
+    def completion_texts(
+        self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, completion_ids: torch.Tensor, mask: torch.Tensor
+    ) -> list[str]:
+        """The completions as text: the decoded episode after its prompt, so that leading spaces are kept."""
+        prompts = [ids[keep].tolist() for ids, keep in zip(prompt_ids, prompt_mask, strict=True)]
+        completions = [ids[keep].tolist() for ids, keep in zip(completion_ids, mask, strict=True)]
+        heads = self._decode(prompts)
+        wholes = self._decode([p + c for p, c in zip(prompts, completions, strict=True)])
+        alone = self._decode(completions)
+        return [
+            whole[len(head) :] if whole.startswith(head) else tail
+            for head, whole, tail in zip(heads, wholes, alone, strict=True)
+        ]
+
+    def _decode(self, ids: list[list[int]]) -> list[str]:
+        return self.processing_class.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def save(self, folder: Path) -> None:
+        """Write the policy in the hub's format, with its adapter merged in, and the value head and prefix beside it.
+
+        Only `load_policy` reads the folder of a conditioned policy, which needs an alpha for every call; that of
+        `at` loads everywhere.
+        """
+        merged(self.model).save_pretrained(folder)
+        if self.risk is not None:
+            self.risk.save(Path(folder))
+        tokenizer = copy.deepcopy(self.processing_class)
+        if tokenizer.is_fast:  # it would save how it was last called, which differs after a resumption
+            tokenizer.backend_tokenizer.no_padding()
+            tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.save_pretrained(folder)
+        save_file(self.value_head.state_dict(), Path(folder) / VALUE_HEAD)
+        (Path(folder) / PREFIX).write_text(json.dumps({"prefix_ids": self.prefix_ids}) + "\n")
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a peft model with its adapter merged in; any other model itself."""
+    if not isinstance(model, peft.PeftModel):
+        return model
+    return merged_plainly(model) if is_quantized(model) else copy.deepcopy(model).merge_and_unload()
+
+
+def use_fused_gelu(model: nn.Module) -> None:
+    """Replace the GELU that GPT-2 and GPT-J write out in seven operations by torch's single one, the same function.
+
+    On a CPU the seven are a quarter of an update of GPT-2.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def use_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Let a pass with gradients keep only the input of each block; the backward pass computes the rest again.
+
+    transformers' own switch does nothing here, since it waits for training mode, in which the policy never is. A pass
+    without gradients, such as the sampler's with its cache, is as before. Raises `UserError` for a model without blocks
+    that transformers can checkpoint.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not blocks:
+        raise UserError(f"policy.gradient_checkpointing: {type(model).__name__} does not support it; switch it off.")
+    for block in blocks:
+        block.forward = MethodType(_checkpointed_forward, block)
+
+
+def _checkpointed_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    forward = MethodType(type(block).forward, block)
+    if torch.is_grad_enabled():
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return forward(*args, **kwargs)
+
+
+def load_policy(
+    model: str | Path,
+    lora: LoraSettings | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    gradient_checkpointing: bool = False,
+    quantization: Quantization | None = None,
+) -> ActorCritic:
+    """Load a policy from a folder or a hub id, onto the GPU if there is one.
+
+    A value head, a prefix and a risk embedding that were saved with the policy are loaded as well. A tokenizer without
+    a pad token pads with EOS. Loads safetensors only and runs no remote code. With `lora`, the model gets a fresh
+    adapter, initialised with `seed`. gradient_checkpointing: see `use_gradient_checkpointing`. quantization: of the
+    weights beneath the adapter (see `quantization`). Raises `UserError` where the model cannot be found or loaded, or
+    does not support the quantization or the gradient checkpointing asked for.
+    """
+    if quantization and lora is None:
+        raise UserError(f"quantization = {quantization!r} needs an adapter: such weights cannot be trained; give lora.")
+    folder, device = resolve_model(str(model)), "cuda" if torch.cuda.is_available() else "cpu"
+    reduced = (
+        {"quantization_config": bitsandbytes_config(quantization, dtype), "device_map": device} if quantization else {}
+    )
+    try:
+        # not trusting remote code is no default: without this argument, transformers asks the user
+        config = causal_lm_config(Path(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+        causal_lm = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, **reduced
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"policy.model = {str(model)!r} does not load as a causal language model: {first_line(error)}"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if quantization:
+        prepare_quantized(causal_lm)
+    else:
+        causal_lm.to(device)
+    if gradient_checkpointing:
+        use_gradient_checkpointing(causal_lm)
+    if lora is not None:
+        config = peft.LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        with seeded(seed, causal_lm.device), warnings.catch_warnings():
+            # peft uses a name that transformers is about to drop
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            causal_lm = peft.get_peft_model(causal_lm, config)
+    policy = ActorCritic(causal_lm, tokenizer)
+    value_head = Path(folder) / VALUE_HEAD
+    if value_head.exists():
+        policy.value_head.load_state_dict(load_file(value_head))
+    prefix = Path(folder) / PREFIX
+    if prefix.exists():
+        policy.prefix_ids = json.loads(prefix.read_text())["prefix_ids"]
+    policy.risk = load_risk_embedding(Path(folder), policy.device)
+    return policy
+
+
+def check_context(policy: ActorCritic, prompt_length: int, completion_length: int) -> None:
+    """Raise `UserError` where prompt and completion together exceed the model's context."""
+    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and prompt_length + completion_length > context:
+        raise UserError(
+            f"task.prompt_length = {prompt_length} and sampling.completion_length = {completion_length} make "
+            f"{prompt_length + completion_length} tokens, but the model's context holds {context}; shorten one of them."
+        )
+
+
+class Reference:
+    """pi_ref: a frozen copy of the policy or, for a peft model, the same network with its adapter switched off.
+
+    It reads no alpha, even where the policy does.
+    """
+
+    def __init__(self, policy: ActorCritic) -> None:
+        self._policy = policy if isinstance(policy.model, peft.PeftModel) else _frozen(policy)
+
+    @torch.no_grad()
+    def token_log_probs(self, episodes: Episodes, sampling: SamplingSettings) -> torch.Tensor:
+        """log pi_ref(a_t | s_t) (B, T) under the sampler's masked distribution."""
+        model = self._policy.model
+        adapter_off = model.disable_adapter() if isinstance(model, peft.PeftModel) else nullcontext()
+        with adapter_off:
+            return self._policy.token_log_probs(replace(episodes, alpha=None), sampling)
+
+
+def _frozen(policy: ActorCritic) -> ActorCritic:
+    return copy.deepcopy(policy).requires_grad_(False)
+
+
+def evaluate_tokens(
+    policy: ActorCritic, episodes: Episodes, sampling: SamplingSettings, forward: nn.Module | None = None
+) -> TokenEvaluation:
+    """log pi(a_t | s_t) and V(s_t) of every completion token.
+
+    forward: accelerate's wrapper of the policy; in training the gradients must flow through it. Columns that are
+    padding in every episode are not read.
+    """
+    padding, length = int((~episodes.prompt_mask).all(0).sum()), int(episodes.completion_mask.any(0).sum())
+    ids, mask = episodes.completion_ids[:, :length], episodes.completion_mask[:, :length]
+    logits, values = (forward or policy)(
+        torch.cat([episodes.prompt_ids[:, padding:], ids], 1),
+        torch.cat([episodes.prompt_mask[:, padding:], mask], 1),
+        length,
+        *([] if episodes.alpha is None else [episodes.alpha]),
+    )
+    forbidden = policy.forbidden_ids, policy.processing_class.eos_token_id
+    log_probs = sampled_log_probs(logits, ids, sampling, *forbidden)
+    missing = (0, episodes.completion_ids.shape[1] - length)
+    return TokenEvaluation(*(nn.functional.pad(x.masked_fill(~mask, 0.0), missing) for x in (log_probs, values)))

@@ -1,0 +1,105 @@
+"""How one policy is told which tail share to act for: a learnt embedding of alpha.
+
+e(alpha) = -3 ln(alpha) w is added to the input embedding of every token that the policy reads, of the prompt and of the
+completion, as BERT does with its segments. This form was chosen over a token before the prompt because two things are
+exact in it. w starts at 0 and takes no position, so the policy starts as the SFT policy at every alpha. And for a fixed
+alpha, e is a constant that can be added to the rows of the embedding matrix, after which the policy is an ordinary
+causal LM. e(1) = 0: at alpha = 1 the policy is the network without the embedding.
+"""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
+
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.risk import check_alpha
+
+RISK_EMBEDDING = "risk_embedding.safetensors"
+FORMAT = 1  # of the folder; a change that this code could not read would get the next number
+FORM = "log_alpha"  # e(alpha) = -SCALE ln(alpha) w
+SCALE = 3.0  # Adam's step does not depend on the scale, so e moves three times as far; chosen on training prompts
+ROUNDING = 1e-6  # of an alpha in float32, relative
+KEY, SUFFIX = "risk_embedding", "-conditioned-on-alpha"  # in config.json, and after its model_type
+
+
+class RiskEmbedding(nn.Module):
+    """The embedding of alpha. hidden_size: H, the policy's. alpha_min: the smallest alpha of the training."""
+
+    def __init__(self, hidden_size: int, alpha_min: float) -> None:
+        super().__init__()
+        self.alpha_min = check_alpha(alpha_min)
+        self.weight = nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(self, alpha: torch.Tensor) -> torch.Tensor:
+        """e(alpha): (B,) -> (B, H)."""
+        return -SCALE * alpha.to(self.weight).log().unsqueeze(-1) * self.weight
+
+    def check(self, alpha: float) -> float:
+        """Return alpha; raise `UserError` unless it lies in (0, 1], and warn below the training's alpha_min."""
+        if check_alpha(alpha) < self.alpha_min * (1 - ROUNDING):
+            warnings.warn(
+                f"alpha = {alpha:g} is below alpha_min = {self.alpha_min:g}, the smallest that this policy was trained "
+                "for: it extrapolates.",
+                stacklevel=3,
+            )
+        return alpha
+
+    def save(self, folder: Path) -> None:
+        """Write the embedding beside a model that was saved, and mark its config.json, so that nothing else loads it.
+
+        Without alpha, the model alone would be another policy. So the config gets a `model_type` that only
+        `causal_lm_config` knows, and the embedding's form, alpha_min and format.
+        """
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        config["model_type"] += SUFFIX
+        config[KEY] = {"format": FORMAT, "form": FORM, "alpha_min": self.alpha_min}
+        path.write_text(json.dumps(config, indent=2) + "\n")
+        save_file(self.state_dict(), folder / RISK_EMBEDDING)
+
+
+def _described(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The config.json of a policy's folder, and what it says about a risk embedding."""
+    config = json.loads((folder / "config.json").read_text())
+    risk = config.pop(KEY, None)
+    if risk is not None and (risk.get("format"), risk.get("form")) != (FORMAT, FORM):
+        raise UserError(
+            f"policy.model = {str(folder)!r} has a risk embedding of format {risk.get('format')} ({risk.get('form')}), "
+            f"and this version of the package reads format {FORMAT} ({FORM}): update the package."
+        )
+    return config, risk
+
+
+def causal_lm_config(folder: Path) -> PreTrainedConfig | None:
+    """The config of a conditioned policy's causal LM; None for any other folder, whose config transformers reads.
+
+    Raises `UserError` for a risk embedding that another version of the package wrote.
+    """
+    config, risk = _described(folder)
+    if risk is None:
+        return None
+    return AutoConfig.for_model(config.pop("model_type").removesuffix(SUFFIX), **config)
+
+
+def load_risk_embedding(folder: Path, device: torch.device) -> RiskEmbedding | None:
+    """The risk embedding in a policy's folder; None where it has none. Raises `UserError` for a damaged one."""
+    _, risk = _described(folder)
+    if risk is None:
+        return None
+    try:
+        state = load_file(folder / RISK_EMBEDDING)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"policy.model = {str(folder)!r} has no readable {RISK_EMBEDDING}, without which it cannot act for any "
+            "alpha: copy the whole folder again."
+        ) from error
+    embedding = RiskEmbedding(len(state["weight"]), risk["alpha_min"])
+    embedding.load_state_dict(state)
+    return embedding.to(device)
