@@ -23,14 +23,10 @@ from transformers import (
     Trainer,
 )
 
-from rarlhf_nb import rewards
-from rarlhf_nb.data import classifier
 from rarlhf_nb.data.cache import build_once, cache_folder
 from rarlhf_nb.data.classifier import quiet_arguments, train_classifier
-from rarlhf_nb.data.pocket import grammar
 from rarlhf_nb.data.pocket.grammar import WORLDS, Text, vocabulary, write_texts
 from rarlhf_nb.seeding import seeded, threads
-from rarlhf_nb.sources import code_of
 
 # These numbers determine the models, together with the sources and versions in `fingerprint`.
 SETTINGS = {
@@ -77,9 +73,9 @@ def pocket_world(name: str) -> PocketWorld:
 
 def fingerprint(name: str) -> str:
     """A name for the models of a world, with a hash of everything that determines them."""
-    sources = [Path(module.__file__) for module in (grammar, classifier, rewards)] + [Path(__file__)]
+    sources = sorted(Path(__file__).parent.glob("*.py"))
     versions = [module.__version__ for module in (torch, transformers, tokenizers)]
-    parts = [name, json.dumps(SETTINGS), *versions, *(code_of(path) for path in sources)]
+    parts = [name, json.dumps(SETTINGS), *versions, *(path.read_text() for path in sources)]
     return f"{name}-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]}"
 
 
