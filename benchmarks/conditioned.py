@@ -24,7 +24,7 @@ from rarlhf_nb.conditioned import AlphaConditionedTrainer
 from rarlhf_nb.lab.evaluation.cells import interval_cell, markdown_table
 from rarlhf_nb.lab.evaluation.metrics import seed_interval
 from rarlhf_nb.lab.evaluation.report import summary
-from rarlhf_nb.lab.methods import split_alpha, sweep_key
+from rarlhf_nb.lab.methods import MethodKey
 from rarlhf_nb.lab.plots.sweep_figures import alpha_curves
 from rarlhf_nb.lab.profiles import Profile, load_profile
 from rarlhf_nb.policy import ActorCritic
@@ -37,7 +37,7 @@ SEEDS = [21, 22, 23, 24, 25]
 KL_COEF = 0.4
 ALPHAS = [1.0, 0.4, 0.2, 0.1]
 TRAINER = partial(AlphaConditionedTrainer, conditioned=ConditionedSettings(alpha_min=0.1, groups=4))
-SEPARATE = {1.0: "rlhf"} | {alpha: sweep_key("ra_rlhf_ru", alpha) for alpha in ALPHAS[1:]}
+SEPARATE = {1.0: "rlhf"} | {alpha: str(MethodKey("ra_rlhf_ru", alpha)) for alpha in ALPHAS[1:]}
 KEYS = ["method", "alpha"]
 MEASURES = ["reward", "tail reward", "CVaR 10 %", "KL"]
 
@@ -70,7 +70,7 @@ def at_alphas(method: str, policy: ActorCritic) -> dict[float, ActorCritic]:
     """The policy at each alpha that it acts for: all of them, or the one that it was trained for."""
     if method == "conditioned":
         return {alpha: policy.at(alpha) for alpha in ALPHAS}
-    return {split_alpha(method)[1] or 1.0: policy}
+    return {MethodKey.parse(method).alpha or 1.0: policy}
 
 
 def run(output: Path, *worlds: str) -> None:
@@ -128,7 +128,9 @@ def budgets(runs: pd.DataFrame) -> pd.DataFrame:
 
 def figure(runs: pd.DataFrame) -> go.Figure:
     """The conditioned policy, those that were trained for one alpha, and RLHF, against alpha; runs: of one world."""
-    keys = [sweep_key(method, alpha) if method == "conditioned" else method for method, alpha in runs[KEYS].to_numpy()]
+    keys = [
+        str(MethodKey(method, alpha)) if method == "conditioned" else method for method, alpha in runs[KEYS].to_numpy()
+    ]
     scores = runs.assign(method=keys).rename(columns={"CVaR 10 %": "cvar_10", "KL": "kl"})
     return alpha_curves(scores[["seed", "method", "reward", "cvar_10", "kl"]])
 

@@ -19,7 +19,7 @@ import pandas as pd
 
 from rarlhf_nb.lab.evaluation.cells import markdown_table
 from rarlhf_nb.lab.evaluation.tables import load_tables
-from rarlhf_nb.lab.methods import CRITIC_FREE, method_order, split_alpha
+from rarlhf_nb.lab.methods import CRITIC_FREE, MethodKey, method_order
 from rarlhf_nb.lab.records import read_records
 from rarlhf_nb.lab.runs import Run, default_root
 from rarlhf_nb.risk import cvar
@@ -61,7 +61,7 @@ def stage_seconds(run: Run) -> pd.Series:
     waiting, seconds = start_ups(run), {}
     for record in records:
         kind, _, method = record.stage.partition(" ")
-        if kind == "evaluate" or (kind == "train" and split_alpha(method)[0] not in ALONE):
+        if kind == "evaluate" or (kind == "train" and MethodKey.parse(method).name not in ALONE):
             seconds[record.stage] = record.seconds - waiting.pop(record.notebook, 0.0)
     return pd.Series(seconds)
 

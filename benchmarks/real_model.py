@@ -25,7 +25,7 @@ from rarlhf_nb.lab.evaluation.metrics import perplexity
 from rarlhf_nb.lab.evaluation.report import summary
 from rarlhf_nb.lab.evaluation.tail_prompts import tail_prompts_table
 from rarlhf_nb.lab.experiment import Experiment
-from rarlhf_nb.lab.methods import CONDITIONED, method_name, sweep_key
+from rarlhf_nb.lab.methods import CONDITIONED, MethodKey, method_name
 from rarlhf_nb.loop import TrainingLoop
 from rarlhf_nb.policy import ActorCritic
 
@@ -101,7 +101,7 @@ def trainer_of(experiment: Experiment, method: str, kl_coef: float, seed: int) -
 def acting(method: str, policy: ActorCritic) -> dict[str, ActorCritic]:
     """The policies of a method by key: the conditioned one at each of `ALPHAS`."""
     if method == CONDITIONED:
-        return {sweep_key(method, alpha): policy.at(alpha) for alpha in ALPHAS}
+        return {str(MethodKey(method, alpha)): policy.at(alpha) for alpha in ALPHAS}
     return {method: policy}
 
 
@@ -146,7 +146,7 @@ def report(output: Path) -> None:
 
 def scores(whole: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds and paired differences from RLHF, and those of the conditioned policy from itself at alpha 1."""
-    conditioned, plain = whole[whole["training"] == CONDITIONED], sweep_key(CONDITIONED, 1.0)
+    conditioned, plain = whole[whole["training"] == CONDITIONED], str(MethodKey(CONDITIONED, 1.0))
     inside = seed_table(conditioned, MEASURES, than=plain).filter(like="minus", axis=0)
     return pd.concat([seed_table(whole, MEASURES), inside])
 

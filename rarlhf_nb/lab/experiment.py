@@ -25,7 +25,7 @@ from rarlhf_nb.lab.evaluation.ledger import build_ledger
 from rarlhf_nb.lab.evaluation.report import Report
 from rarlhf_nb.lab.evaluation.sweeps import alpha_scores, related_scores
 from rarlhf_nb.lab.evaluation.tables import Tables, load_tables
-from rarlhf_nb.lab.methods import CONDITIONED, sweep_key
+from rarlhf_nb.lab.methods import CONDITIONED, MethodKey
 from rarlhf_nb.lab.profiles import Profile, load_profile
 from rarlhf_nb.lab.runs import MANIFEST, SWEEP, Run, check_name, default_root
 from rarlhf_nb.lab.stages import (
@@ -186,7 +186,7 @@ class Experiment(Workspace):
         """The methods that train on the tail: both estimators at `risk.alpha` and at each alpha of the sweep."""
         estimators = ("ra_rlhf", "ra_rlhf_ru")
         others = [alpha for alpha in self.profile.sweep.alphas if alpha != self.profile.risk.alpha]
-        return [*estimators, *(sweep_key(name, alpha) for alpha in others for name in estimators)]
+        return [*estimators, *(str(MethodKey(name, alpha)) for alpha in others for name in estimators)]
 
     def choose_prefix(self) -> pd.DataFrame:
         """Try the profile's prefixes on validation prompts and save the best as `prompted`; returns their rewards."""

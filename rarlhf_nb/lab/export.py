@@ -9,7 +9,7 @@ from rarlhf_nb.data.cache import build_once
 from rarlhf_nb.errors import UserError, first_line
 from rarlhf_nb.hub import hub_answers
 from rarlhf_nb.lab.lock import held
-from rarlhf_nb.lab.methods import CONDITIONED, METHODS, policy_name, split_alpha
+from rarlhf_nb.lab.methods import CONDITIONED, METHODS, MethodKey
 from rarlhf_nb.lab.model_card import is_hub_id, model_card
 from rarlhf_nb.lab.workspace import Workspace
 
@@ -31,8 +31,8 @@ def export_policy(workspace: Workspace, method: str, folder: Path, name: str | N
     folder = folder.expanduser().resolve()
     if method in REFUSED:
         raise UserError(f"method = {method!r} has no policy of its own to export: {REFUSED[method]}.")
-    policy = workspace.policy_folder(policy_name(method))
-    if split_alpha(method)[0] not in METHODS:
+    policy = workspace.policy_folder(MethodKey.parse(method).policy)
+    if MethodKey.parse(method).name not in METHODS:
         raise UserError(
             f"method = {method!r} was not made by this run, which has no card for it: upload {policy} itself."
         )

@@ -1,12 +1,14 @@
 """The methods that are compared: the name of each, its colour in every figure, and the notebook that produces it.
 
-A method's files in a run folder are named after its key. In a sweep, the key includes the tail share of the training:
-`ra_rlhf@0.2` is `ra_rlhf` trained at alpha = 0.2. The policy of `conditioned` is trained for every alpha at once, and
-`conditioned@0.2` is this policy when it acts for alpha = 0.2.
+A method's files in a run folder are named after its key, which users type: `ra_rlhf@0.2` is `ra_rlhf` trained at
+alpha = 0.2. The policy of `conditioned` is trained for every alpha at once, and `conditioned@0.2` is this policy when
+it acts for alpha = 0.2.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
+
+from rarlhf_nb.risk import check_alpha
 
 DATA_NOTEBOOK, SFT_NOTEBOOK, RISK_NOTEBOOK = "01_data_prep", "02_baseline_rlhf", "03_ra_rlhf"
 BASELINES_NOTEBOOK, ANALYSIS_NOTEBOOK, EXPLORER_NOTEBOOK = "04_other_baselines", "05_analysis", "06_alpha_explorer"
@@ -46,40 +48,43 @@ RISK_AVERSE = ("ra_rlhf", "ra_rlhf_ru", "cvar_grpo", "cvar_rloo")  # their train
 RISK_NEUTRAL = ("rlhf", "grpo", "rloo")  # the same at alpha = 1
 
 
-def find_method(key: str) -> Method:
-    """The method with this key, with or without a sweep's alpha.
+class MethodKey(NamedTuple):
+    """A method, and its alpha if that is not the profile's; as text it is the name of its files."""
 
-    A policy of the user's own is named after its key, and no notebook makes it.
-    """
-    base, _ = split_alpha(key)
-    return METHODS.get(base, Method(base, OTHER_COLOR, notebook=""))
+    name: str
+    alpha: float | None = None
 
+    @classmethod
+    def parse(cls, text: str) -> "MethodKey":
+        """The key that was written as `text`; what follows an @ is part of the name unless it is a tail share."""
+        name, _, share = text.rpartition("@")
+        try:
+            return cls(name, check_alpha(float(share))) if name else cls(text)
+        except ValueError:
+            return cls(text)
 
-def split_alpha(key: str) -> tuple[str, float | None]:
-    """Split a key: `ra_rlhf@0.2` -> ("ra_rlhf", 0.2); alpha is None if the key has none, as in the name `a@b`."""
-    base, at, share = key.rpartition("@")
-    try:
-        alpha = float(share) if at else 0.0
-    except ValueError:
-        alpha = 0.0
-    return (base, alpha) if 0 < alpha <= 1 else (key, None)
+    def __str__(self) -> str:
+        return self.name if self.alpha is None else f"{self.name}@{self.alpha:g}"
 
+    @property
+    def method(self) -> Method:
+        """A policy of the user's own is named after its key, and no notebook makes it."""
+        return METHODS.get(self.name, Method(self.name, OTHER_COLOR, notebook=""))
 
-def policy_name(key: str) -> str:
-    """The folder of a method's policy: `conditioned@0.2` lies in `conditioned`, as the policy for every other alpha."""
-    base, _ = split_alpha(key)
-    return CONDITIONED if base == CONDITIONED else key
+    @property
+    def title(self) -> str:
+        """The name in figures and tables, such as "RA-RLHF α 0.2"."""
+        return self.method.name + ("" if self.alpha is None else f" α {self.alpha:g}")
 
-
-def sweep_key(base: str, alpha: float) -> str:
-    """The key of a method in a sweep: ("ra_rlhf", 0.2) -> `ra_rlhf@0.2`."""
-    return f"{base}@{alpha:g}"
+    @property
+    def policy(self) -> str:
+        """The folder of the policy: `conditioned@0.2` lies in `conditioned`, as the policy for every other alpha."""
+        return CONDITIONED if self.name == CONDITIONED else str(self)
 
 
 def method_name(key: str) -> str:
-    """The name of a method in figures and tables: `ra_rlhf@0.2` is "RA-RLHF α 0.2"."""
-    _, alpha = split_alpha(key)
-    return find_method(key).name + ("" if alpha is None else f" α {alpha:g}")
+    """`MethodKey.title` of a key as tables hold it."""
+    return MethodKey.parse(key).title
 
 
 def method_order(keys: Iterable[str]) -> list[str]:
@@ -87,7 +92,7 @@ def method_order(keys: Iterable[str]) -> list[str]:
     known = list(METHODS)
 
     def position(key: str) -> tuple:
-        base, alpha = split_alpha(key)
-        return known.index(base) if base in known else len(known), base, alpha is not None, -(alpha or 0)
+        name, alpha = MethodKey.parse(key)
+        return known.index(name) if name in known else len(known), name, alpha is not None, -(alpha or 0)
 
     return sorted(keys, key=position)

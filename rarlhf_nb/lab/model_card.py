@@ -18,11 +18,9 @@ from rarlhf_nb.lab.methods import (
     CRITIC_FREE,
     RISK_AVERSE,
     RISK_NEUTRAL,
-    find_method,
+    MethodKey,
     method_name,
     method_order,
-    policy_name,
-    split_alpha,
 )
 from rarlhf_nb.lab.profiles import Profile, risk_of_method
 from rarlhf_nb.lab.stages import TrainCriticFree
@@ -50,10 +48,10 @@ PACKAGES = ("rarlhf_nb", "torch", "transformers", "trl", "peft")
 def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
     """The card of a method's policy. name: under which the policy is loaded, a folder or a hub id."""
     run, profile = workspace.run, workspace.profile
-    base, own_alpha = split_alpha(method)
+    base, own_alpha = MethodKey.parse(method)
     risk = risk_of_method(profile.risk, method) if base in PPO_METHODS else None
     alpha = TrainCriticFree(workspace, method).risk.alpha if base in CRITIC_FREE else None
-    policy = policy_name(method)
+    policy = MethodKey.parse(method).policy
     prefix_ids = json.loads(run.path("policies", policy, PREFIX).read_text())["prefix_ids"]
     report = _report(workspace, method)
     return ModelCard.from_template(
@@ -79,7 +77,7 @@ def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
         results=report and _results(report, method),
         notes=report and _notes(report),
         evaluated=run.path("evaluation", f"{method}.parquet").exists(),
-        notebook=find_method(method).notebook,
+        notebook=MethodKey.parse(method).method.notebook,
         run=run.name,
         seed=workspace.seed,
         versions=", ".join(f"{package} {run.manifest['versions'].get(package)}" for package in PACKAGES),
@@ -156,7 +154,7 @@ def _metadata(profile: Profile, method: str, run: str, report: dict[str, Any] | 
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=TAGS.get(split_alpha(method)[0]),
+        tags=TAGS.get(MethodKey.parse(method).name),
         base_model=model if _on_hub(model) else None,
         datasets=[dataset] if _on_hub(dataset) else None,
         model_name=f"{run}/{method}" if results else None,

@@ -9,7 +9,7 @@ import pandas as pd
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.lock import holder
-from rarlhf_nb.lab.methods import CONDITIONED, CRITIC_FREE, split_alpha
+from rarlhf_nb.lab.methods import CONDITIONED, CRITIC_FREE, MethodKey
 from rarlhf_nb.lab.records import read_records
 from rarlhf_nb.lab.runs import MANIFEST, Run
 from rarlhf_nb.lab.sweep import CELL_NOTEBOOKS, Sweep
@@ -148,7 +148,7 @@ def _length(settings: dict[str, Any], method: str) -> int:
         return settings["quark"]["steps"]
     if method == CONDITIONED:
         return settings["conditioned"]["iterations"] or 2 * settings["ppo"]["iterations"]
-    return settings["critic_free" if split_alpha(method)[0] in CRITIC_FREE else "ppo"]["iterations"]
+    return settings["critic_free" if MethodKey.parse(method).name in CRITIC_FREE else "ppo"]["iterations"]
 
 
 def _last_write(run: Run) -> float:

@@ -13,7 +13,7 @@ from rarlhf_nb.lab.evaluation.sweeps import distinct_scores, run_scores
 from rarlhf_nb.lab.evaluation.tables import Tables, load_tables
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.grid import Cell
-from rarlhf_nb.lab.methods import RISK_AVERSE, RISK_NEUTRAL, method_order, sweep_key
+from rarlhf_nb.lab.methods import RISK_AVERSE, RISK_NEUTRAL, MethodKey, method_order
 from rarlhf_nb.lab.profiles import profile_files
 from rarlhf_nb.lab.runs import Run
 from rarlhf_nb.lab.stages.report import WriteReport, compare, write_report
@@ -112,7 +112,7 @@ def sweep_scores(sweep: Sweep) -> pd.DataFrame:
 
 
 def _key(method: str, alpha: float) -> str:
-    return sweep_key(method, alpha) if method in RISK_AVERSE else method
+    return str(MethodKey(method, alpha)) if method in RISK_AVERSE else method
 
 
 def _merged(parts: list[tuple[float, Tables]]) -> Tables:

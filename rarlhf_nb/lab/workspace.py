@@ -14,7 +14,7 @@ from rarlhf_nb.data.pocket.build import fingerprint as pocket_fingerprint
 from rarlhf_nb.data.smollm2 import smollm2_folder
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.files import identity
-from rarlhf_nb.lab.methods import BASELINES_NOTEBOOK, CONDITIONED, DATA_NOTEBOOK, METHODS, SFT_NOTEBOOK, split_alpha
+from rarlhf_nb.lab.methods import BASELINES_NOTEBOOK, CONDITIONED, DATA_NOTEBOOK, METHODS, SFT_NOTEBOOK, MethodKey
 from rarlhf_nb.lab.profiles import Profile
 from rarlhf_nb.lab.records import recorded_checksums
 from rarlhf_nb.lab.runs import Run
@@ -108,7 +108,7 @@ class Workspace:
             return DExperts(base or self.base(), *experts, settings.alpha, settings.top_p)
         if method == "best_of_n":
             return BestOfN(self.saved("sft"), self.reward(), self.profile.best_of_n.samples)
-        name, alpha = split_alpha(method)
+        name, alpha = MethodKey.parse(method)
         return self.saved(CONDITIONED).at(alpha) if name == CONDITIONED else self.saved(method)
 
     def policy_folder(self, name: str) -> Path:

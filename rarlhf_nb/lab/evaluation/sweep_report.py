@@ -28,7 +28,7 @@ from rarlhf_nb.lab.evaluation.finding import finding, tail_metric
 from rarlhf_nb.lab.evaluation.metrics import Interval, seed_interval, seeds_needed
 from rarlhf_nb.lab.evaluation.sweep_notes import sweep_notes
 from rarlhf_nb.lab.evaluation.sweeps import distinct_scores, grid_settings, paired_differences, settings_title
-from rarlhf_nb.lab.methods import RISK_AVERSE, RISK_NEUTRAL, method_name, method_order, split_alpha
+from rarlhf_nb.lab.methods import RISK_AVERSE, RISK_NEUTRAL, MethodKey, method_name, method_order
 
 BASELINE = "rlhf"
 RL_METHODS = (*RISK_NEUTRAL, *RISK_AVERSE)  # with any trained alpha; each pair of them is compared
@@ -210,7 +210,7 @@ def build_sweep_report(scores: pd.DataFrame) -> SweepReport:
 
 def is_rl(method: str) -> bool:
     """Whether reinforcement learning trains the method, for any tail share."""
-    return split_alpha(method)[0] in RL_METHODS
+    return MethodKey.parse(method).name in RL_METHODS
 
 
 def _check(scores: pd.DataFrame) -> None:

@@ -16,7 +16,7 @@ from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.cells import interval_cell
 from rarlhf_nb.lab.evaluation.metrics import seed_interval, stratified_interval
 from rarlhf_nb.lab.evaluation.tables import Tables
-from rarlhf_nb.lab.methods import method_name, method_order, split_alpha, sweep_key
+from rarlhf_nb.lab.methods import MethodKey, method_name, method_order
 from rarlhf_nb.lab.runs import MANIFEST, Run
 from rarlhf_nb.risk import cvar
 
@@ -134,11 +134,11 @@ def alpha_scores(tables: Tables, profile_alpha: float, seed: int) -> pd.DataFram
     """
     episodes = {"rlhf": tables.episodes["rlhf"]} if "rlhf" in tables.episodes else {}
     for method, table in tables.episodes.items():
-        base, alpha = split_alpha(method)
+        base, alpha = MethodKey.parse(method)
         if base in ("ra_rlhf", "ra_rlhf_ru"):
-            episodes[sweep_key(base, alpha or profile_alpha)] = table
+            episodes[str(MethodKey(base, alpha or profile_alpha))] = table
     for method, table in tables.alphas.items():
-        episodes |= {sweep_key(method, alpha): part for alpha, part in table.groupby("alpha")}
+        episodes |= {str(MethodKey(method, alpha)): part for alpha, part in table.groupby("alpha")}
     rows = [
         {
             "seed": seed,
@@ -159,7 +159,7 @@ def sweep_families(methods: Sequence[str], profile_alpha: float | None = None) -
     """
     families: dict[str, dict[float, str]] = {}
     for method in methods:
-        name, alpha = split_alpha(method)
+        name, alpha = MethodKey.parse(method)
         if alpha is not None:
             families.setdefault(name, {})[alpha] = method
     for name, members in families.items():

@@ -31,7 +31,7 @@ from rarlhf_nb.lab.explorer.explorer_figures import (
 from rarlhf_nb.lab.explorer.interpolation import between, steps_between
 from rarlhf_nb.lab.explorer.tails import ALPHAS, RANKINGS, Ranking, Slot, Tails, alpha_index, measure_tails, tail_table
 from rarlhf_nb.lab.explorer.text import framed, name_cell, number_cell, table_html, text_cell, visible
-from rarlhf_nb.lab.methods import method_name, sweep_key
+from rarlhf_nb.lab.methods import MethodKey, method_name
 from rarlhf_nb.lab.plots.look import faint, label_text, line_style, method_color
 from rarlhf_nb.risk import check_alpha, tail_count
 
@@ -352,14 +352,14 @@ class Exploration:
 def _split(alphas: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """One episodes table per method and alpha, under the name `name@alpha`."""
     return {
-        sweep_key(name, alpha): rows.drop(columns="alpha").reset_index(drop=True)
+        str(MethodKey(name, alpha)): rows.drop(columns="alpha").reset_index(drop=True)
         for name, table in alphas.items()
         for alpha, rows in table.groupby("alpha")
     }
 
 
 def _rounded_key(name: str, alpha: float) -> str:
-    return sweep_key(name, float(f"{alpha:.2g}"))
+    return str(MethodKey(name, float(f"{alpha:.2g}")))
 
 
 def _resampled(tails: Tails) -> dict[str, np.ndarray]:

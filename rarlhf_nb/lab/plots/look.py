@@ -5,7 +5,7 @@ import html
 
 import plotly.graph_objects as go
 
-from rarlhf_nb.lab.methods import find_method, method_name, split_alpha
+from rarlhf_nb.lab.methods import MethodKey, method_name
 
 SCHEDULE_COLORS = ["#332288", "#999933", "#882255", "#222222"]  # not used for any method
 # Tol's "muted" colours, with different symbols, since eight colours alone are hard to tell apart.
@@ -53,7 +53,8 @@ def label_text(name: str) -> str:
 
 def method_color(method: str) -> str:
     """The colour of a method; in a sweep, the hue of its method, darker for a smaller alpha."""
-    color, (_, alpha) = find_method(method).color, split_alpha(method)
+    key = MethodKey.parse(method)
+    color, alpha = key.method.color, key.alpha
     if alpha is None:
         return color
     hue, lightness, saturation = colorsys.rgb_to_hls(*(part / 255 for part in _channels(color)))
@@ -69,7 +70,7 @@ def faint(method: str, opacity: float) -> str:
 
 def line_style(method: str) -> dict:
     """The line of a method: solid or, in a sweep, dashed with shorter dashes for a smaller alpha."""
-    _, alpha = split_alpha(method)
+    alpha = MethodKey.parse(method).alpha
     dash = "solid" if alpha is None else "dash" if alpha > 0.3 else "dashdot" if alpha > 0.15 else "dot"
     return {"color": method_color(method), "dash": dash, "width": 2.5}
 

@@ -12,7 +12,7 @@ from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.finding import tail_metric
 from rarlhf_nb.lab.evaluation.metrics import seed_interval
 from rarlhf_nb.lab.evaluation.sweeps import distinct_scores, grid_settings, sweep_families
-from rarlhf_nb.lab.methods import method_order, split_alpha
+from rarlhf_nb.lab.methods import MethodKey, method_order
 from rarlhf_nb.lab.plots.look import KL, faint, label_text, laid_out, line_style, method_color
 
 ALPHA_PANELS = {"cvar_10": "CVaR 10 % of reward (logit)", "reward": "mean reward (logit)", "kl": "KL (nats)"}
@@ -140,7 +140,7 @@ def _add_sweep_lines(
     for (name, members), side in zip(sweeps.items(), cycle(SIDES), strict=False):
         for place, (kl_coef, rows) in enumerate(means.groupby("kl_coef")):
             line = rows.set_index("method").reindex([*(members[at] for at in sorted(members)), BASELINE]).dropna()
-            alphas = [split_alpha(method)[1] for method in line.index]
+            alphas = [MethodKey.parse(method).alpha for method in line.index]
             labels = ["" if alpha is None or place else f"{alpha:g}" for alpha in alphas]
             places = ((line[["kl", metric]] - low) / span).to_numpy()
             figure.add_scatter(

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.methods import split_alpha
+from rarlhf_nb.lab.methods import MethodKey
 from rarlhf_nb.risk import SoftRiskSchedule
 from rarlhf_nb.settings import (
     BestOfNSettings,
@@ -40,7 +40,7 @@ PROFILE_FOLDER = Path(__file__).parent
 
 def risk_of_method(risk: RiskSettings, method: str) -> RiskSettings:
     """The risk settings of a method, by its key; `ra_rlhf@0.2` is `ra_rlhf` at alpha = 0.2."""
-    name, alpha = split_alpha(method)
+    name, alpha = MethodKey.parse(method)
     changes: dict[str, dict[str, Any]] = {
         "rlhf": {"alpha": 1.0, "estimator": "tail_selection", "above_share": 1.0, "whitening": "kept"},
         "ra_rlhf": {"estimator": "tail_selection", "above_share": 1.0},

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from rarlhf_nb.baselines.critic_free_methods import train_critic_free
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.methods import CRITIC_FREE, RISK_AVERSE, split_alpha
+from rarlhf_nb.lab.methods import CRITIC_FREE, RISK_AVERSE, MethodKey
 from rarlhf_nb.lab.stages.training import Train
 from rarlhf_nb.lab.workspace import Workspace
 from rarlhf_nb.loop import TrainingLoop
@@ -34,12 +34,12 @@ class TrainCriticFree(Train):
     @property
     def algorithm(self) -> str:
         """TRL's: "grpo" or "rloo"."""
-        return split_alpha(self.method)[0].removeprefix("cvar_")
+        return MethodKey.parse(self.method).name.removeprefix("cvar_")
 
     @property
     def risk(self) -> RiskSettings:
         """The tail share of the method, and the schedule."""
-        name, alpha = split_alpha(self.method)
+        name, alpha = MethodKey.parse(self.method)
         risk = self.workspace.profile.risk
         own = risk.alpha if name in RISK_AVERSE else 1.0
         return risk.model_copy(update={"alpha": own if alpha is None else alpha})
@@ -76,5 +76,5 @@ class TrainCriticFree(Train):
 
 def training_stage(workspace: Workspace, method: str) -> Train:
     """The stage that trains a method."""
-    kind = TrainCriticFree if split_alpha(method)[0] in CRITIC_FREE else Train
+    kind = TrainCriticFree if MethodKey.parse(method).name in CRITIC_FREE else Train
     return kind(workspace, method)

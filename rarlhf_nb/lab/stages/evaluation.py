@@ -12,7 +12,7 @@ from rarlhf_nb.distributed import Ranks, connect
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.evaluate import evaluate, held_out_log_likelihoods
 from rarlhf_nb.lab.evaluation.tables import ALPHAS, HELD_OUT, SAMPLES
-from rarlhf_nb.lab.methods import CONDITIONED, find_method, policy_name
+from rarlhf_nb.lab.methods import CONDITIONED, MethodKey
 from rarlhf_nb.lab.stages.stage import Stage
 from rarlhf_nb.lab.workspace import EXPERTS, Workspace
 from rarlhf_nb.policy import Policy
@@ -38,7 +38,7 @@ class Evaluate(Stage):
 
     @property
     def notebook(self) -> str:
-        return find_method(self.method).notebook
+        return MethodKey.parse(self.method).method.notebook
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ class Evaluate(Stage):
     @property
     def reads(self) -> tuple[str, ...]:
         several = {"base": (), "best_of_n": (), "dexperts": tuple(f"dexperts/{name}" for name in EXPERTS)}
-        own = several.get(self.method, (policy_name(self.method),))
+        own = several.get(self.method, (MethodKey.parse(self.method).policy,))
         data = ("data/test.parquet", "data/held_out.parquet")
         policies = dict.fromkeys(f"policies/{name}" for name in ("sft", *own))
         return (*data, *policies, *self.trained_reward)
@@ -63,7 +63,8 @@ class Evaluate(Stage):
         profile = self.workspace.profile
         own, _ = MADE_OF.get(self.method, ((), ()))
         settings = {name: getattr(profile, name).model_dump(mode="json") for name in ("sampling", "reward", *own)}
-        named = self.method in MADE_OF or policy_name(self.method) == CONDITIONED  # not determined by its files alone
+        # whether it is not determined by its files alone
+        named = self.method in MADE_OF or MethodKey.parse(self.method).name == CONDITIONED
         return settings | {
             "kind": self.method if named else "a saved policy",
             "evaluation": profile.evaluation.model_dump(mode="json", exclude=OF_THE_REPORT),

@@ -19,7 +19,7 @@ from rarlhf_nb.baselines.sft import train_sft
 from rarlhf_nb.conditioned import AlphaConditionedTrainer
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.files import json_lines
-from rarlhf_nb.lab.methods import BASELINES_NOTEBOOK, CONDITIONED, SFT_NOTEBOOK, find_method
+from rarlhf_nb.lab.methods import BASELINES_NOTEBOOK, CONDITIONED, SFT_NOTEBOOK, MethodKey
 from rarlhf_nb.lab.profiles import risk_of_method
 from rarlhf_nb.lab.stages.stage import Stage
 from rarlhf_nb.lab.workspace import EXPERTS
@@ -86,7 +86,7 @@ class Train(Stage):
 
     @property
     def notebook(self) -> str:
-        return find_method(self.method).notebook
+        return MethodKey.parse(self.method).method.notebook
 
     @property
     def modules(self) -> tuple[str, ...]:
