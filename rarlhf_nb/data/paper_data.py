@@ -12,14 +12,13 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from rarlhf_nb.errors import UserError, first_line
-from rarlhf_nb.hub import require_network
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.hub import snapshot
 from rarlhf_nb.settings import TaskSettings
 
-PATTERNS = ["*.parquet", "*.csv", "*.json", "*.jsonl", "README.md"]  # the README assigns files to splits
+DATA = ["*.parquet", "*.csv", "*.json", "*.jsonl"]
+PATTERNS = [*DATA, "README.md"]  # the README assigns files to splits
 BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 
 
@@ -91,7 +90,7 @@ def _read(settings: TaskSettings, where: str) -> dict[str, pd.DataFrame]:
     """The splits train and, if it exists, test; nested columns get dotted names."""
     path = Path(settings.dataset).expanduser()
     if not path.exists():
-        path = _from_hub(settings.dataset, settings.dataset_revision, where)
+        path = snapshot(settings.dataset, where, "dataset", PATTERNS, needed=DATA, revision=settings.dataset_revision)
     try:
         loaded = datasets.load_dataset(**_arguments(path, where))
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
@@ -111,29 +110,6 @@ def _arguments(path: Path, where: str) -> dict:
     if path.suffix not in BUILDERS:
         raise UserError(f"{where}: the ending must be one of {', '.join(BUILDERS)}.")
     return {"path": BUILDERS[path.suffix], "data_files": {"train": [str(path)]}}
-
-
-def _from_hub(name: str, revision: str | None, where: str) -> Path:
-    """The local snapshot of a hub data set, from the cache or downloaded."""
-    request = {"repo_id": name, "repo_type": "dataset", "revision": revision, "allow_patterns": PATTERNS}
-    try:
-        cached = Path(snapshot_download(**request, local_files_only=True))
-        if _data_files(cached):
-            return cached
-    except HFValidationError:
-        raise UserError(f"{where} is neither an existing folder or file nor a hub id like `stanfordnlp/imdb`") from None
-    except LocalEntryNotFoundError:
-        pass
-    require_network(where, instead="a local folder or file in its format")
-    try:
-        folder = Path(snapshot_download(**request))
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise UserError(f"{where} cannot be downloaded: {first_line(error)}") from error
-    if not _data_files(folder):
-        raise UserError(
-            f"{where} holds no {', '.join(BUILDERS)} files; a data set that needs a script must be converted first"
-        )
-    return folder
 
 
 def _data_files(folder: Path) -> list[Path]:
