@@ -1,12 +1,43 @@
-"""Checksums of files, and JSON that carries its own, so that damage is noticed on reading."""
+"""Files that are written whole or not at all, their checksums, and JSON that carries its own."""
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 CHECKSUM = "checksum"
+
+
+@contextmanager
+def written_whole(target: Path, replace: bool = True) -> Iterator[Path]:
+    """A path beside `target` at which the block makes a file or a folder; only then it becomes `target`.
+
+    So nobody ever sees half of it, and an error in the block leaves what was there before. Without `replace`, raises
+    `OSError` if `target` is by then a folder that holds anything.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as workplace:
+        new = Path(workplace) / target.name
+        yield new
+        for path in [*new.rglob("*"), new]:
+            _flush(path)
+        if replace and target.is_dir():
+            target.rename(Path(workplace) / ".before")
+        os.replace(new, target)
+        _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def checksum(path: Path) -> str:

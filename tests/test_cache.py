@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from rarlhf_nb.data.cache import build_once, cache_folder
+from rarlhf_nb.files import written_whole
 
 
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
@@ -48,3 +49,31 @@ def test_the_first_process_to_finish_wins(tmp_path):
 
     assert (build_once(tmp_path / "model", late) / "weights").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_written_whole_takes_the_place_of_what_was_there_or_leaves_it(kind, tmp_path):
+    target = tmp_path / "below" / "target"
+
+    def write(content: str, failure: type | None = None) -> None:
+        with written_whole(target) as new:
+            if kind == "folder":
+                new.mkdir()
+                (new / content).touch()
+            else:
+                new.write_text(content)
+            if failure:
+                raise failure
+
+    def found() -> str:
+        return target.read_text() if kind == "file" else ",".join(path.name for path in target.iterdir())
+
+    write("one")
+    assert found() == "one"
+    for failure in (OSError, KeyboardInterrupt):
+        with pytest.raises(failure):
+            write("half", failure)
+        assert found() == "one"
+    write("two")
+    assert found() == "two"
+    assert [path.name for path in target.parent.iterdir()] == ["target"]

@@ -1,12 +1,12 @@
 """The cache that keeps built models between runs; a model enters it whole or not at all."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
+
+from rarlhf_nb.files import written_whole
 
 
 def cache_folder() -> Path:
@@ -17,21 +17,16 @@ def cache_folder() -> Path:
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """Return `folder`, after building it with `build(empty_folder)` if it does not exist.
 
-    The folder's name is its key, so it should hold a fingerprint of everything that it is built from. The build runs
-    in a temporary folder beside it that gets the final name only when `build` has returned, so a half-built folder is
-    never used. If two processes build at once, the first to finish wins and the other's result is discarded.
+    The folder's name is its key, so it should hold a fingerprint of everything that it is built from. A half-built
+    folder is never used. If two processes build at once, the first to finish wins.
     """
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    workplace = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        build(workplace)
-        workplace.chmod(0o755)  # mkdtemp makes it private, but others may share the cache
-        os.rename(workplace, folder)
+        with written_whole(folder, replace=False) as new:
+            new.mkdir()
+            build(new)
     except OSError:
         if not folder.is_dir():
             raise
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
     return folder
