@@ -152,7 +152,7 @@ class TrainingLoop(ABC):
             return stop
         if stop.at_once and self.ranks.main:
             self.checkpoints.drop(stop.iteration - 1)
-        self.ranks.gather(None)  # a barrier: the others must look only after it is gone
+        self.ranks.all_gather(None)  # a barrier: the others must look only after it is gone
         found = self.checkpoints.latest()
         where = (
             f"The last good checkpoint is that of {self.unit} {found.state['iteration']} in {self.checkpoints.folder}: "

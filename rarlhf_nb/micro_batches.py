@@ -68,7 +68,7 @@ class MicroBatches:
         found = self.unknown
         if found:
             self.size, self.unknown = self._doubled(episodes, rehearse, spare), False
-        self.size = min(self.ranks.gather(self.size))
+        self.size = min(self.ranks.all_gather(self.size))
         if found and self.ranks.main:
             print(f"ppo.micro_batch_size: auto found that {self.size} episodes at once fit into memory")
 

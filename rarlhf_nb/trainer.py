@@ -206,8 +206,9 @@ class CVaRPPOTrainer(TrainingLoop):
         """Alg. 1, lines 1 and 2: completions, environment rewards, log-probabilities, values and KL."""
         share = self.ranks.share(len(prompts))
         own = {name: column[share] for name, column in columns.items()}
-        with self.ranks.whole(self.wrapped), self.watch.sampling():
-            rollout = self.ranks.together(lambda: self.sample_share(prompts[share], own, first=share.start))
+        with self.ranks.summon_full_params(self.wrapped), self.watch.sampling(), self.ranks.shared_errors():
+            rollout = self.sample_share(prompts[share], own, first=share.start)
+        rollout = self.ranks.all_gather_rows(rollout)
         self.watch.completions(rollout.scored)
         self.watch.kl(rollout.scored)
         return rollout
@@ -307,13 +308,13 @@ class CVaRPPOTrainer(TrainingLoop):
         self.watch.advantages(estimates.advantages[selection.updated], batch.episodes.completion_mask, scored)
         tokens, epochs = batch.episodes.completion_mask.sum(), []
         batch = batch.take(batch.weights.nonzero().flatten())
-        rows, counted = self.ranks.deal(len(batch.episodes))
+        rows, counted = self.ranks.shard(len(batch.episodes))
         own = batch.take(rows)
         own = replace(own, weights=own.weights * counted.to(own.weights.device))
         self.micro_batches.settle(len(rows), lambda few: self.rehearse(own.take(few), tokens), self.moment_bytes)
         for _ in range(self.args.epochs):
             losses = self.micro_batches.run(len(rows), lambda pieces: self.gradient(own, pieces, tokens), joint=True)
-            epochs.append(self.ranks.summed(losses))
+            epochs.append(self.ranks.sum(losses))
             # without a limit nothing is clipped, and the norm tells whether the gradient is finite
             norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.args.max_grad_norm or math.inf)
             self.watch.losses(epochs[-1], scored, self.args.ratio_threshold)

@@ -95,7 +95,7 @@ def train(folder: Path, settings: dict) -> None:
     seen = []
     for _ in trainer:
         seen.append(look(trainer))
-    with trainer.ranks.whole(trainer.wrapped):
+    with trainer.ranks.summon_full_params(trainer.wrapped):
         weights = parameter_tensors(trainer.policy)
         save_file(
             {name.replace("_fsdp_wrapped_module.", ""): value.clone() for name, value in weights.items()},

@@ -204,9 +204,10 @@ class QuarkTrainer(TrainingLoop):
         count = self.args.exploration_prompts or size
         indices = shuffled_stream(size, self.seed, exploration * count, count)
         share = self.ranks.share(count)
-        with self.watch.sampling():
-            explored = self.ranks.together(lambda: self.explore_share(indices[share], exploration, share.start))
-        episodes, rewards = explored.episodes, explored.rewards
+        with self.watch.sampling(), self.ranks.shared_errors():
+            explored = self.explore_share(indices[share], exploration, share.start)
+        explored = self.ranks.all_gather_rows(explored)
+        episodes, rewards = explored.episodes, explored.rewards.cpu()
         self.pool.add(episodes, rewards.tolist())
         self.watch.completions(Scored(episodes.prompts, episodes.completions, rewards))
         lengths = episodes.completion_mask.sum(1).float()
@@ -224,7 +225,7 @@ class QuarkTrainer(TrainingLoop):
             check_context(self.policy, 1 + episodes.prompt_ids.shape[1], self.sampling.completion_length)
             rewards = torch.from_numpy(self.env_rewards(episodes, columns))
             parts.append(Explored(replace(episodes, drawn=None), rewards))  # the loss reads the tokens anew
-        return join(parts)
+        return join(parts, self.policy.device)
 
     def env_rewards(self, episodes: Episodes, columns: dict[str, list]) -> np.ndarray:
         """The sum of the reward functions for each episode (B,), NaN where one of them is missing."""
@@ -244,11 +245,11 @@ class QuarkTrainer(TrainingLoop):
 
         `rewards` (B,) are for the watch alone.
         """
-        rows, counted = self.ranks.deal(len(episodes))
+        rows, counted = self.ranks.shard(len(episodes))
         own, tokens = episodes.take(rows), episodes.completion_mask.sum()
         terms = self.terms(own, bins[rows])
         kl = masked_sum(terms.kl_per_token.detach(), own.completion_mask)
-        scored = Scored(episodes.prompts, episodes.completions, rewards, self.ranks.undeal(kl, len(episodes)))
+        scored = Scored(episodes.prompts, episodes.completions, rewards, self.ranks.unshard(kl, len(episodes)))
         self.watch.kl(scored)
         mask = own.completion_mask & counted.to(own.completion_mask.device).unsqueeze(1)
         means = {key: value.masked_fill(~mask, 0.0).sum() / tokens for key, value in vars(terms).items()}
@@ -256,7 +257,7 @@ class QuarkTrainer(TrainingLoop):
         self.optimizer.zero_grad()
         # accelerate averages the gradients of the processes, which must be summed
         self.accelerator.backward(self.ranks.count * means["loss"])
-        stats = self.ranks.summed({key: value.item() for key, value in means.items()})
+        stats = self.ranks.sum({key: value.item() for key, value in means.items()})
         # without a limit nothing is clipped, and the norm tells whether the gradient is finite
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.args.max_grad_norm or math.inf)
         if self.watch.allows_step({"loss": stats["loss"]}, norm.item(), scored):

@@ -43,7 +43,7 @@ def serve(folder: Path) -> None:
     """Do one stage after another, together with the other ranks."""
     ranks = Ranks(connect())
     for number in count():
-        ranks.gather(None)  # all are ready
+        ranks.all_gather(None)  # all are ready
         if ranks.main:
             print(DONE, flush=True)
         do_stage(**await_order(order_file(folder, number)))

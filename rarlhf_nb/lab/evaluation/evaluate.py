@@ -54,7 +54,7 @@ def evaluate(
         return _measured_batch(policy, reference, reward, batch(at), *options)
 
     parts = list(product(range(settings.samples_per_prompt), range(0, len(prompts), settings.batch_size)))
-    columns = zip(parts, ranks.spread(parts, measured), strict=True)
+    columns = zip(parts, ranks.map(measured, parts), strict=True)
     return pd.concat(
         [batch(at).assign(**measurements, seed=sample) for (sample, at), measurements in columns], ignore_index=True
     )
@@ -117,7 +117,7 @@ def held_out_log_likelihoods(policy: Policy, texts: list[str], length: int, batc
     ids = [tokens[: length - len(bos)] for tokens in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     context = [] if policy.prefix_ids else bos
     batches = [[context + tokens for tokens in ids[at : at + batch_size]] for at in range(0, len(ids), batch_size)]
-    scored = Ranks(connect()).spread(batches, lambda batch: _log_likelihoods(policy, batch, 1 - len(bos)))
+    scored = Ranks(connect()).map(lambda batch: _log_likelihoods(policy, batch, 1 - len(bos)), batches)
     table = pd.DataFrame([row for rows in scored for row in rows], columns=["log_likelihood", "tokens"])
     table.insert(0, "text", texts)
     return table
