@@ -15,7 +15,7 @@ from rarlhf_nb.conditioned import AlphaConditionedTrainer
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.explorer.live_training import ESTIMATORS
-from rarlhf_nb.lab.glossary import CONDITIONED_GLOSSARY, TRAINING_GLOSSARY
+from rarlhf_nb.lab.glossary import logged_keys
 from rarlhf_nb.lab.profiles import load_profile
 from rarlhf_nb.lab.runs import Run
 from rarlhf_nb.policy import Reference, evaluate_tokens, load_policy
@@ -238,7 +238,7 @@ def test_it_learns_from_alpha():
     drawn = [trainer.policy.sample(PROMPTS * 8, SAMPLING, seed=3, alpha=alpha).completions for alpha in (1.0, 0.25)]
     good, bad = (np.mean(good_minus_bad([], completions)) for completions in drawn)
     assert good > bad + 1
-    assert set(log) == TRAINING_GLOSSARY.keys() | CONDITIONED_GLOSSARY.keys()
+    assert set(log) == {*logged_keys("training log"), *logged_keys("conditioned log")}
     batch = trainer.rollout
     assert log["env_reward_alpha_1"].iloc[-1] == pytest.approx(batch.env_rewards[:32].mean().item())
     assert log["kl_alpha_min"].iloc[-1] == pytest.approx(batch.kl[32:].mean().item())

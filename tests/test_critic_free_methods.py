@@ -14,7 +14,7 @@ from tiny import PROMPTS, good_minus_bad, ppo_settings, tiny_policy
 from rarlhf_nb.baselines.critic_free_methods import train_critic_free
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.experiment import Experiment
-from rarlhf_nb.lab.glossary import CRITIC_FREE_GLOSSARY
+from rarlhf_nb.lab.glossary import logged_keys
 from rarlhf_nb.lab.profiles import load_profile
 from rarlhf_nb.policy import Reference, load_policy
 from rarlhf_nb.risk import SoftRiskSchedule
@@ -64,7 +64,7 @@ def test_the_log_says_what_was_sampled(algorithm, tmp_path):
 
     policy = start(tmp_path)
     _, log = train(tmp_path, algorithm, reward, policy, log_file=tmp_path / "log.jsonl")
-    assert set(log.columns) == CRITIC_FREE_GLOSSARY.keys() and len(calls) == len(log) == 6
+    assert set(log.columns) == set(logged_keys("log of GRPO and RLOO")) and len(calls) == len(log) == 6
     rewards = torch.tensor(calls)
     assert log["env_reward_mean"].tolist() == pytest.approx(rewards.mean(1).tolist())
     assert log["env_reward_std"].tolist() == pytest.approx(rewards.std(1, correction=0).tolist())

@@ -9,7 +9,7 @@ from tiny import PROMPTS, good_minus_bad, sampling_settings, tiny_policy
 from rarlhf_nb.baselines.quark import QuarkTrainer, add_reward_tokens, check_scores
 from rarlhf_nb.baselines.quark_math import Pool, kl_divergence, quantile_bins, quark_terms
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.glossary import QUARK_GLOSSARY
+from rarlhf_nb.lab.glossary import logged_keys
 from rarlhf_nb.policy import evaluate_tokens, load_policy
 from rarlhf_nb.ppo import masked_mean
 from rarlhf_nb.sampling import token_entropy
@@ -183,7 +183,7 @@ def test_the_pool_is_explored_without_a_token_first_and_under_the_best_one_after
     rewards = torch.tensor(trainer.pool.rewards)
     assert torch.equal(trainer.pool.bins, quantile_bins(rewards, 3))  # the whole pool, anew
     assert log["env_reward_mean"][7] == pytest.approx(rewards[5:].mean().item())
-    assert set(log.columns) == QUARK_GLOSSARY.keys()
+    assert set(log.columns) == set(logged_keys("Quark's log"))
     rows = [json.loads(line) for line in (tmp_path / "quark.jsonl").read_text().splitlines()]
     assert rows == log.to_dict("records")
 

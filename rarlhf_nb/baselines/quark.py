@@ -96,7 +96,7 @@ class QuarkTrainer(TrainingLoop):
     """Quantised reward conditioning (Lu et al. 2022, Algorithm 1).
 
     `train()` runs all gradient steps. Iterating over the trainer runs them one at a time and yields the statistics of
-    each (`glossary.QUARK_GLOSSARY` explains the keys). `pool` holds every explored completion.
+    each (`glossary.yaml` explains the keys). `pool` holds every explored completion.
 
     On several processes each explores a share of the prompts and learns on a share of every batch; all hold the whole
     pool.
