@@ -33,7 +33,7 @@ from rarlhf_nb.lab.evaluation.cells import markdown_table
 from rarlhf_nb.lab.evaluation.evaluate import evaluate
 from rarlhf_nb.lab.evaluation.metrics import seed_interval
 from rarlhf_nb.lab.methods import method_name
-from rarlhf_nb.lab.plots.look import method_color
+from rarlhf_nb.lab.plots.theme import method_color
 from rarlhf_nb.lab.profiles import Profile, load_profile
 from rarlhf_nb.policy import Reference
 from rarlhf_nb.settings import CriticFreeSettings

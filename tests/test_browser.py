@@ -49,13 +49,13 @@ import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
 from IPython.display import HTML, display
-from rarlhf_nb.lab.plots.pictures import LIVE_OR_TEXT, TEXT, TextInstead
+from rarlhf_nb.lab.plots.renderer import LIVE_ONLY, REMEDY, Remedy
 from rarlhf_nb.lab.explorer import live_training
 from rarlhf_nb.lab.explorer.text import framed, text_html
 
 display(HTML(framed("static: ", text_html(HOSTILE))))
-pio.renderers[TEXT] = TextInstead()
-pio.show(go.Figure(go.Scatter(y=[1, 2], name="text beside"), {"title": {"text": "Text beside"}}), LIVE_OR_TEXT)
+pio.renderers[REMEDY] = Remedy()
+pio.show(go.Figure(go.Scatter(y=[1, 2]), {"title": {"text": "Line beside"}}), LIVE_ONLY)
 
 class Trainer:
     def __init__(self, alpha, seed, **setting):
@@ -246,9 +246,9 @@ def test_a_failure_of_the_notebooks_own_training_is_shown(page):
     ).wait_for()
 
 
-def test_a_live_figure_is_preferred_to_its_text(page):
-    page.locator(".jp-OutputArea .js-plotly-plot .gtitle", has_text="Text beside").wait_for()
-    assert page.locator(".jp-OutputArea", has_text="install Chromium and run again").count() == 0
+def test_a_live_figure_is_preferred_to_the_line_beside(page):
+    page.locator(".jp-OutputArea .js-plotly-plot .gtitle", has_text="Line beside").wait_for()
+    assert page.locator(".jp-OutputArea", has_text="plotly_get_chrome").count() == 0
 
 
 def test_nothing_left_the_machine_no_error_and_no_payload_ran(page):

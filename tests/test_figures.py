@@ -9,7 +9,7 @@ from rarlhf_nb.lab.evaluation.metrics import quantile_curve, seed_interval
 from rarlhf_nb.lab.evaluation.report import build_report
 from rarlhf_nb.lab.methods import METHODS
 from rarlhf_nb.lab.plots import figures, sweep_figures
-from rarlhf_nb.lab.plots.look import SCHEDULE_COLORS, line_style, method_color
+from rarlhf_nb.lab.plots.theme import SCHEDULE_COLORS, line_style, method_color
 from rarlhf_nb.risk import SoftRiskSchedule, cvar
 
 HOSTILE = "<script>alert(1)</script>"

@@ -21,7 +21,7 @@ from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab import workspace
 from rarlhf_nb.lab.batch import check_parameters
 from rarlhf_nb.lab.methods import METHODS, method_name
-from rarlhf_nb.lab.plots import pictures
+from rarlhf_nb.lab.plots import renderer
 from rarlhf_nb.lab.profiles import load_profile
 from rarlhf_nb.lab.stages import training
 
@@ -153,7 +153,7 @@ def test_a_notebook_out_of_order_names_the_one_to_run_first(stem, before, first,
 
     (tmp_path / "notebooks").symlink_to(REPOSITORY / "notebooks")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pictures, "use_renderer", lambda: None)
+    monkeypatch.setattr(renderer, "use_renderer", lambda: None)
     monkeypatch.setattr(go.Figure, "show", lambda figure: None)
     for module, name in (
         (workspace, "load_policy"),

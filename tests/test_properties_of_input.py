@@ -25,7 +25,7 @@ from rarlhf_nb.lab.evaluation.generations import read_generations
 from rarlhf_nb.lab.evaluation.tail_prompts import tail_prompts_html
 from rarlhf_nb.lab.explorer import text as widget_text
 from rarlhf_nb.lab.glossary import folded_html
-from rarlhf_nb.lab.plots.look import label_text
+from rarlhf_nb.lab.plots.theme import label_text
 from rarlhf_nb.lab.profiles import Profile, known_keys, load_profile
 
 ENDINGS = st.sampled_from(["jsonl", "csv", "parquet"])

@@ -30,7 +30,7 @@ from rarlhf_nb.lab.explorer.progress_table import Shown
 from rarlhf_nb.lab.explorer.tails import measure_tails
 from rarlhf_nb.lab.explorer.text import SHORT, hover_text, text_html, visible
 from rarlhf_nb.lab.plots.figures import TRAINING_PANELS
-from rarlhf_nb.lab.plots.pictures import is_static
+from rarlhf_nb.lab.plots.renderer import is_static
 from rarlhf_nb.risk import SoftRiskSchedule, cvar, tail_count, var
 
 RNG = np.random.default_rng(0)

@@ -32,7 +32,7 @@ from rarlhf_nb.lab.explorer.interpolation import between, steps_between
 from rarlhf_nb.lab.explorer.tails import ALPHAS, RANKINGS, Ranking, Slot, Tails, alpha_index, measure_tails, tail_table
 from rarlhf_nb.lab.explorer.text import framed, name_cell, number_cell, table_html, text_cell, visible
 from rarlhf_nb.lab.methods import MethodKey, method_name
-from rarlhf_nb.lab.plots.look import faint, label_text, line_style, method_color
+from rarlhf_nb.lab.plots.theme import faint, label_text, line_style, method_color
 from rarlhf_nb.risk import check_alpha, tail_count
 
 BY = {"reward": "reward", "prompt_score": "prompt score"}

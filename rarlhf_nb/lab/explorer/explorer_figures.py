@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 from rarlhf_nb.lab.evaluation.metrics import Interval, seed_interval
 from rarlhf_nb.lab.explorer.tails import ALPHAS, Ranking, Slot, Tails
 from rarlhf_nb.lab.methods import METHODS, OTHER_COLOR
-from rarlhf_nb.lab.plots.look import REWARD, faint, label_text, laid_out, line_style, method_color
+from rarlhf_nb.lab.plots.theme import REWARD, faint, label_text, laid_out, line_style, method_color
 from rarlhf_nb.risk import SoftRiskSchedule
 
 TAIL_OPACITY, BAND_OPACITY = 0.35, 0.15

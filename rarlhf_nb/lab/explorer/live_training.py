@@ -17,7 +17,7 @@ from rarlhf_nb.lab.explorer.binding import Drawing, controls, page
 from rarlhf_nb.lab.explorer.explorer_figures import Batch, batch_figure, training_figure
 from rarlhf_nb.lab.explorer.text import error_html, framed, hover_text, table_html, text_cell
 from rarlhf_nb.lab.plots.figures import training_curves
-from rarlhf_nb.lab.plots.pictures import is_static
+from rarlhf_nb.lab.plots.renderer import is_static
 from rarlhf_nb.risk import cvar
 
 ESTIMATORS = {

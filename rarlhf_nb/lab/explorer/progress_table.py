@@ -11,7 +11,7 @@ from ipywidgets import VBox
 
 from rarlhf_nb.lab.explorer.binding import page
 from rarlhf_nb.lab.explorer.text import error_html, framed, name_cell, table_html, text_cell
-from rarlhf_nb.lab.plots.pictures import is_static
+from rarlhf_nb.lab.plots.renderer import is_static
 
 SECONDS = 2.0
 

@@ -17,8 +17,8 @@ from rarlhf_nb.lab.explorer.binding import PlotlyWidget
 from rarlhf_nb.lab.explorer.exploration import BY, Exploration
 from rarlhf_nb.lab.explorer.tails import Ranking
 from rarlhf_nb.lab.explorer.text import visible
-from rarlhf_nb.lab.plots.look import laid_out
-from rarlhf_nb.lab.plots.pictures import is_static
+from rarlhf_nb.lab.plots.renderer import is_static
+from rarlhf_nb.lab.plots.theme import laid_out
 
 MODULE, STYLE = "explorer.js", Path(__file__).with_name("explorer.css")
 Sampler = Callable[[list[str], float], list[tuple[str, float]]]  # prompts, alpha -> completions with their rewards

@@ -10,8 +10,8 @@ from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.explorer.binding import Drawing, controls, page
 from rarlhf_nb.lab.explorer.explorer_figures import saved_share, shares_figure
 from rarlhf_nb.lab.explorer.text import error_html, framed, number_cell, table_html
-from rarlhf_nb.lab.plots.look import laid_out
-from rarlhf_nb.lab.plots.pictures import is_static
+from rarlhf_nb.lab.plots.renderer import is_static
+from rarlhf_nb.lab.plots.theme import laid_out
 from rarlhf_nb.lab.profiles import paper_schedules
 from rarlhf_nb.risk import SoftRiskSchedule
 

@@ -14,7 +14,7 @@ from rarlhf_nb.lab.evaluation.metrics import bootstrap_weights, seed_interval, t
 from rarlhf_nb.lab.evaluation.report import Report
 from rarlhf_nb.lab.evaluation.report_metrics import prompt_positions
 from rarlhf_nb.lab.methods import OTHER_COLOR, method_order
-from rarlhf_nb.lab.plots.look import (
+from rarlhf_nb.lab.plots.theme import (
     CLUSTER_COLORS,
     CLUSTER_SYMBOLS,
     LABELS,

@@ -13,7 +13,7 @@ from rarlhf_nb.lab.evaluation.finding import tail_metric
 from rarlhf_nb.lab.evaluation.metrics import seed_interval
 from rarlhf_nb.lab.evaluation.sweeps import distinct_scores, grid_settings, sweep_families
 from rarlhf_nb.lab.methods import MethodKey, method_order
-from rarlhf_nb.lab.plots.look import KL, faint, label_text, laid_out, line_style, method_color
+from rarlhf_nb.lab.plots.theme import KL, faint, label_text, laid_out, line_style, method_color
 
 ALPHA_PANELS = {"cvar_10": "CVaR 10 % of reward (logit)", "reward": "mean reward (logit)", "kl": "KL (nats)"}
 BASELINE = "rlhf"  # the policy at alpha = 1, where every sweep over alpha ends
