@@ -5,7 +5,7 @@ for 40. All start from one SFT policy per world, with the same data order per se
 Rockafellar-Uryasev policies have the better tail the smaller their alpha.
 
     python -m benchmarks.conditioned run OUTPUT [WORLD ...]   (30 minutes a world on one core; skips finished runs)
-    python -m benchmarks.conditioned report OUTPUT            (tables and figures of docs/conditioned.md, and runs.csv)
+    python -m benchmarks.conditioned report OUTPUT            (tables and figures, and runs.csv)
 """
 
 import json

@@ -1,10 +1,10 @@
-"""A run on one process and on several, one thread each: the tables of docs/processes.md.
+"""A run on one process and on several, one thread each: the tables of docs/results/processes.md.
 
     python -m benchmarks.processes run [--processes 2] [-p KEY VALUE …]     (on an otherwise idle machine)
     python -m benchmarks.processes report [--processes 2] [--write]
 
 `run` calls `rarlhf run` twice, into papermill_runs/processes-1 and processes-2. `report` compares the seconds of their
-stages, and what came out; --write puts it into docs/processes.md.
+stages, and what came out; --write puts it into docs/results/processes.md.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from rarlhf_nb.lab.records import read_records
 from rarlhf_nb.lab.runs import Run, default_root
 from rarlhf_nb.risk import cvar
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "processes.md"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "results" / "processes.md"
 STARTED = re.compile(r"\d+ processes started in ([\d.]+) s")
 KINDS = {"train": "trainings", "evaluate": "evaluations"}  # by the first word of a stage's name
 ALONE = {"dexperts", *CRITIC_FREE}  # whose training stays on one process

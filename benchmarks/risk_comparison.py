@@ -10,7 +10,7 @@ Two questions; every method starts from one SFT policy, with the same data order
     python -m benchmarks.risk_comparison run OUTPUT      (hours on one core; skips finished runs)
     python -m benchmarks.risk_comparison report OUTPUT   (tables and the frontier of the finished runs)
 
-Settings come from the profile `pocket-imdb`; they were fixed before the five seeds were run (docs/comparison.md).
+Settings come from the profile `pocket-imdb`; they were fixed before the five seeds were run (docs/results).
 """
 
 import json

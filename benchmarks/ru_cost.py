@@ -1,4 +1,4 @@
-"""What Rockafellar-Uryasev still gains where its update leaves out a part of the episodes above VaR: docs/ru_cost.md.
+"""What Rockafellar-Uryasev still gains if its update leaves out a part of the episodes above VaR.
 
     python -m benchmarks.ru_cost run OUTPUT     (some 40 minutes on an idle core; skips finished runs)
     python -m benchmarks.ru_cost report OUTPUT  (the tables as Markdown; writes runs.csv beside the runs)

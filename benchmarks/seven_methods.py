@@ -1,4 +1,4 @@
-"""Seven methods on the pocket worlds over five seeds: the tables of docs/methods.md.
+"""Seven methods on the pocket worlds over five seeds: the tables of docs/results/methods.md.
 
     python -m benchmarks.seven_methods run [PROFILE …]     (some six minutes per profile and seed on one core)
     python -m benchmarks.seven_methods report [PROFILE …]
