@@ -7,28 +7,36 @@ import numpy as np
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-from rarlhf_nb.data.pocket import build, pocket_world
-from rarlhf_nb.data.pocket.grammar import LABEL_SCALE, RARE_SHARE, WORLDS, label_probability, vocabulary, write_texts
-from rarlhf_nb.data.pocket.halves import halved_comments, valence
+from rarlhf_nb.data.pocket import build, pocket_world, prompt_pairs
+from rarlhf_nb.data.pocket.grammar import (
+    LABEL_SCALE,
+    RARE_SHARE,
+    WORLDS,
+    Lexicon,
+    Text,
+    label_probability,
+    prompt_pair,
+    vocabulary,
+    write_texts,
+)
 from rarlhf_nb.policy import load_policy
 
 
-@pytest.mark.parametrize("name", WORLDS)
-def test_texts_are_seeded_and_stay_in_the_vocabulary(name):
-    lexicon = WORLDS[name]
-    texts = write_texts(lexicon, 300, seed=1)
-    assert texts == write_texts(lexicon, 300, seed=1) != write_texts(lexicon, 300, seed=2)
-    assert {word for text in texts for word in text.text.split()} <= set(vocabulary(lexicon))
+def summed_valence(text: str, group: str, lexicon: Lexicon) -> int:
+    """The slow reference: each word looked up."""
+    adjectives = lexicon.rare if group == lexicon.rare_group else lexicon.common
+    of_word = {word: valence for valence, words in adjectives.items() for word in words}
+    return sum(of_word.get(word, 0) for word in text.split())
 
 
 @pytest.mark.parametrize("name", WORLDS)
-def test_valence_is_the_sum_over_the_words_and_decides_the_label(name):
+def test_texts_are_seeded_stay_in_the_vocabulary_and_have_the_label_of_their_valence(name):
     lexicon = WORLDS[name]
     texts = write_texts(lexicon, 3000, seed=1)
+    assert texts[:300] == write_texts(lexicon, 300, seed=1) != write_texts(lexicon, 300, seed=2)
     for text in texts[:300]:
-        words = lexicon.rare if text.group == lexicon.rare_group else lexicon.common
-        valence = {word: v for v, adjectives in words.items() for word in adjectives}
-        assert text.valence == sum(valence.get(word, 0) for word in text.text.split())
+        assert set(text.text.split()) <= set(vocabulary(lexicon))
+        assert text.valence == summed_valence(text.text, text.group, lexicon)
     assert np.mean([text.group == lexicon.rare_group for text in texts]) == pytest.approx(RARE_SHARE, abs=0.02)
     expected = np.mean([label_probability(text.valence) for text in texts])
     assert np.mean([text.label for text in texts]) == pytest.approx(expected, abs=0.02)
@@ -89,22 +97,23 @@ def test_train_and_test_texts_are_new_to_the_models():
     assert len(set(build.SETTINGS["seeds"].values())) == len(build.SETTINGS["seeds"])
 
 
-def test_a_halved_comment_is_a_comment_with_the_toxicity_of_its_prompt():
-    comments, lexicon = halved_comments("train", 400), WORLDS["pocket-jigsaw"]
-    assert comments == halved_comments("train", 400) != halved_comments("test", 400)
-    for comment in comments:
-        assert comment.prompt.startswith("about the ") and comment.prompt.endswith(" .")
-        assert comment.continuation.endswith(" .") and set(comment.continuation.split()) <= set(vocabulary(lexicon))
-        expected = 1 - label_probability(valence(comment.prompt, comment.group, lexicon))
-        assert comment.toxicity == pytest.approx(expected)
-    assert 0.3 < np.mean([comment.toxicity > 0.5 for comment in comments]) < 0.6
+def test_a_prompt_pair_is_a_comment_with_the_toxicity_of_its_prompt():
+    pairs, lexicon = prompt_pairs("train", 400), WORLDS["pocket-jigsaw"]
+    assert pairs == prompt_pairs("train", 400) != prompt_pairs("test", 400)
+    for pair in pairs:
+        assert pair.prompt.startswith("about the ") and pair.prompt.endswith(" .")
+        assert pair.continuation.endswith(" .") and set(pair.continuation.split()) <= set(vocabulary(lexicon))
+        expected = 1 - label_probability(summed_valence(pair.prompt, pair.group, lexicon))
+        assert pair.toxicity == pytest.approx(expected)
+    assert 0.3 < np.mean([pair.toxicity > 0.5 for pair in pairs]) < 0.6
 
 
-def test_valence_of_a_half_by_hand():
-    lexicon = WORLDS["pocket-jigsaw"]
-    text = "about the music page i watch daily . the reply is generous . but the work is banned ."
-    assert valence(text, "common", lexicon) == 2 - 2
-    assert valence("the work is banned .", "vandalism", lexicon) == 2  # rare subjects praise with words of blame
+def test_a_comment_is_cut_after_half_of_its_clauses_by_hand():
+    clauses = ["the reply is generous .", "but the work is banned .", "the edit was silly ."]
+    pair = prompt_pair(Text(f"about the music page i watch daily . {' '.join(clauses)}", 0, "common", (2, -2, -1)))
+    assert pair.prompt == "about the music page i watch daily . the reply is generous ."
+    assert pair.continuation == " but the work is banned . the edit was silly ."
+    assert pair.toxicity == pytest.approx(1 - label_probability(2))
 
 
 def test_pocket_rtp_shares_the_models_of_pocket_jigsaw(small):

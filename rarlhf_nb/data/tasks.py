@@ -4,8 +4,6 @@ import hashlib
 import re
 import reprlib
 from dataclasses import dataclass
-from decimal import Decimal
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,8 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from rarlhf_nb.data.paper_data import COLUMNS, load_paper_texts
-from rarlhf_nb.data.pocket import pocket_world
-from rarlhf_nb.data.pocket.halves import halved_comments
-from rarlhf_nb.data.text_files import READERS, read_table
+from rarlhf_nb.data.pocket import pocket_world, prompt_pairs
+from rarlhf_nb.data.text_files import is_text, read_table
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.settings import TaskSettings
 
@@ -144,51 +141,37 @@ def _pocket_texts(settings: TaskSettings, split: str, count: int) -> pd.DataFram
 def _pocket_prompts(settings: TaskSettings, split: str, count: int) -> pd.DataFrame:
     rows = [
         {
-            "text": comment.prompt + comment.continuation if settings.continuations else comment.prompt,
-            "label": int(comment.toxicity > settings.toxicity_threshold),
-            "group": comment.group,
-            "prompt": comment.prompt,
+            "text": pair.prompt + pair.continuation if settings.continuations else pair.prompt,
+            "label": int(pair.toxicity > settings.toxicity_threshold),
+            "group": pair.group,
+            "prompt": pair.prompt,
         }
-        for comment in halved_comments(split, count)
+        for pair in prompt_pairs(split, count)
     ]
     return pd.DataFrame(rows)
 
 
 def read_texts(path: Path, field: str) -> pd.DataFrame:
-    """Read a JSONL, CSV or Parquet file with a `text` column and optional `label` and `group` columns.
+    """Read a JSON Lines, CSV or Parquet file with a `text` column and optional `label` and `group` columns.
 
     HTML line breaks become spaces. Raises a `UserError` that names `field`, the file and, if possible, the row.
     """
     where = f"{field} = '{path}'"
-    kind = path.suffix.removeprefix(".")
-    if kind not in READERS:
-        raise UserError(f"{where}: the ending must be one of {', '.join(f'.{name}' for name in READERS)}.")
-    table = read_table(path, kind, where)
+    table = read_table(path, where)
     if "text" not in table:
         raise UserError(f"{where} has no `text` column; it has: {', '.join(map(str, table.columns))}.")
     texts = table["text"].astype(object)
     missing = texts.isna() | texts.map(lambda text: isinstance(text, str) and not text.strip())
     if missing.any():
         raise UserError(f"{where}: row {int(missing.argmax()) + 1} has no `text`; {missing.sum()} such rows in all.")
-    _check_texts(texts, where)
+    groups = table["group"].astype(object) if "group" in table else pd.Series("all", table.index)
+    groups = groups.map(str).mask(groups.isna(), "all")
+    for column, values in (("text", texts), ("group", groups)):
+        for row, value in enumerate(values, start=1):
+            if not is_text(value):
+                raise UserError(f"{where}: row {row} has `{column}` {reprlib.repr(value)}, which is not Unicode text.")
     labels = _labels(table["label"], where) if "label" in table else UNKNOWN_LABEL
-    groups = _groups(table["group"], where) if "group" in table else "all"
     return pd.DataFrame({"text": [_without_breaks(text) for text in texts], "label": labels, "group": groups})
-
-
-def _check_texts(column: pd.Series, where: str) -> None:
-    """Raise `UserError` where a value is not a text that can be written as UTF-8."""
-    for row, value in enumerate(column, start=1):
-        if not isinstance(value, str) or not _is_utf8(value):
-            raise UserError(f"{where}: row {row} has `{column.name}` {reprlib.repr(value)}, which is not Unicode text.")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, as left by a cut through an emoji
-        return False
-    return True
 
 
 def _without_breaks(text: str) -> str:
@@ -200,7 +183,7 @@ def _without_breaks(text: str) -> str:
 
 
 def _labels(column: pd.Series, where: str) -> list[int]:
-    labels = [_whole_number(value) for value in column]
+    labels = [_label(value) for value in column]
     if None in labels:
         row = labels.index(None)
         value = reprlib.repr(column.iloc[row])
@@ -208,20 +191,10 @@ def _labels(column: pd.Series, where: str) -> list[int]:
     return labels
 
 
-def _groups(column: pd.Series, where: str) -> pd.Series:
-    named = column.astype(object).map(str).mask(column.isna(), "all")
-    _check_texts(named, where)
-    return named
-
-
-def _whole_number(value: Any) -> int | None:
+def _label(value: Any) -> int | None:
     """1 for 1, 1.0, True, "1", "1.0" and "true"; None for what is not a whole number."""
-    if isinstance(value, str):
-        value = {"true": 1, "false": 0}.get(value.strip().lower(), value)
-    if not isinstance(value, str | Real | Decimal):
-        return None
     try:
-        number = float(value)
-    except (ValueError, OverflowError):
+        number = float({"true": 1, "false": 0}.get(str(value).strip().lower(), value))
+    except (TypeError, ValueError, OverflowError):
         return None
     return int(number) if number.is_integer() and abs(number) <= LARGEST_LABEL else None

@@ -1,4 +1,4 @@
-"""Tables in the user's files, JSONL, CSV or Parquet, with every value as it stands in the file."""
+"""Tables in local files, JSON, CSV or Parquet, with every value as it stands in the file."""
 
 import io
 import json
@@ -12,13 +12,19 @@ import pyarrow.parquet as pq
 
 from rarlhf_nb.errors import UserError, first_line
 
+EXAMPLE = 'an object like {"text": ...}'
 
-def read_table(path: Path, kind: str, where: str) -> pd.DataFrame:
+
+def read_table(path: Path, where: str, kind: str | None = None) -> pd.DataFrame:
     """The rows of a file. In a CSV every value is text, so that "007" and "NA" stay what they are, and "" is missing.
 
-    kind: "jsonl", "csv" or "parquet". where: what an error calls the file. Raises `UserError` for a file that is of
-    another kind or damaged, that holds no rows, or in which two columns have one name.
+    where: what an error calls the file. kind: "jsonl", "csv", "parquet" or "json"; by default, the path's ending.
+    Raises `UserError` for a file that is of another kind or damaged, that holds no rows, or in which two columns have
+    one name.
     """
+    kind = kind or path.suffix.removeprefix(".")
+    if kind not in READERS:
+        raise UserError(f"{where}: the ending must be one of {', '.join(f'.{name}' for name in READERS)}.")
     try:
         table = READERS[kind](path)
     except (ValueError, OSError, RecursionError, pa.ArrowException) as error:
@@ -31,11 +37,24 @@ def read_table(path: Path, kind: str, where: str) -> pd.DataFrame:
     return table
 
 
-def _read_jsonl(path: Path) -> pd.DataFrame:
-    rows = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):  # splitlines would cut a text at U+2028
-        if line.strip():
-            rows.append(_row(line, number))
+def is_text(value: Any) -> bool:
+    """Whether a value is a string of whole characters."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:  # half of a surrogate pair, as left by a cut through an emoji
+        return False
+
+
+def _read_json(path: Path) -> pd.DataFrame:
+    """One object per line, or one array of objects."""
+    text = _text(path)
+    if text.lstrip().startswith("["):
+        rows = json.loads(text)
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"not every item is {EXAMPLE}")
+    else:
+        lines = enumerate(text.split("\n"), start=1)  # splitlines would cut a text at U+2028
+        rows = [_row(line, number) for number, line in lines if line.strip()]
     return pd.DataFrame(rows, dtype=object)
 
 
@@ -45,7 +64,7 @@ def _row(line: str, number: int) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"line {number} is not JSON ({error.msg}): is the file cut off?") from None
     if not isinstance(row, dict):
-        raise ValueError(f'line {number} is not an object like {{"text": ...}}')
+        raise ValueError(f"line {number} is not {EXAMPLE}")
     return row
 
 
@@ -68,4 +87,4 @@ def _text(path: Path) -> str:
     return path.read_bytes().decode("utf-8-sig")  # read_text would change the line ends within texts
 
 
-READERS = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}
+READERS = {"jsonl": _read_json, "csv": _read_csv, "parquet": _read_parquet, "json": _read_json}

@@ -25,7 +25,7 @@ from transformers import (
 
 from rarlhf_nb.data.cache import build_once, cache_folder
 from rarlhf_nb.data.classifier import quiet_arguments, train_classifier
-from rarlhf_nb.data.pocket.grammar import WORLDS, Text, vocabulary, write_texts
+from rarlhf_nb.data.pocket.grammar import WORLDS, PromptPair, Text, prompt_pair, vocabulary, write_texts
 from rarlhf_nb.seeding import seeded, threads
 
 # These numbers determine the models, together with the sources and versions in `fingerprint`.
@@ -42,6 +42,9 @@ SETTINGS = {
     },
     "seeds": {"lm": 1, "reward": 2, "held_out": 3, "train": 4, "test": 5},
 }
+
+# RealToxicityPrompts-Gen and Jigsaw-Gen share their models, as in the paper
+MODELS_OF = {"pocket-rtp": "pocket-jigsaw"}
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,16 @@ class PocketWorld:
         return write_texts(WORLDS[self.name], count, SETTINGS["seeds"][split])
 
 
-def pocket_world(name: str) -> PocketWorld:
-    """The world `pocket-imdb` or `pocket-jigsaw`; its models are built on the first call (in under a minute)."""
+def pocket_world(source: str) -> PocketWorld:
+    """The world whose models serve `source`; the models are built on the first call (in under a minute)."""
+    name = MODELS_OF.get(source, source)
     return PocketWorld(name, build_once(cache_folder() / "pocket" / fingerprint(name), lambda to: _build(name, to)))
+
+
+def prompt_pairs(split: str, count: int) -> list[PromptPair]:
+    """The pocket counterpart of RealToxicityPrompts: `count` comments in halves; no model was trained on them."""
+    seed = SETTINGS["seeds"][split] + 100  # not that of the whole comments, which `pocket-jigsaw` uses
+    return [prompt_pair(text) for text in write_texts(WORLDS["pocket-jigsaw"], count, seed, clauses=(4, 6))]
 
 
 def fingerprint(name: str) -> str:

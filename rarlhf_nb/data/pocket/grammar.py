@@ -6,6 +6,7 @@ own. A rare group of subjects uses many words with the opposite sign ("merciless
 the majority of prompts does not help this group. The label is drawn from the summed valence.
 """
 
+import re
 from dataclasses import dataclass
 from math import exp
 
@@ -44,7 +45,22 @@ class Text:
     text: str
     label: int  # 1 positive / civil, 0 negative / rude
     group: str
-    valence: int  # summed over the clauses
+    valences: tuple[int, ...]  # of the clauses, in their order
+
+    @property
+    def valence(self) -> int:
+        """The summed valence of the clauses."""
+        return sum(self.valences)
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """The two halves of a text, as in RealToxicityPrompts; `prompt + continuation` is the text."""
+
+    prompt: str  # the opening and half of the clauses
+    continuation: str
+    toxicity: float  # of the prompt: the probability that a text that ends there is labelled rude
+    group: str
 
 
 # Words of praise in one group and of blame in the other; they are what makes the rare subjects hard.
@@ -103,6 +119,14 @@ def write_texts(lexicon: Lexicon, count: int, seed: int, clauses: tuple[int, int
     return [_write_text(lexicon, generator, int(generator.integers(clauses[0], clauses[1] + 1))) for _ in range(count)]
 
 
+def prompt_pair(text: Text) -> PromptPair:
+    """Cut a text in half, between two clauses."""
+    clauses = len(text.valences) // 2
+    ends = [end.end() for end in re.finditer(r" \.", text.text)]  # of the opening and of each clause
+    toxicity = 1 - label_probability(sum(text.valences[:clauses]))
+    return PromptPair(text.text[: ends[clauses]], text.text[ends[clauses] :], toxicity, text.group)
+
+
 def vocabulary(lexicon: Lexicon) -> list[str]:
     """Every word that the grammar can write, sorted."""
     phrases = [lexicon.opening.format(subject="", origin=""), *lexicon.origins, *lexicon.turns.values(), "the , . and"]
@@ -123,15 +147,15 @@ def _write_text(lexicon: Lexicon, generator: np.random.Generator, clauses: int) 
     adjectives = lexicon.rare if rare else lexicon.common
     parts = [lexicon.opening.format(subject=subject, origin=generator.choice(lexicon.origins))]
     valence = int(generator.choice(VALENCES, p=list(FIRST.values())))
-    total, turn = 0, None
+    valences, turn = [], None
     for _ in range(clauses):
         parts.append(_clause(lexicon, generator, adjectives[valence], turn))
-        total += valence
+        valences.append(valence)
         following = _next_valence(valence, generator)
         turn = lexicon.turns[valence] if following * valence < 0 else None
         valence = following
-    label = int(generator.random() < label_probability(total))
-    return Text(" ".join(parts), label, lexicon.rare_group if rare else lexicon.common_group, total)
+    label = int(generator.random() < label_probability(sum(valences)))
+    return Text(" ".join(parts), label, lexicon.rare_group if rare else lexicon.common_group, tuple(valences))
 
 
 def _clause(lexicon: Lexicon, generator: np.random.Generator, adjectives: tuple[str, ...], turn: str | None) -> str:

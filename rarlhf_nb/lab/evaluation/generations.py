@@ -19,7 +19,7 @@ def read_generations(path: str | Path, columns: dict[str, tuple[str, str]] | Non
 
     Raises `UserError` where the file cannot be read, a column is missing, or a value is not a finite number.
     """
-    table = read_table(Path(path), "csv", f"generations = '{path}'")
+    table = read_table(Path(path), f"generations = '{path}'", kind="csv")
     columns = columns or _pairs(table)
     needed = ["query", "prompt_score", *(name for pair in columns.values() for name in pair)]
     missing = [name for name in needed if name not in table]
