@@ -251,12 +251,12 @@ def test_pocket_rtp_has_the_papers_shares_and_the_prompts_own_labels():
     [
         ("imdb", "a.csv", "review,label\nfine,1\n", ["no column text", "it has: review, label"]),
         ("imdb", "a.csv", "text,label\nfine,pos\n", ["row 1", "'pos'", "number"]),
-        ("imdb", "a.txt", "fine", [".parquet, .csv"]),
+        ("imdb", "a.txt", "fine", [".jsonl, .csv, .parquet"]),
         ("jigsaw", "a.csv", "id,comment_text\n1,fine\n", ["no column toxic or label", "it has: id, comment_text"]),
         ("jigsaw", "a.csv", "comment_text,label\nfine,0\ngood,0\nwell,-1\n", ["no text that is toxic", "1 rows"]),
         ("jigsaw", "a.csv", "", ["cannot be read"]),
         ("rtp", "a.jsonl", '{"prompt": {"text": "x"}}\n', ["no column prompt.toxicity", "it has: prompt.text"]),
-        ("rtp", "a.jsonl", '{"prompt": {"text": "x", "toxicity": 0.1}}\n{"prompt": {"te', ["a.jsonl, line 2", "JSON"]),
+        ("rtp", "a.jsonl", '{"prompt": {"text": "x", "toxicity": 0.1}}\n{"prompt": {"te', ["line 2 is not JSON"]),
         ("rtp", "a.jsonl", '{"prompt": {"text": "x", "toxicity": null}}\n', ["no text that is toxic", "null", "left"]),
     ],
 )

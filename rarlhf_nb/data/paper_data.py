@@ -4,7 +4,6 @@ Each becomes two tables of texts, train and test, with a `label` and a `group`. 
 repository is run.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,13 @@ import datasets
 import numpy as np
 import pandas as pd
 
+from rarlhf_nb.data.text_files import is_text, read_table
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.hub import snapshot
 from rarlhf_nb.settings import TaskSettings
 
 DATA = ["*.parquet", "*.csv", "*.json", "*.jsonl"]
 PATTERNS = [*DATA, "README.md"]  # the README assigns files to splits
-BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 
 
 @dataclass(frozen=True)
@@ -72,15 +71,8 @@ def load_paper_texts(settings: TaskSettings) -> PaperTexts:
 
 def split_by_class(texts: pd.DataFrame, test_share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split into train and test: of the texts with each label, a share of `test_share` (rounded) is drawn for test."""
-    generator = np.random.default_rng(seed)
-    test = np.concatenate(
-        [
-            generator.permutation(rows)[: round(test_share * len(rows))]
-            for _, rows in sorted(texts.groupby("label").indices.items())
-        ]
-    )
-    is_test = np.isin(np.arange(len(texts)), test)
-    return texts[~is_test].reset_index(drop=True), texts[is_test].reset_index(drop=True)
+    test = texts.groupby("label").sample(frac=test_share, random_state=seed).sort_index()
+    return texts.drop(test.index).reset_index(drop=True), test.reset_index(drop=True)
 
 
 # Reading
@@ -89,54 +81,20 @@ def split_by_class(texts: pd.DataFrame, test_share: float, seed: int) -> tuple[p
 def _read(settings: TaskSettings, where: str) -> dict[str, pd.DataFrame]:
     """The splits train and, if it exists, test; nested columns get dotted names."""
     path = Path(settings.dataset).expanduser()
-    if not path.exists():
+    if path.is_file():
+        return {"train": pd.json_normalize(read_table(path, where).to_dict("records"))}
+    if not path.is_dir():
         path = snapshot(settings.dataset, where, "dataset", PATTERNS, needed=DATA, revision=settings.dataset_revision)
     try:
-        loaded = datasets.load_dataset(**_arguments(path, where))
+        loaded = datasets.load_dataset(str(path))
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
-        broken = _broken_line(path)
         # the library's outer error names only its cache; the reason is in the cause
-        reason = broken or " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__
         raise UserError(f"{where} cannot be read: {reason}") from None
     splits = {name: loaded[name].flatten().to_pandas() for name in ("train", "test") if name in loaded}
     if "train" not in splits:
         raise UserError(f"{where} has no split `train`; it has: {', '.join(loaded)}.")
     return splits
-
-
-def _arguments(path: Path, where: str) -> dict:
-    if path.is_dir():
-        return {"path": str(path)}
-    if path.suffix not in BUILDERS:
-        raise UserError(f"{where}: the ending must be one of {', '.join(BUILDERS)}.")
-    return {"path": BUILDERS[path.suffix], "data_files": {"train": [str(path)]}}
-
-
-def _data_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix in BUILDERS)
-
-
-def _broken_line(path: Path) -> str | None:
-    """A description of the first line of a JSON Lines file that is not JSON; None if all lines are."""
-    for file in [path] if path.is_file() else _data_files(path):
-        if BUILDERS.get(file.suffix) != "json" or _is_json(file):
-            continue
-        with file.open(encoding="utf-8", errors="replace") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    json.loads(line)
-                except json.JSONDecodeError as error:
-                    return f"{file.name}, line {number} is not JSON ({error.msg}): is the file cut off?"
-    return None
-
-
-def _is_json(file: Path) -> bool:
-    """Whether the file is one JSON document, and not one per line."""
-    try:
-        json.loads(file.read_text(encoding="utf-8", errors="replace"))
-    except json.JSONDecodeError:
-        return False
-    return True
 
 
 # From columns to texts and labels
@@ -163,7 +121,7 @@ def _columns(table: pd.DataFrame, settings: TaskSettings, where: str) -> pd.Data
 
 def _prompts_and_continuations(table: pd.DataFrame, toxicity: pd.Series, settings: TaskSettings) -> pd.DataFrame:
     prompt = table["prompt.text"]
-    challenging = table["challenging"].fillna(False).astype(bool) if "challenging" in table else False
+    challenging = table["challenging"].map(str).str.lower().isin(["true", "1"]) if "challenging" in table else False
     return pd.DataFrame(
         {
             "text": prompt + table["continuation.text"] if settings.continuations else prompt,
@@ -176,21 +134,21 @@ def _prompts_and_continuations(table: pd.DataFrame, toxicity: pd.Series, setting
 
 def _usable(table: pd.DataFrame, settings: TaskSettings, where: str, notes: list[str]) -> pd.DataFrame:
     """The rows with a text, a label and enough characters, without duplicates; `notes` records what was dropped."""
-    score = "score (null)" if settings.source == "rtp" else "label 0 or 1"
-    steps = [
-        ("without a text", lambda rows: rows["text"].notna() & (rows["text"].astype(str).str.strip() != "")),
-        (f"without a {score}", lambda rows: rows["label"].notna()),
-        (
-            f"of fewer than {settings.minimum_characters} characters",
-            lambda rows: rows["text"].str.len() >= settings.minimum_characters,
-        ),
-        ("that repeat an earlier text", lambda rows: ~rows["text"].duplicated()),
-    ]
-    for reason, keep in steps:
-        kept = table[keep(table)]
-        if len(kept) < len(table):
-            notes.append(f"{where}: {len(table) - len(kept):,} rows {reason} dropped, {len(kept):,} left")
-        table = kept
+    least = settings.minimum_characters
+    steps = {
+        "without a text": lambda rows: rows["text"].map(lambda text: is_text(text) and text.strip() != ""),
+        f"without a {'score (null)' if settings.source == 'rtp' else 'label 0 or 1'}": lambda rows: rows[
+            "label"
+        ].notna(),
+        f"of fewer than {least} characters": lambda rows: rows["text"].str.len() >= least,
+        "that repeat an earlier text": lambda rows: ~rows["text"].duplicated(),
+    }
+    table = table.astype({"text": object})
+    for reason, is_good in steps.items():
+        good = table[is_good(table).astype(bool)]
+        if len(good) < len(table):
+            notes.append(f"{where}: {len(table) - len(good):,} rows {reason} dropped, {len(good):,} left")
+        table = good
     return table.astype({"text": str, "label": int}).reset_index(drop=True)
 
 
