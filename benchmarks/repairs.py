@@ -19,7 +19,8 @@ from benchmarks.ways import RLHF, Way, all_runs, collect, run_all, table
 from rarlhf_nb.lab.evaluation.cells import markdown_table
 from rarlhf_nb.ppo import dense_rewards, generalized_advantages, masked_mean, whiten
 from rarlhf_nb.risk import kept_episodes
-from rarlhf_nb.trainer import CVaRPPOTrainer, Estimates, Rollout, Selection, UpdateBatch
+from rarlhf_nb.rollout import Batch, Rollout, Targets
+from rarlhf_nb.trainer import CVaRPPOTrainer
 
 PROFILES, SEEDS = ["pocket-imdb", "pocket-jigsaw"], [11, 12, 13, 14, 15]
 ALPHA, B = 0.2, 128  # B of both profiles
@@ -37,10 +38,9 @@ REGIME = {
 class UpdatedOnAll(CVaRPPOTrainer):
     """All episodes go through the update, and `update_batch` decides what the dropped ones do there."""
 
-    def select(self, rollout: Rollout, estimates: Estimates, kept: int) -> Selection:
-        selection = super().select(rollout, estimates, kept)
+    def select(self, rollout: Rollout, targets: Targets, kept: int) -> Targets:
         return replace(
-            selection,
+            super().select(rollout, targets, kept),
             updated=torch.arange(len(rollout.env_rewards)),
             weights=torch.ones_like(rollout.env_rewards),
         )
@@ -49,11 +49,11 @@ class UpdatedOnAll(CVaRPPOTrainer):
 class CriticOnAll(UpdatedOnAll):
     """Advantages whitened over the whole batch, the critic trained on it, and the policy on the kept episodes."""
 
-    def update_batch(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> UpdateBatch:
-        batch = super().update_batch(rollout, estimates, selection)
+    def update_batch(self, rollout: Rollout, targets: Targets) -> Batch:
+        batch = super().update_batch(rollout, targets)
         advantages = torch.zeros_like(batch.advantages)
         # the policy's loss stays the mean over the kept tokens, since all completions are of one length here
-        advantages[selection.tail] = batch.advantages[selection.tail] * len(advantages) / len(selection.tail)
+        advantages[targets.tail] = batch.advantages[targets.tail] * len(advantages) / len(targets.tail)
         return replace(batch, advantages=advantages)
 
 
@@ -63,44 +63,44 @@ class DroppedHeld(UpdatedOnAll):
     The critic is held at its own values there.
     """
 
-    def update_batch(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> UpdateBatch:
-        batch = super().update_batch(rollout, estimates, selection)
-        tail, mask = selection.tail, rollout.episodes.completion_mask
-        advantages, targets = self.kl_advantages(rollout, estimates, selection), batch.values.clone()
-        advantages[tail] = whiten(estimates.advantages[tail], mask[tail])
-        targets[tail] = batch.targets[tail]
+    def update_batch(self, rollout: Rollout, targets: Targets) -> Batch:
+        batch = super().update_batch(rollout, targets)
+        tail, mask = targets.tail, rollout.completion_mask
+        advantages, critic = self.kl_advantages(rollout, targets), batch.rollout.values.clone()
+        advantages[tail] = whiten(targets.advantages[tail], mask[tail])
+        critic[tail] = batch.value_targets[tail]
         # as in the paper, the losses of the kept are divided by their own number
         weights = batch.weights * len(mask) / len(tail)
-        return replace(batch, advantages=advantages, targets=targets, weights=weights)
+        return replace(batch, advantages=advantages, value_targets=critic, weights=weights)
 
-    def kl_advantages(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> torch.Tensor:
+    def kl_advantages(self, rollout: Rollout, targets: Targets) -> torch.Tensor:
         """- beta times the log-ratio to go, less its mean over the dropped episodes: (B, T)."""
-        tail, mask = selection.tail, rollout.episodes.completion_mask
+        tail, mask = targets.tail, rollout.completion_mask
         dropped = torch.ones(len(mask), dtype=torch.bool).index_fill(0, tail, False)
         if not dropped.any():
-            return torch.zeros_like(estimates.advantages)
+            return torch.zeros_like(targets.advantages)
         nothing = torch.zeros_like(rollout.env_rewards)
         rewards = dense_rewards(nothing, rollout.log_probs, rollout.ref_log_probs, mask, self.kl_coef)
         to_go, _ = generalized_advantages(rewards, torch.zeros_like(rewards), mask, gamma=1.0, lam=1.0)
         mean = masked_mean(to_go[dropped], mask[dropped])
-        return (to_go - mean) / estimates.advantages[tail][mask[tail]].std()
+        return (to_go - mean) / targets.advantages[tail][mask[tail]].std()
 
 
 class CVaRGradient(CVaRPPOTrainer):
     """Eq. 7: the advantage of each token of a kept episode is its return less VaR, the highest kept return."""
 
-    def update_batch(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> UpdateBatch:
-        batch = super().update_batch(rollout, estimates, selection)
-        returns = estimates.returns[selection.tail]
+    def update_batch(self, rollout: Rollout, targets: Targets) -> Batch:
+        batch = super().update_batch(rollout, targets)
+        returns = targets.returns[targets.tail]
         return replace(batch, advantages=(returns - returns.max()).unsqueeze(1).expand_as(batch.advantages))
 
 
 class RankedByPrompt(CVaRPPOTrainer):
     """Episodes are ranked by the critic's value at the last token of the prompt: hard prompts, not bad luck."""
 
-    def select(self, rollout: Rollout, estimates: Estimates, kept: int) -> Selection:
+    def select(self, rollout: Rollout, targets: Targets, kept: int) -> Targets:
         tail = kept_episodes(rollout.values[:, 0], kept)
-        return replace(super().select(rollout, estimates, kept), tail=tail, updated=tail)
+        return replace(super().select(rollout, targets, kept), tail=tail, updated=tail)
 
 
 class LargerBatch(CVaRPPOTrainer):

@@ -18,8 +18,9 @@ from benchmarks.risk_comparison import Work, everyone
 from benchmarks.ways import MEASURES, RLHF, Way, all_runs, collect, run_all, table
 from rarlhf_nb.lab.evaluation.cells import markdown_table
 from rarlhf_nb.risk import tail_count
+from rarlhf_nb.rollout import Rollout, Targets
 from rarlhf_nb.seeding import hash_seed, uniforms
-from rarlhf_nb.trainer import CVaRPPOTrainer, Estimates, Rollout, Selection
+from rarlhf_nb.trainer import CVaRPPOTrainer
 
 PROFILES, SEEDS = ["pocket-imdb"], [11, 12, 13, 14, 15]
 METHOD = "ra_rlhf_ru@0.2"
@@ -40,15 +41,15 @@ def above(rollout: Rollout, kept: int) -> torch.Tensor:
 class TailAlone(CVaRPPOTrainer):
     """Every episode above VaR is left out, after its advantage was whitened with the others: the share 0."""
 
-    def select(self, rollout: Rollout, estimates: Estimates, kept: int) -> Selection:
-        selection = super().select(rollout, estimates, kept)
-        return replace(selection, weights=selection.weights.index_fill(0, above(rollout, kept), 0))
+    def select(self, rollout: Rollout, targets: Targets, kept: int) -> Targets:
+        targets = super().select(rollout, targets, kept)
+        return replace(targets, weights=targets.weights.index_fill(0, above(rollout, kept), 0))
 
 
 class DrawnUniformly(CVaRPPOTrainer):
     """Every episode above VaR is drawn with the same probability, whatever its advantages."""
 
-    def drawn_weights(self, rollout: Rollout, estimates: Estimates, kept: int) -> torch.Tensor:
+    def drawn_weights(self, rollout: Rollout, targets: Targets, kept: int) -> torch.Tensor:
         """The k lowest of independent uniform numbers."""
         weights, others = torch.ones_like(rollout.env_rewards), above(rollout, kept)
         if len(others) > 0:

@@ -132,7 +132,7 @@ def ties(output: Path) -> None:
         trainer, *_ = prepared(VARIANTS["paper"], seed, output)
         found = 0
         for _ in trainer:
-            returns, kept = trainer.estimates.returns.sort().values, len(trainer.selection.tail)
+            returns, kept = trainer.targets.returns.sort().values, len(trainer.targets.tail)
             found += int(kept < len(returns) and bool(returns[kept - 1] == returns[kept]))
         print(f"seed {seed}: {found} of {trainer.iteration} iterations")
 

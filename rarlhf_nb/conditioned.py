@@ -12,22 +12,22 @@ that the quantile of any batch of its size has. Then one update of policy and cr
 is read with its alpha. The reference is the SFT policy, which reads none.
 """
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from rarlhf_nb.episodes import Episodes
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import ActorCritic, Reference
 from rarlhf_nb.ppo import whiten
 from rarlhf_nb.rewards import Reward
 from rarlhf_nb.risk import tail_count
 from rarlhf_nb.risk_embedding import RiskEmbedding
+from rarlhf_nb.rollout import Rollout, Targets
 from rarlhf_nb.seeding import hash_seed
 from rarlhf_nb.settings import ConditionedSettings, PPOSettings, RiskSettings, SamplingSettings, Section
-from rarlhf_nb.trainer import CVaRPPOTrainer, Estimates, Rollout, Selection
+from rarlhf_nb.trainer import CVaRPPOTrainer
 
 DRAWS = 1  # tells this stream of random numbers from others with the same seed and iteration
 
@@ -40,7 +40,7 @@ class AlphaConditionedTrainer(CVaRPPOTrainer):
 
     Args:
         model: gets a risk embedding, and from then on reads alpha.
-        conditioned: see `core.profiles`; its iterations and kl_coef replace those of `args`.
+        conditioned: see `settings`; its iterations and kl_coef replace those of `args`.
         risk: its schedule; alpha and the estimator are replaced by alpha_min and "rockafellar_uryasev".
         Others: see `CVaRPPOTrainer`.
     """
@@ -83,7 +83,7 @@ class AlphaConditionedTrainer(CVaRPPOTrainer):
         places = [0.0, *((np.arange(between) + draws) / max(between, 1)), 1.0]
         return [float(self.conditioned.alpha_min**place) for place in places]
 
-    def draw(self, prompts: list[str], seed: int, first: int) -> Episodes:
+    def draw(self, prompts: list[str], seed: int, first: int) -> Rollout:
         """Line 1: a completion of each prompt for its group's alpha."""
         sizes = torch.tensor([len(rows) for rows in self.groups])
         alphas = torch.tensor(self.group_alphas()).repeat_interleave(sizes)
@@ -94,7 +94,7 @@ class AlphaConditionedTrainer(CVaRPPOTrainer):
         shares = (max(alpha, kept / self.args.batch_size) for alpha in self.group_alphas())
         return [tail_count(share, len(rows)) for share, rows in zip(shares, self.groups, strict=True)]
 
-    def shape_rewards(self, rollout: Rollout, kept: int) -> Estimates:
+    def shape_rewards(self, rollout: Rollout, kept: int) -> Targets:
         """Lines 2 and 3 for each group as for a batch of its own, its advantages whitened.
 
         All groups together then have mean 0 and variance 1 as well: the whitening of the whole batch changes nothing.
@@ -103,26 +103,24 @@ class AlphaConditionedTrainer(CVaRPPOTrainer):
         for rows, count in zip(self.groups, self.group_kept(kept), strict=True):
             group = rollout.take(rows)
             part = super().shape_rewards(group, count)
-            parts.append(replace(part, advantages=whiten(part.advantages, group.episodes.completion_mask)))
-        columns = ([getattr(part, field.name) for part in parts] for field in fields(Estimates))
-        return Estimates(*map(torch.cat, columns))
+            parts.append(replace(part, advantages=whiten(part.advantages, group.completion_mask)))
+        columns = zip(*((part.returns, part.advantages, part.value_targets) for part in parts), strict=True)
+        return Targets(*map(torch.cat, columns))
 
-    def statistics(
-        self, rollout: Rollout, estimates: Estimates, selection: Selection, losses: dict[str, float]
-    ) -> dict[str, float]:
+    def statistics(self, rollout: Rollout, targets: Targets, losses: dict[str, float]) -> dict[str, float]:
         """Those of `CVaRPPOTrainer`, where `kept` counts the tails of all groups, and the means of both end groups."""
         ends = {"alpha_1": self.groups[0], "alpha_min": self.groups[-1]}
         means = {f"env_reward_{end}": rollout.env_rewards[rows].mean().item() for end, rows in ends.items()}
         means |= {f"kl_{end}": rollout.kl[rows].mean().item() for end, rows in ends.items()}
-        return super().statistics(rollout, estimates, selection, losses) | means
+        return super().statistics(rollout, targets, losses) | means
 
-    def select(self, rollout: Rollout, estimates: Estimates, kept: int) -> Selection:
+    def select(self, rollout: Rollout, targets: Targets, kept: int) -> Targets:
         """Line 4: the lowest episodes of each group; the update uses all episodes."""
-        select, parts = super().select, []
+        tails, weights = [], []
         for rows, count in zip(self.groups, self.group_kept(kept), strict=True):
-            part = select(rollout.take(rows), estimates.take(rows), count)
-            parts.append(replace(part, tail=rows.to(part.tail.device)[part.tail]))
-        everyone = torch.arange(len(estimates.returns), device=estimates.returns.device)
-        return Selection(
-            torch.cat([part.tail for part in parts]), everyone, torch.cat([part.weights for part in parts])
-        )
+            group = Targets(targets.returns[rows], targets.advantages[rows], targets.value_targets[rows])
+            group = super().select(rollout.take(rows), group, count)
+            tails.append(rows.to(group.tail.device)[group.tail])
+            weights.append(group.weights)
+        everyone = torch.arange(len(targets.returns), device=targets.returns.device)
+        return replace(targets, tail=torch.cat(tails), updated=everyone, weights=torch.cat(weights))

@@ -8,7 +8,7 @@ updated episodes are sharded again, so that no rank waits for another's tail.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -139,14 +139,12 @@ class Ranks:
 def join(parts: Sequence[Rows], device: torch.device | str) -> Rows:
     """One dataclass of rows from several, in their order; prompts are padded on the left, and all else on the right."""
     joined = {}
-    for field in fields(parts[0]):
-        first, *_ = column = [getattr(part, field.name) for part in parts]
-        if is_dataclass(first):
-            joined[field.name] = join(column, device)
-        elif isinstance(first, list):
-            joined[field.name] = [row for rows in column for row in rows]
+    for name, first in vars(parts[0]).items():
+        column = [getattr(part, name) for part in parts]
+        if isinstance(first, list):
+            joined[name] = [row for rows in column for row in rows]
         elif first is not None:
-            joined[field.name] = _padded(column, left=field.name.startswith("prompt_")).to(device)
+            joined[name] = _padded(column, left=name.startswith("prompt_")).to(device)
     return replace(parts[0], **joined)
 
 

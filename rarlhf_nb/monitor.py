@@ -10,14 +10,15 @@ import math
 import statistics
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from rarlhf_nb.errors import UserError
+from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.settings import WatchSettings
 
 INCIDENTS = ".incidents.jsonl"
@@ -49,26 +50,6 @@ class TrainingStopped(UserError):
     ) -> None:
         super().__init__(message)
         self.iteration, self.stats, self.at_once = iteration, stats, at_once
-
-
-class Scored(NamedTuple):
-    """N episodes with their rewards (NaN where missing) and, if it is known, their KL in nats: (N,) each."""
-
-    prompts: Sequence[str]
-    completions: Sequence[str]
-    rewards: torch.Tensor
-    kl: torch.Tensor | None = None
-
-    def take(self, rows: Sequence[int]) -> "Scored":
-        """The episodes at `rows`."""
-        texts = ([texts[row] for row in rows] for texts in (self.prompts, self.completions))
-        return Scored(*texts, self.rewards[rows], None if self.kl is None else self.kl[rows])
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One dictionary per episode."""
-        kl = [None] * len(self.prompts) if self.kl is None else self.kl.tolist()
-        columns = zip(self.prompts, self.completions, self.rewards.tolist(), kl, strict=True)
-        return [dict(zip(("prompt", "completion", "reward", "kl"), row, strict=True)) for row in columns]
 
 
 class Watch:
@@ -110,60 +91,62 @@ class Watch:
         except FloatingPointError as error:
             self._stop_at_once(str(error))
 
-    def completions(self, scored: Scored) -> None:
+    def completions(self, episodes: Rollout) -> None:
         """Notice a batch that is one completion over and over, or whose rewards are all equal."""
-        settings, size = self.settings, len(scored.completions)
-        self.squared_reward = scored.rewards.square().mean().item()
-        most, count = Counter(scored.completions).most_common(1)[0]
+        settings, size = self.settings, len(episodes.completions)
+        self.squared_reward = episodes.env_rewards.square().mean().item()
+        most, count = Counter(episodes.completions).most_common(1)[0]
         if count / size > settings.collapse_bound:
             what = f"{count} of {size} completions are the same, a share above watch.collapse_bound = "
-            same = [row for row, completion in enumerate(scored.completions) if completion == most]
+            same = [row for row, completion in enumerate(episodes.completions) if completion == most]
             numbers = {"share": count / size, "bound": settings.collapse_bound}
-            self._notice("collapse", f"{what}{settings.collapse_bound:g}", numbers, scored.take(same))
-        rewards = scored.rewards[~scored.rewards.isnan()]
+            self._notice("collapse", f"{what}{settings.collapse_bound:g}", numbers, episodes.take(torch.tensor(same)))
+        rewards = episodes.env_rewards[~episodes.env_rewards.isnan()]
         if len(rewards) > 1 and (rewards == rewards[0]).all():
             reward = rewards[0].item()
-            self._notice("equal_rewards", f"all {len(rewards)} rewards are {reward:g}", {"reward": reward}, scored)
+            self._notice("equal_rewards", f"all {len(rewards)} rewards are {reward:g}", {"reward": reward}, episodes)
 
-    def kl(self, scored: Scored) -> None:
+    def kl(self, episodes: Rollout) -> None:
         """Notice a mean KL beyond its bound, or clearly below 0, where the log-probabilities are not the sampler's.
 
         Raises `TrainingStopped` for a KL that is not finite, whatever the settings: its episode has no rank.
         """
-        kl, bound = scored.kl, self.settings.kl_bound
+        kl, bound = episodes.kl, self.settings.kl_bound
         wrong = (~torch.isfinite(kl)).nonzero().flatten().tolist()
         if wrong:
-            self._stop_at_once(f"the KL of {len(wrong)} of {len(kl)} episodes is not finite", scored.take(wrong))
-        mean, order = kl.mean().item(), kl.argsort(descending=True, stable=True).tolist()
+            self._stop_at_once(
+                f"the KL of {len(wrong)} of {len(kl)} episodes is not finite", episodes.take(torch.tensor(wrong))
+            )
+        mean, order = kl.mean().item(), kl.argsort(descending=True, stable=True)
         if mean > bound:
             what = f"the mean KL is {mean:.1f} nats per completion, above watch.kl_bound = {bound:g}"
-            self._notice("kl", what, {"kl": mean, "bound": bound}, scored.take(order))
+            self._notice("kl", what, {"kl": mean, "bound": bound}, episodes.take(order))
         standard_error = kl.std().item() / math.sqrt(len(kl)) if len(kl) > 1 else math.inf
         least = -4 * standard_error - 0.01
         if mean < least:
             what = f"the mean KL from the reference is {mean:.2f}, clearly negative (four standard errors: {least:.2f})"
             what += ", so the log-probabilities do not describe the distribution that the completions were drawn from"
-            self._notice("negative_kl", what, {"kl": mean, "bound": least}, scored.take(order[::-1]))
+            self._notice("negative_kl", what, {"kl": mean, "bound": least}, episodes.take(order.flip(0)))
 
-    def advantages(self, advantages: torch.Tensor, mask: torch.Tensor, scored: Scored) -> None:
+    def advantages(self, advantages: torch.Tensor, mask: torch.Tensor, episodes: Rollout) -> None:
         """Notice an update without anything to learn: advantages (N, T), before whitening, of N episodes."""
         variance = advantages[mask].var(correction=0).item()
         if variance < LEAST_VARIANCE:
             what = f"the advantages of the {len(advantages)} kept episodes have a variance of {variance:.1e}, below "
             numbers = {"variance": variance, "bound": LEAST_VARIANCE}
-            self._notice("no_variance", f"{what}{LEAST_VARIANCE:g}", numbers, scored)
+            self._notice("no_variance", f"{what}{LEAST_VARIANCE:g}", numbers, episodes)
 
-    def losses(self, losses: dict[str, float], scored: Scored, ratio_threshold: float) -> None:
+    def losses(self, losses: dict[str, float], episodes: Rollout, ratio_threshold: float) -> None:
         """Notice a mean ratio beyond its threshold, and a value loss that explodes; `losses` are those of an epoch."""
         ratio, value_loss = losses["ratio_mean"], losses["value_loss"]
         if ratio > ratio_threshold:
             what = f"the mean ratio is {ratio:.1f}, above ratio_threshold = {ratio_threshold:g}"
-            self._notice("ratio", what, {"ratio_mean": ratio, "bound": ratio_threshold}, scored)
+            self._notice("ratio", what, {"ratio_mean": ratio, "bound": ratio_threshold}, episodes)
         bound = self.settings.value_loss_bound * self._usual_value_loss(value_loss)
         if value_loss > bound:
             what = f"the value loss is {value_loss:.3g}, above {bound:.3g}: watch.value_loss_bound = "
             what += f"{self.settings.value_loss_bound:g} times what is usual"
-            self._notice("value_loss", what, {"value_loss": value_loss, "bound": bound}, scored)
+            self._notice("value_loss", what, {"value_loss": value_loss, "bound": bound}, episodes)
 
     def _usual_value_loss(self, value_loss: float) -> float:
         """The lower median of the past, but no less than the largest mean squared reward, the scale of the targets.
@@ -176,7 +159,7 @@ class Watch:
         squares = [row["env_reward_mean"] ** 2 + row["env_reward_std"] ** 2 for row in self.past]
         return max(statistics.median_low(past or [self.first_value_loss]), self.squared_reward, *squares)
 
-    def allows_step(self, losses: dict[str, float], gradient_norm: float, scored: Scored) -> bool:
+    def allows_step(self, losses: dict[str, float], gradient_norm: float, episodes: Rollout) -> bool:
         """Whether the optimizer may step; notices losses or a gradient that are not finite.
 
         An overflowing ratio is left to ratio_threshold, and the gradient matters only if a step would follow.
@@ -186,7 +169,7 @@ class Watch:
         wrong = {key: value for key, value in numbers.items() if not math.isfinite(value)}
         if wrong:
             what = ", ".join(f"{key} is {value}" for key, value in wrong.items())
-            self._notice("not_finite", what, wrong, scored)
+            self._notice("not_finite", what, wrong, episodes)
         self.stepped = self.stepped or not self.held
         return not self.held
 
@@ -196,13 +179,13 @@ class Watch:
         if self.stops:
             raise TrainingStopped(" ".join(self.stops), iteration=self.iteration, stats=stats, at_once=self.at_once)
 
-    def _stop_at_once(self, what: str, scored: Scored | None = None) -> None:
+    def _stop_at_once(self, what: str, episodes: Rollout | None = None) -> None:
         """Stop an iteration that cannot go on to its end."""
-        self._notice("not_finite", what, {}, scored, action="stop")
+        self._notice("not_finite", what, {}, episodes, action="stop")
         raise TrainingStopped(" ".join(self.stops), iteration=self.iteration, at_once=True)
 
     def _notice(
-        self, symptom: str, what: str, numbers: dict[str, float], scored: Scored | None, action: str | None = None
+        self, symptom: str, what: str, numbers: dict[str, float], episodes: Rollout | None, action: str | None = None
     ) -> None:
         """Write an incident down, and warn of it unless it is a stop, whose line becomes the error's message."""
         if symptom in self.noticed:
@@ -211,7 +194,7 @@ class Watch:
         action = action or getattr(self.settings, symptom)
         line = f"{self.unit} {self.iteration}: {what}; {DONE[action]} ({symptom}: {action}). {REMEDIES[symptom]}"
         if self.file:
-            shown = scored.take(range(min(SHOWN, len(scored.prompts)))).rows() if scored else []
+            shown = as_dictionaries(episodes.take(torch.arange(min(SHOWN, len(episodes))))) if episodes else []
             incident = {self.unit: self.iteration, "symptom": symptom, "action": action, "numbers": numbers}
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a") as file:
@@ -222,3 +205,10 @@ class Watch:
         elif self.aloud:
             warnings.warn(line, stacklevel=4)
         self.held = self.held or action != "warn"
+
+
+def as_dictionaries(episodes: Rollout) -> list[dict[str, Any]]:
+    """One dictionary per episode, for the file of incidents."""
+    kl = [None] * len(episodes) if episodes.kl is None else episodes.kl.tolist()
+    columns = zip(episodes.prompts, episodes.completions, episodes.env_rewards.tolist(), kl, strict=True)
+    return [dict(zip(("prompt", "completion", "reward", "kl"), row, strict=True)) for row in columns]

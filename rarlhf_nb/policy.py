@@ -29,7 +29,6 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-from rarlhf_nb.episodes import Episodes, TokenEvaluation
 from rarlhf_nb.errors import UserError, first_line
 from rarlhf_nb.hub import resolve_model
 from rarlhf_nb.quantization import (
@@ -40,6 +39,7 @@ from rarlhf_nb.quantization import (
     prepare_quantized,
 )
 from rarlhf_nb.risk_embedding import RiskEmbedding, causal_lm_config, load_risk_embedding
+from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.sampling import Reader, ReadToken, draw_completions, sampled_log_probs, sampler_logits
 from rarlhf_nb.seeding import seeded, uniforms
 from rarlhf_nb.settings import LoraSettings, SamplingSettings
@@ -62,8 +62,8 @@ class Policy(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `ActorCritic.forward`."""
 
-    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int, first: int = 0) -> Episodes:
-        """See `ActorCritic.sample`; the `drawn` of the episodes is filled."""
+    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int, first: int = 0) -> Rollout:
+        """See `ActorCritic.sample`."""
 
 
 class ActorCritic(nn.Module):
@@ -172,7 +172,7 @@ class ActorCritic(nn.Module):
         mask = torch.ones_like(prefix, dtype=attention_mask.dtype)
         return torch.cat([prefix, input_ids], 1), torch.cat([mask, attention_mask], 1)
 
-    def token_log_probs(self, episodes: Episodes, sampling: SamplingSettings) -> torch.Tensor:
+    def token_log_probs(self, episodes: Rollout, sampling: SamplingSettings) -> torch.Tensor:
         """log pi(a_t | s_t) (B, T) under the sampler's masked distribution."""
         return evaluate_tokens(self, episodes, sampling).log_probs
 
@@ -189,7 +189,7 @@ class ActorCritic(nn.Module):
         seed: int,
         first: int = 0,
         alpha: float | torch.Tensor | None = None,
-    ) -> Episodes:
+    ) -> Rollout:
         """Draw one completion for each prompt. The same prompts, weights and seed give the same completions.
 
         first: the place of the first prompt in the batch that these prompts are a part of; an episode depends on its
@@ -249,12 +249,12 @@ class ActorCritic(nn.Module):
         prompt_mask: torch.Tensor,
         read: ReadToken,
         numbers: np.ndarray,
-    ) -> Episodes:
+    ) -> Rollout:
         """The episodes of `draw_completions`, with the completions as text; numbers: `uniforms` (B, most tokens)."""
         tokens, numbers = self.processing_class, torch.from_numpy(numbers).to(self.device)
-        ids, mask, drawn = draw_completions(read, numbers, tokens.eos_token_id, tokens.pad_token_id)
+        ids, mask, *numbers = draw_completions(read, numbers, tokens.eos_token_id, tokens.pad_token_id)
         completions = self.completion_texts(prompt_ids, prompt_mask, ids, mask)
-        return Episodes(list(prompts), completions, prompt_ids, prompt_mask, ids, mask, drawn)
+        return Rollout(list(prompts), completions, prompt_ids, prompt_mask, ids, mask, *numbers)
 
     def completion_texts(
         self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, completion_ids: torch.Tensor, mask: torch.Tensor
@@ -414,7 +414,7 @@ class Reference:
         self._policy = policy if isinstance(policy.model, peft.PeftModel) else _frozen(policy)
 
     @torch.no_grad()
-    def token_log_probs(self, episodes: Episodes, sampling: SamplingSettings) -> torch.Tensor:
+    def token_log_probs(self, episodes: Rollout, sampling: SamplingSettings) -> torch.Tensor:
         """log pi_ref(a_t | s_t) (B, T) under the sampler's masked distribution."""
         model = self._policy.model
         adapter_off = model.disable_adapter() if isinstance(model, peft.PeftModel) else nullcontext()
@@ -427,9 +427,9 @@ def _frozen(policy: ActorCritic) -> ActorCritic:
 
 
 def evaluate_tokens(
-    policy: ActorCritic, episodes: Episodes, sampling: SamplingSettings, forward: nn.Module | None = None
-) -> TokenEvaluation:
-    """log pi(a_t | s_t) and V(s_t) of every completion token.
+    policy: ActorCritic, episodes: Rollout, sampling: SamplingSettings, forward: nn.Module | None = None
+) -> Rollout:
+    """The episodes with log pi(a_t | s_t) and V(s_t) of every completion token as this policy reads them.
 
     forward: accelerate's wrapper of the policy; in training the gradients must flow through it. Columns that are
     padding in every episode are not read.
@@ -445,4 +445,5 @@ def evaluate_tokens(
     forbidden = policy.forbidden_ids, policy.processing_class.eos_token_id
     log_probs = sampled_log_probs(logits, ids, sampling, *forbidden)
     missing = (0, episodes.completion_ids.shape[1] - length)
-    return TokenEvaluation(*(nn.functional.pad(x.masked_fill(~mask, 0.0), missing) for x in (log_probs, values)))
+    log_probs, values = (nn.functional.pad(x.masked_fill(~mask, 0.0), missing) for x in (log_probs, values))
+    return replace(episodes, log_probs=log_probs, values=values)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from rarlhf_nb.episodes import TokenEvaluation
 from rarlhf_nb.settings import SamplingSettings
 
 if TYPE_CHECKING:
@@ -23,8 +22,8 @@ ReadToken = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 @torch.no_grad()
 def draw_completions(
     read: ReadToken, uniforms: torch.Tensor, eos_id: int | None, pad_id: int
-) -> tuple[torch.Tensor, torch.Tensor, TokenEvaluation]:
-    """Completion ids and mask, both (B, T), and what the sampler knew of each token.
+) -> tuple[torch.Tensor, ...]:
+    """Completion ids and mask, and the log-probability, value and entropy of each token, 0 on padding: (B, T) each.
 
     read: takes the token that was drawn last (B, 1), nothing (B, 0) at first, and the number of tokens drawn so far;
     gives the logits of the next one (B, V) and the value (B,) of the state in which it is drawn.
@@ -46,7 +45,7 @@ def draw_completions(
         if not going.any():
             break
     ids, mask, *numbers = (torch.stack(column, 1) for column in zip(*columns, strict=True))
-    return ids, mask, TokenEvaluation(*(number.masked_fill(~mask, 0.0) for number in numbers))
+    return ids, mask, *(number.masked_fill(~mask, 0.0) for number in numbers)
 
 
 def invert_distribution(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

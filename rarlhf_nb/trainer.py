@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -21,11 +21,9 @@ import torch
 from datasets import Dataset
 
 from rarlhf_nb.checkpoint import Checkpoint, Checkpoints
-from rarlhf_nb.episodes import Episodes, Rows, TokenEvaluation
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.loop import TrainingLoop
 from rarlhf_nb.micro_batches import MicroBatches, Pieces
-from rarlhf_nb.monitor import Scored
 from rarlhf_nb.policy import ActorCritic, Reference, evaluate_tokens
 from rarlhf_nb.ppo import (
     dense_rewards,
@@ -40,64 +38,17 @@ from rarlhf_nb.ppo import (
 )
 from rarlhf_nb.rewards import Reward, check_rewards
 from rarlhf_nb.risk import drawn_above, kept_episodes, rockafellar_uryasev_rewards
+from rarlhf_nb.rollout import Batch, Rollout, Targets
 from rarlhf_nb.seeding import hash_seed, shuffled_stream, uniforms
 from rarlhf_nb.settings import PPOSettings, RiskSettings, SamplingSettings, Section, WatchSettings
-
-
-@dataclass(frozen=True)
-class Rollout(Rows):
-    """B sampled episodes with their rewards and the numbers of policy, critic and reference, all before the update."""
-
-    episodes: Episodes
-    env_rewards: torch.Tensor  # (B,)
-    log_probs: torch.Tensor  # (B, T), like the next three
-    ref_log_probs: torch.Tensor
-    values: torch.Tensor
-    entropy: torch.Tensor
-    kl: torch.Tensor  # (B,) log-ratio of policy and reference, summed over the completion
-
-    @property
-    def scored(self) -> Scored:
-        """The episodes as an incident shows them."""
-        return Scored(self.episodes.prompts, self.episodes.completions, self.env_rewards, self.kl)
-
-
-@dataclass(frozen=True)
-class Estimates(Rows):
-    """Returns, advantages and the critic's targets, computed from the rewards of a rollout."""
-
-    returns: torch.Tensor  # (B,) environment reward - beta KL
-    advantages: torch.Tensor  # (B, T)
-    targets: torch.Tensor  # (B, T) of the critic
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The episodes that an iteration selects, as indices into the batch, in batch order."""
-
-    tail: torch.Tensor  # (kept,) the lowest episodes
-    updated: torch.Tensor  # (N,) the episodes that the update stands for: the tail, or all of them
-    weights: torch.Tensor  # (N,) of their losses; an episode of weight 0 costs nothing
-
-
-@dataclass(frozen=True)
-class UpdateBatch(Rows):
-    """The N episodes of an update, with every number that their loss depends on."""
-
-    episodes: Episodes
-    log_probs: torch.Tensor  # (N, T), like the rest; under the policy that sampled them
-    values: torch.Tensor
-    advantages: torch.Tensor  # whitened
-    targets: torch.Tensor
-    weights: torch.Tensor  # (N,) of the losses; 0 for an episode that only fills up a rank's share
 
 
 class CVaRPPOTrainer(TrainingLoop):
     """Fine-tune a policy on the tail of its returns (RA-RLHF, Chaudhary et al. 2024, Algorithm 1).
 
     `train()` runs all iterations. Iterating over the trainer runs them one at a time and yields the statistics of each
-    (`glossary` explains the keys). `step(prompts)` runs one iteration on prompts of your own. `rollout`, `estimates`
-    and `selection` hold the last batch.
+    (`glossary` explains the keys). `step(prompts)` runs one iteration on prompts of your own. `rollout` and `targets`
+    hold the last batch.
 
     On several processes (`accelerate launch`, `torchrun`) B is the size of the global batch, and every rank holds the
     whole of it once it is sampled; a reward function gets a rank's share of it.
@@ -106,7 +57,7 @@ class CVaRPPOTrainer(TrainingLoop):
         model: the actor-critic, trained in place.
         reward_funcs: one callable or several with TRL's signature `(prompts, completions, **columns) -> list[float]`;
             the rewards of several are added up.
-        args, risk, sampling: see `core.profiles`.
+        args, risk, sampling: see `settings`.
         train_dataset: has a `prompt` column; its other columns are handed to the rewards.
         reference: pi_ref; by default a frozen copy of the policy as it is now.
         seed: for the order of the prompts and the completions. log_file: gets one JSON line per iteration.
@@ -152,8 +103,7 @@ class CVaRPPOTrainer(TrainingLoop):
         self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.kl_coef = args.kl_coef
         self.rollout: Rollout | None = None
-        self.estimates: Estimates | None = None
-        self.selection: Selection | None = None
+        self.targets: Targets | None = None
         if report_to:
             self.accelerator.init_trackers("rarlhf_nb", config=args.model_dump() | risk.model_dump())
 
@@ -192,12 +142,12 @@ class CVaRPPOTrainer(TrainingLoop):
         self.watch.begin(self.iteration)
         kept = self.schedule.kept(self.iteration)
         rollout = self.sample(prompts, columns)  # Alg. 1, lines 1 and 2
-        estimates = self.shape_rewards(rollout, kept)  # lines 2 and 3
-        selection = self.select(rollout, estimates, kept)  # line 4
-        losses = self.update(rollout, estimates, selection)  # line 5
-        stats = self.statistics(rollout, estimates, selection, losses)
-        self.kl_coef = self.adapted_kl_coef(rollout, selection)  # line 6
-        self.rollout, self.estimates, self.selection = rollout, estimates, selection
+        targets = self.shape_rewards(rollout, kept)  # lines 2 and 3
+        targets = self.select(rollout, targets, kept)  # line 4
+        losses = self.update(rollout, targets)  # line 5
+        stats = self.statistics(rollout, targets, losses)
+        self.kl_coef = self.adapted_kl_coef(rollout, targets)  # line 6
+        self.rollout, self.targets = rollout, targets
         stats |= {"seconds": time.perf_counter() - started}
         self.watch.conclude(stats)
         return stats
@@ -209,8 +159,8 @@ class CVaRPPOTrainer(TrainingLoop):
         with self.ranks.summon_full_params(self.wrapped), self.watch.sampling(), self.ranks.shared_errors():
             rollout = self.sample_share(prompts[share], own, first=share.start)
         rollout = self.ranks.all_gather_rows(rollout)
-        self.watch.completions(rollout.scored)
-        self.watch.kl(rollout.scored)
+        self.watch.completions(rollout)
+        self.watch.kl(rollout)
         return rollout
 
     def sample_share(self, prompts: list[str], columns: dict[str, list], first: int) -> Rollout:
@@ -224,13 +174,14 @@ class CVaRPPOTrainer(TrainingLoop):
                 len(episodes), lambda pieces: self.read(episodes, pieces)
             )
         kl = episode_kl(log_probs, ref_log_probs, episodes.completion_mask)
-        return Rollout(episodes, env_rewards, log_probs, ref_log_probs, values, episodes.drawn.entropy, kl)
+        read = {"log_probs": log_probs, "values": values, "ref_log_probs": ref_log_probs}
+        return replace(episodes, env_rewards=env_rewards, kl=kl, **read)
 
-    def draw(self, prompts: list[str], seed: int, first: int) -> Episodes:
+    def draw(self, prompts: list[str], seed: int, first: int) -> Rollout:
         """Line 1: a completion of each prompt."""
         return self.policy.sample(prompts, self.sampling, seed, first)
 
-    def read(self, episodes: Episodes, pieces: Pieces) -> tuple[torch.Tensor, ...]:
+    def read(self, episodes: Rollout, pieces: Pieces) -> tuple[torch.Tensor, ...]:
         """The reference's log-probabilities, and those and the values of the policy that drew them: (B, T) each."""
         parts = [episodes.take(rows) for rows in pieces]
         ref_log_probs = [self.reference.token_log_probs(part, self.sampling) for part in parts]
@@ -238,16 +189,16 @@ class CVaRPPOTrainer(TrainingLoop):
         columns = (ref_log_probs, [part.log_probs for part in own], [part.values for part in own])
         return tuple(torch.cat(column) for column in columns)
 
-    def behaviour(self, episodes: Episodes) -> TokenEvaluation:
+    def behaviour(self, episodes: Rollout) -> Rollout:
         """Log-probabilities and values under the policy that drew the episodes: the sampler's own numbers.
 
         In half precision, reading token by token and at once round differently, by more than an update moves a
         ratio; so there the episodes are read again, as the update will read them.
         """
         full = self.accelerator.mixed_precision == "no" and torch.finfo(self.policy.model.dtype).bits >= 32
-        return episodes.drawn if full else evaluate_tokens(self.policy, episodes, self.sampling)
+        return episodes if full else evaluate_tokens(self.policy, episodes, self.sampling)
 
-    def env_rewards(self, episodes: Episodes, columns: dict[str, list]) -> torch.Tensor:
+    def env_rewards(self, episodes: Rollout, columns: dict[str, list]) -> torch.Tensor:
         """The sum of the reward functions for each episode, checked: (B,)."""
         rewards = [
             check_rewards(
@@ -259,9 +210,9 @@ class CVaRPPOTrainer(TrainingLoop):
         ]
         return torch.tensor(rewards, dtype=torch.float32, device=self.policy.device).sum(0)
 
-    def shape_rewards(self, rollout: Rollout, kept: int) -> Estimates:
+    def shape_rewards(self, rollout: Rollout, kept: int) -> Targets:
         """Lines 2 and 3: the dense rewards of eq. 5, their episode returns, advantages and the critic's targets."""
-        mask, env_rewards = rollout.episodes.completion_mask, rollout.env_rewards
+        mask, env_rewards = rollout.completion_mask, rollout.env_rewards
         returns = env_rewards - self.kl_coef * rollout.kl
         risk_averse = self.risk.estimator == "rockafellar_uryasev"
         if risk_averse:
@@ -272,43 +223,42 @@ class CVaRPPOTrainer(TrainingLoop):
             # scale of the rewards. At 1 / alpha' of that scale, the critic's loss would drown the policy's in the
             # shared trunk.
             rewards *= kept / len(env_rewards)
-        return Estimates(
-            returns, *generalized_advantages(rewards, rollout.values, mask, self.args.gamma, self.args.lam)
-        )
+        return Targets(returns, *generalized_advantages(rewards, rollout.values, mask, self.args.gamma, self.args.lam))
 
-    def select(self, rollout: Rollout, estimates: Estimates, kept: int) -> Selection:
+    def select(self, rollout: Rollout, targets: Targets, kept: int) -> Targets:
         """Line 4: the kept(m) lowest episodes, and the episodes that the update uses."""
-        ranked = estimates.returns if self.risk.rank_by == "return" else rollout.env_rewards
+        ranked = targets.returns if self.risk.rank_by == "return" else rollout.env_rewards
         tail = kept_episodes(ranked, kept)
         if self.risk.estimator == "tail_selection":
-            return Selection(tail, updated=tail, weights=ranked.new_ones(kept))
+            return replace(targets, tail=tail, updated=tail, weights=ranked.new_ones(kept))
         everyone = torch.arange(len(ranked), device=ranked.device)
-        return Selection(tail, updated=everyone, weights=self.drawn_weights(rollout, estimates, kept))
+        weights = self.drawn_weights(rollout, targets, kept)
+        return replace(targets, tail=tail, updated=everyone, weights=weights)
 
-    def drawn_weights(self, rollout: Rollout, estimates: Estimates, kept: int) -> torch.Tensor:
+    def drawn_weights(self, rollout: Rollout, targets: Targets, kept: int) -> torch.Tensor:
         """The weights of all B episodes where only a share of those above VaR is drawn for the update: (B,).
 
         An episode's chance is proportional to the sum of its whitened |advantages|; at 0 it would add nothing to the
         policy's gradient.
         """
-        mask = rollout.episodes.completion_mask
-        sizes = masked_sum(whiten(estimates.advantages, mask).abs(), mask)
+        mask = rollout.completion_mask
+        sizes = masked_sum(whiten(targets.advantages, mask).abs(), mask)
         no_episode = self.args.batch_size  # a place past the batch, whose random numbers draw no token
         ((number,),) = uniforms(hash_seed(self.seed, self.iteration), first=no_episode, rows=1, length=1)
         return drawn_above(rollout.env_rewards, sizes, kept, self.risk.above_share, number)
 
-    def update(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> dict[str, float]:
+    def update(self, rollout: Rollout, targets: Targets) -> dict[str, float]:
         """Line 5: PPO on the selected episodes, one optimizer step per epoch; returns the mean losses of the epochs.
 
         The gradients of the micro-batches and of the ranks add up to that of the whole batch, since every loss is
         divided by the number of all selected tokens, drawn or not.
         """
-        batch = self.update_batch(rollout, estimates, selection)
-        scored = rollout.scored.take(selection.updated.tolist())
-        self.watch.advantages(estimates.advantages[selection.updated], batch.episodes.completion_mask, scored)
-        tokens, epochs = batch.episodes.completion_mask.sum(), []
+        batch = self.update_batch(rollout, targets)
+        scored = rollout.take(targets.updated)
+        self.watch.advantages(targets.advantages[targets.updated], batch.rollout.completion_mask, scored)
+        tokens, epochs = batch.rollout.completion_mask.sum(), []
         batch = batch.take(batch.weights.nonzero().flatten())
-        rows, counted = self.ranks.shard(len(batch.episodes))
+        rows, counted = self.ranks.shard(len(batch.rollout))
         own = batch.take(rows)
         own = replace(own, weights=own.weights * counted.to(own.weights.device))
         self.micro_batches.settle(len(rows), lambda few: self.rehearse(own.take(few), tokens), self.moment_bytes)
@@ -322,20 +272,18 @@ class CVaRPPOTrainer(TrainingLoop):
                 break
             self.optimizer.step()
         self.optimizer.zero_grad()
-        return pd.DataFrame(epochs).mean().to_dict() | {"gradient_tokens": batch.episodes.tokens * len(epochs)}
+        return pd.DataFrame(epochs).mean().to_dict() | {"gradient_tokens": batch.rollout.tokens * len(epochs)}
 
-    def update_batch(self, rollout: Rollout, estimates: Estimates, selection: Selection) -> UpdateBatch:
+    def update_batch(self, rollout: Rollout, targets: Targets) -> Batch:
         """The selected episodes, with advantages whitened over their tokens or over the whole batch's."""
-        rows, mask = selection.updated, rollout.episodes.completion_mask
-        episodes = rollout.episodes.take(rows)
+        rows, updated = targets.updated, rollout.take(targets.updated)
         if self.risk.whitening == "kept":
-            advantages = whiten(estimates.advantages[rows], episodes.completion_mask)
+            advantages = whiten(targets.advantages[rows], updated.completion_mask)
         else:
-            advantages = whiten(estimates.advantages, mask)[rows]
-        numbers = (rollout.log_probs[rows], rollout.values[rows], advantages, estimates.targets[rows])
-        return UpdateBatch(episodes, *numbers, weights=selection.weights)
+            advantages = whiten(targets.advantages, rollout.completion_mask)[rows]
+        return Batch(updated, advantages, targets.value_targets[rows], targets.weights)
 
-    def gradient(self, batch: UpdateBatch, pieces: Pieces, tokens: torch.Tensor) -> dict[str, float]:
+    def gradient(self, batch: Batch, pieces: Pieces, tokens: torch.Tensor) -> dict[str, float]:
         """The gradient of one epoch, begun anew; returns this rank's part of the losses."""
         self.optimizer.zero_grad()
         losses = []
@@ -345,7 +293,7 @@ class CVaRPPOTrainer(TrainingLoop):
                 losses.append(self.backward(batch.take(rows), tokens))
         return {key: sum(part[key] for part in losses) for key in losses[0]}
 
-    def rehearse(self, batch: UpdateBatch, tokens: torch.Tensor) -> dict[str, float]:
+    def rehearse(self, batch: Batch, tokens: torch.Tensor) -> dict[str, float]:
         """A micro-batch's passes on this rank alone, to see if they fit into memory; the epoch drops their gradient."""
         with self.accelerator.no_sync(self.wrapped):
             return self.backward(batch, tokens)
@@ -356,16 +304,16 @@ class CVaRPPOTrainer(TrainingLoop):
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         return 0 if self.optimizer.state else 2 * sum(weight.nbytes for weight in trained)
 
-    def backward(self, batch: UpdateBatch, tokens: torch.Tensor) -> dict[str, float]:
+    def backward(self, batch: Batch, tokens: torch.Tensor) -> dict[str, float]:
         """Eq. 11 on a micro-batch, its sum over tokens divided by `tokens`: adds the gradient, returns the terms."""
         args, weights = self.args, batch.weights.unsqueeze(1)
-        mask = batch.episodes.completion_mask & (weights > 0)
+        mask = batch.rollout.completion_mask & (weights > 0)
         with self.accelerator.autocast():
-            now = evaluate_tokens(self.policy, batch.episodes, self.sampling, forward=self.wrapped)
-        ratio = (now.log_probs - batch.log_probs).detach().exp()
+            now = evaluate_tokens(self.policy, batch.rollout, self.sampling, forward=self.wrapped)
+        ratio = (now.log_probs - batch.rollout.log_probs).detach().exp()
         terms = {
-            "policy_loss": policy_losses(now.log_probs, batch.log_probs, batch.advantages, args.cliprange),
-            "value_loss": value_losses(now.values, batch.values, batch.targets, args.cliprange_value),
+            "policy_loss": policy_losses(now.log_probs, batch.rollout.log_probs, batch.advantages, args.cliprange),
+            "value_loss": value_losses(now.values, batch.rollout.values, batch.value_targets, args.cliprange_value),
             "ratio_mean": ratio,
             "clip_fraction": ((ratio - 1).abs() > args.cliprange).to(ratio.dtype),
         }
@@ -374,27 +322,25 @@ class CVaRPPOTrainer(TrainingLoop):
         self.accelerator.backward(self.ranks.count * (terms["policy_loss"] + args.vf_coef * terms["value_loss"]))
         return {key: term.item() for key, term in terms.items()}
 
-    def adapted_kl_coef(self, rollout: Rollout, selection: Selection) -> float:
+    def adapted_kl_coef(self, rollout: Rollout, targets: Targets) -> float:
         """Line 6, eq. 12: the next beta, from the KL of the updated episodes.
 
         The KL is averaged over these episodes or, as in the authors' code, over B. Without `kl_target` beta is fixed.
         """
         if self.args.kl_target is None:
             return self.kl_coef
-        kl = rollout.kl[selection.updated]
+        kl = rollout.kl[targets.updated]
         average = kl.mean() if self.risk.kl_average == "kept" else kl.sum() / len(rollout.kl)
         return next_kl_coef(self.kl_coef, average.item(), self.args.kl_target, len(rollout.kl), self.args.kl_horizon)
 
-    def statistics(
-        self, rollout: Rollout, estimates: Estimates, selection: Selection, losses: dict[str, float]
-    ) -> dict[str, float]:
+    def statistics(self, rollout: Rollout, targets: Targets, losses: dict[str, float]) -> dict[str, float]:
         """The row of the training log for this iteration; `glossary` gives the formula of each key."""
-        tail, updated, mask = selection.tail, selection.updated, rollout.episodes.completion_mask
+        tail, updated, mask = targets.tail, targets.updated, rollout.completion_mask
         stats = {
             "env_reward_mean": rollout.env_rewards.mean(),
             "env_reward_std": rollout.env_rewards.std(correction=0),
-            "return_mean": estimates.returns.mean(),
-            "tail_return_mean": estimates.returns[tail].mean(),
+            "return_mean": targets.returns.mean(),
+            "tail_return_mean": targets.returns[tail].mean(),
             "tail_env_reward_mean": rollout.env_rewards[tail].mean(),
             "kl": rollout.kl.mean(),
             "kl_kept": rollout.kl[tail].mean(),

@@ -63,10 +63,9 @@ def quark_trainer(own: dict, **common: Any) -> QuarkTrainer:
 
 
 def seen_by_ppo(trainer: CVaRPPOTrainer) -> dict[str, Any]:
-    episodes = trainer.rollout.episodes
-    rows = zip(episodes.completion_ids, episodes.completion_mask, strict=True)
+    rows = zip(trainer.rollout.completion_ids, trainer.rollout.completion_mask, strict=True)
     tokens = [ids[mask].tolist() for ids, mask in rows]
-    return {"tail": trainer.selection.tail.tolist(), "prompts": episodes.prompts, "tokens": tokens}
+    return {"tail": trainer.targets.tail.tolist(), "prompts": trainer.rollout.prompts, "tokens": tokens}
 
 
 def seen_by_quark(trainer: QuarkTrainer) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_evaluation_pays_the_kl_of_the_choice_and_padding_stays_zero():
     episodes = method.sample(PROMPTS * 4, free, seed=5)
     mask = episodes.completion_mask
     assert not mask.all()
-    difference = episodes.drawn.log_probs - policy.token_log_probs(episodes, free).detach()
+    difference = episodes.log_probs - policy.token_log_probs(episodes, free).detach()
     assert (difference[~mask] == 0).all()
     torch.testing.assert_close(difference.sum(1), torch.full((32,), best_of_n_kl(4)), atol=1e-5, rtol=0)
 

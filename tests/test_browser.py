@@ -66,8 +66,8 @@ class Trainer:
         time.sleep(0.1)
         self.iteration += 1
         self.rollout = SimpleNamespace(env_rewards=np.arange(8.0), kl=np.arange(8.0),
-                                       episodes=SimpleNamespace(prompts=prompts, completions=prompts))
-        self.selection = SimpleNamespace(tail=np.arange(self.kept))
+                                       prompts=prompts, completions=prompts)
+        self.targets = SimpleNamespace(tail=np.arange(self.kept))
 
 live_training(Trainer)
 """

@@ -59,8 +59,8 @@ def test_each_episode_is_read_with_its_own_alpha(architecture):
     alphas = torch.tensor([1.0, 0.7, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1])
     batch = policy.sample(PROMPTS, sampling_settings(), seed=1, alpha=alphas)
     read = evaluate_tokens(policy, batch, sampling_settings())
-    torch.testing.assert_close(read.log_probs, batch.drawn.log_probs, atol=1e-5, rtol=0)
-    torch.testing.assert_close(read.values, batch.drawn.values, atol=1e-5, rtol=0)
+    torch.testing.assert_close(read.log_probs, batch.log_probs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(read.values, batch.values, atol=1e-5, rtol=0)
     for i, prompt in enumerate(PROMPTS):
         ids = torch.cat([policy.tokenize([prompt])[0], batch.completion_ids[i : i + 1]], 1)
         embeddings = policy.model.get_input_embeddings()(ids) - 3 * np.log(alphas[i].item()) * policy.risk.weight
@@ -78,7 +78,7 @@ def test_an_untrained_embedding_changes_nothing_and_alpha_one_never_does():
     policy.risk.weight.data.zero_()
     again = policy.sample(PROMPTS, SAMPLING, seed=2, alpha=0.1)
     assert again.completions == batch.completions
-    assert torch.equal(again.drawn.log_probs, batch.drawn.log_probs)
+    assert torch.equal(again.log_probs, batch.log_probs)
 
 
 def test_the_reference_reads_no_alpha():
@@ -96,7 +96,7 @@ def test_a_saved_policy_samples_as_it_did(architecture, tmp_path):
     assert loaded.risk.alpha_min == 0.1 and type(loaded.model) is type(policy.model)
     one, other = (p.sample(PROMPTS, SAMPLING, seed=1, alpha=0.13) for p in (policy, loaded))
     assert one.completions == other.completions
-    assert torch.equal(one.drawn.log_probs, other.drawn.log_probs)
+    assert torch.equal(one.log_probs, other.log_probs)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
@@ -197,25 +197,24 @@ def test_var_rewards_and_whitening_are_each_groups_own():
     rollout = trainer.sample(PROMPTS, {})
     rewards = torch.tensor([3.0, -1, 2, 0, 5, 1, -4, 1.5], dtype=torch.float64)
     rollout = replace(rollout, env_rewards=rewards)
-    estimates = trainer.shape_rewards(rollout, kept=4)
-    selection = trainer.select(rollout, estimates, kept=4)
-    mask, beta = rollout.episodes.completion_mask, trainer.kl_coef
+    found = trainer.select(rollout, trainer.shape_rewards(rollout, kept=4), kept=4)
+    mask, beta = rollout.completion_mask, trainer.kl_coef
     # the first group, at alpha 1, keeps all; the second, at alpha 0.25, still the schedule's half
     shaped = torch.cat([rewards[:4], rockafellar_uryasev_rewards(rewards[4:], 2)])
     assert shaped[4:].tolist() == [1.0, 1.0, 1.0 - 2 * 5, 1.0]
     dense = dense_rewards(shaped, rollout.log_probs, rollout.ref_log_probs, mask, beta)
     dense[4:] *= 2 / 4
     advantages, targets = generalized_advantages(dense, rollout.values, mask, 1.0, 0.95)
-    torch.testing.assert_close(estimates.targets, targets)
+    torch.testing.assert_close(found.value_targets, targets)
     for rows in (slice(0, 4), slice(4, 8)):
         real = advantages[rows][mask[rows]]
         expected = (real - real.mean()) / (real.var(correction=0) + 1e-8).sqrt()
-        torch.testing.assert_close(estimates.advantages[rows][mask[rows]], expected)
-    batch = trainer.update_batch(rollout, estimates, selection)
-    torch.testing.assert_close(batch.advantages, estimates.advantages, atol=1e-6, rtol=0)
-    lowest = estimates.returns[4:].sort().indices[:2] + 4
-    assert selection.tail.tolist() == [0, 1, 2, 3, *sorted(lowest.tolist())]
-    assert selection.updated.tolist() == list(range(8))
+        torch.testing.assert_close(found.advantages[rows][mask[rows]], expected)
+    batch = trainer.update_batch(rollout, found)
+    torch.testing.assert_close(batch.advantages, found.advantages, atol=1e-6, rtol=0)
+    lowest = found.returns[4:].sort().indices[:2] + 4
+    assert found.tail.tolist() == [0, 1, 2, 3, *sorted(lowest.tolist())]
+    assert found.updated.tolist() == list(range(8))
 
 
 def test_the_schedule_falls_for_all_groups_until_each_reaches_its_alpha():
@@ -263,7 +262,7 @@ def test_live_training_offers_it_beside_the_estimators(tmp_path, monkeypatch):
         schedule = trainer.schedule
         assert (trainer.iterations, trainer.seed, schedule.alpha, schedule.warm_start) == (40, 7, 0.25, 2)
         trainer.step(**trainer.next_prompts())
-        assert 0 < len(trainer.selection.tail) <= len(trainer.rollout.env_rewards) == 16
+        assert 0 < len(trainer.targets.tail) <= len(trainer.rollout.env_rewards) == 16
     assert trainer.policy.risk.alpha_min == 0.25 and not list(tmp_path.iterdir())
 
 

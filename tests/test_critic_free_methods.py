@@ -84,7 +84,7 @@ def test_the_kl_is_that_of_the_policy_that_sampled(tmp_path):
         _, longer = train(tmp_path, stop_after=2, **options)
         assert log["kl"].tolist() == longer["kl"][:1].tolist() == [pytest.approx(0, abs=1e-6)]
         many = policy.sample(PROMPTS * 200, SAMPLING, seed=0)
-        log_ratios = many.drawn.log_probs - Reference(start(tmp_path)).token_log_probs(many, SAMPLING)
+        log_ratios = many.log_probs - Reference(start(tmp_path)).token_log_probs(many, SAMPLING)
         kl = (log_ratios * many.completion_mask).sum(1).mean()
         assert longer["kl"][1] == pytest.approx(kl.item(), rel=0.25)  # 256 episodes against many
 

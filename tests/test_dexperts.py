@@ -87,7 +87,7 @@ def test_log_probs_are_those_of_a_slow_reference_without_padding_or_cache(archit
     method, sampling = dexperts(architecture, roles=roles), sampling_settings(minimum_completion_length=2)
     batch = method.sample(PROMPTS * 4, sampling, seed=1)
     assert not batch.prompt_mask.all() and not batch.completion_mask.all()  # padding on both sides
-    log_probs = batch.drawn.log_probs
+    log_probs = batch.log_probs
     expected = torch.zeros_like(log_probs)
     for i, mask in enumerate(batch.completion_mask):
         ids = batch.prompt_ids[i][batch.prompt_mask[i]].tolist()
@@ -115,7 +115,7 @@ def test_sampled_frequencies_are_the_log_probs_that_we_claim():
     method = dexperts(alpha=0.5, top_p=0.9)
     sampling = sampling_settings(completion_length=1, minimum_completion_length=0, temperature=0.7)
     drawn = method.sample(["the film is"] * 20_000, sampling, seed=0)
-    claimed = drawn.drawn.log_probs.exp()
+    claimed = drawn.log_probs.exp()
     tokens = drawn.completion_ids.unique()
     assert len(tokens) > 2
     for token in tokens:
@@ -127,7 +127,7 @@ def test_without_steering_and_nucleus_it_is_the_base():
     method, sampling = dexperts(alpha=0.0, top_p=1.0), sampling_settings(minimum_completion_length=1, temperature=0.8)
     own, base = (policy.sample(PROMPTS, sampling, seed=3) for policy in (method, method.base))
     assert own.completions == base.completions and torch.equal(own.completion_mask, base.completion_mask)
-    torch.testing.assert_close(own.drawn.log_probs, base.drawn.log_probs)
+    torch.testing.assert_close(own.log_probs, base.log_probs)
 
 
 def test_sampling_is_seeded_and_leaves_the_global_state_alone():

@@ -84,7 +84,7 @@ def test_auto_leaves_room_on_a_device_that_tells(monkeypatch):
     monkeypatch.setattr(micro_batches, "_room_for_twice", lambda device, spare: len(rehearsed) < 2)
     trainer = make_trainer("auto")
     rehearse = trainer.rehearse
-    trainer.rehearse = lambda batch, tokens: rehearsed.append(len(batch.episodes)) or rehearse(batch, tokens)
+    trainer.rehearse = lambda batch, tokens: rehearsed.append(len(batch.rollout)) or rehearse(batch, tokens)
     trainer.train()
     assert rehearsed == [1, 2] and trainer.micro_batches.size == 2  # in the first iteration alone
 

@@ -35,11 +35,11 @@ def test_completions_end_with_eos_and_the_batch_with_its_last_episode():
     def read(token_ids, step):
         return 50 * torch.nn.functional.one_hot(script[:, step], 8).float(), torch.arange(3.0) + step
 
-    ids, mask, drawn = draw_completions(read, torch.full((3, 4), 0.5).double(), eos_id=2, pad_id=0)
+    ids, mask, log_probs, values, _ = draw_completions(read, torch.full((3, 4), 0.5).double(), eos_id=2, pad_id=0)
     assert ids.tolist() == [[5, 2, 0], [2, 0, 0], [5, 5, 2]]
     assert mask.tolist() == [[True, True, False], [True, False, False], [True, True, True]]
-    assert drawn.values.tolist() == [[0, 1, 0], [1, 0, 0], [2, 3, 4]] and (drawn.log_probs[~mask] == 0).all()
-    unended, all_real, _ = draw_completions(read, torch.full((3, 4), 0.5).double(), eos_id=None, pad_id=0)
+    assert values.tolist() == [[0, 1, 0], [1, 0, 0], [2, 3, 4]] and (log_probs[~mask] == 0).all()
+    unended, all_real, *_ = draw_completions(read, torch.full((3, 4), 0.5).double(), eos_id=None, pad_id=0)
     assert unended.equal(script) and all_real.all()
 
 
@@ -63,10 +63,10 @@ def test_the_sampler_knows_what_a_second_reading_would_find(architecture, prefix
     logits = sampler_logits(logits, sampling, policy.forbidden_ids, policy.processing_class.eos_token_id)
     exactly = {"atol": 1e-9, "rtol": 0}
     plain = token_log_probs(logits, episodes.completion_ids).masked_fill(~mask, 0.0)
-    torch.testing.assert_close(episodes.drawn.log_probs, plain, **exactly)
-    torch.testing.assert_close(episodes.drawn.entropy, token_entropy(logits).masked_fill(~mask, 0.0), **exactly)
+    torch.testing.assert_close(episodes.log_probs, plain, **exactly)
+    torch.testing.assert_close(episodes.entropy, token_entropy(logits).masked_fill(~mask, 0.0), **exactly)
     torch.testing.assert_close(read.log_probs, plain, **exactly)
-    torch.testing.assert_close(episodes.drawn.values, read.values, atol=1e-6, rtol=0)
+    torch.testing.assert_close(episodes.values, read.values, atol=1e-6, rtol=0)
     assert read.values.abs().max() > 0.1
 
 

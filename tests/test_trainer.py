@@ -55,8 +55,7 @@ def sampled(trainer, kept):
     """All that the trainer's update takes, in float64 all the way."""
     rollout = trainer.sample(PROMPTS, {})
     rollout = replace(rollout, env_rewards=rollout.env_rewards.double())
-    estimates = trainer.shape_rewards(rollout, kept)
-    return rollout, estimates, trainer.select(rollout, estimates, kept)
+    return rollout, trainer.select(rollout, trainer.shape_rewards(rollout, kept), kept)
 
 
 @pytest.mark.parametrize("micro_batch_size, whitening", [(None, "kept"), (2, "kept"), (None, "batch")])
@@ -65,23 +64,23 @@ def test_tail_only_gradient_equals_the_masked_loss_over_the_whole_batch(micro_ba
     policy = tiny_policy(dtype=torch.float64)
     args = ppo_settings(epochs=1, micro_batch_size=micro_batch_size)
     trainer = make_trainer(policy, args=args, risk=risk_settings(whitening=whitening))
-    rollout, estimates, selection = sampled(trainer, kept=3)
+    rollout, targets = sampled(trainer, kept=3)
     policy.model.transformer.h[0].mlp.c_fc.bias.data += 0.05  # so that no ratio is 1 and some are clipped
-    mask = rollout.episodes.completion_mask.clone()
-    dropped = [i for i in range(8) if i not in selection.tail.tolist()]
+    mask = rollout.completion_mask.clone()
+    dropped = [i for i in range(8) if i not in targets.tail.tolist()]
     mask[dropped] = False
-    over = {"kept": mask, "batch": rollout.episodes.completion_mask}[whitening]
-    advantages = whiten(estimates.advantages, over)
-    now = evaluate_tokens(policy, rollout.episodes, trainer.sampling)
+    over = {"kept": mask, "batch": rollout.completion_mask}[whitening]
+    advantages = whiten(targets.advantages, over)
+    now = evaluate_tokens(policy, rollout, trainer.sampling)
     policy_loss = policy_losses(now.log_probs, rollout.log_probs, advantages, 0.2)[mask].mean()
-    value_loss = value_losses(now.values, rollout.values, estimates.targets, 0.2)[mask].mean()
+    value_loss = value_losses(now.values, rollout.values, targets.value_targets, 0.2)[mask].mean()
     (policy_loss + 0.1 * value_loss).backward()
     expected = gradients(policy)
     policy.zero_grad()
 
     trainer.optimizer.step = lambda: recorded.update(gradients(policy))
     recorded = {}
-    losses = trainer.update(rollout, estimates, selection)
+    losses = trainer.update(rollout, targets)
     assert losses["policy_loss"] == pytest.approx(policy_loss.item())
     assert losses["value_loss"] == pytest.approx(value_loss.item())
     assert recorded.keys() == expected.keys() and len(expected) > 20
@@ -92,15 +91,15 @@ def test_tail_only_gradient_equals_the_masked_loss_over_the_whole_batch(micro_ba
 
 def test_dropped_episodes_never_enter_the_update():
     trainer = make_trainer()
-    rollout, estimates, selection = sampled(trainer, kept=3)
+    rollout, targets = sampled(trainer, kept=3)
     rows = []
     backward = trainer.backward
     trainer.backward = lambda batch, tokens: (
-        rows.extend(map(PROMPTS.index, batch.episodes.prompts)) or backward(batch, tokens)
+        rows.extend(map(PROMPTS.index, batch.rollout.prompts)) or backward(batch, tokens)
     )
-    stats = trainer.update(rollout, estimates, selection)
-    assert rows == selection.tail.tolist() * 2  # two epochs
-    kept = rollout.episodes.take(selection.tail)
+    stats = trainer.update(rollout, targets)
+    assert rows == targets.tail.tolist() * 2  # two epochs
+    kept = rollout.take(targets.tail)
     assert stats["gradient_tokens"] == 2 * int(kept.prompt_mask.sum() + kept.completion_mask.sum())
 
 
@@ -191,25 +190,23 @@ def test_the_schedule_decides_how_many_are_kept_and_the_lowest_returns_they_are(
     assert kept == trainer.schedule.kept_counts() == [8, 6, 4, 4, 4, 4]
     rollout = trainer.rollout
     returns = rollout.env_rewards - 0.3 * rollout.kl
-    assert set(trainer.selection.tail.tolist()) == set(returns.sort(stable=True).indices[:4].tolist())
+    assert set(trainer.targets.tail.tolist()) == set(returns.sort(stable=True).indices[:4].tolist())
 
 
 def test_ranking_by_environment_reward_is_the_other_choice():
     trainer = make_trainer(risk=risk_settings(rank_by="env_reward"), args=ppo_settings(kl_coef=5.0))
     trainer.train()
-    assert set(trainer.selection.tail.tolist()) == set(
-        trainer.rollout.env_rewards.sort(stable=True).indices[:4].tolist()
-    )
+    assert set(trainer.targets.tail.tolist()) == set(trainer.rollout.env_rewards.sort(stable=True).indices[:4].tolist())
 
 
 def test_rockafellar_uryasev_updates_on_everyone_with_the_clipped_reward():
     trainer = make_trainer(risk=risk_settings(estimator="rockafellar_uryasev"), args=ppo_settings(gamma=1.0, lam=1.0))
-    rollout, estimates, selection = sampled(trainer, kept=2)
-    assert selection.updated.tolist() == list(range(8)) and len(selection.tail) == 2
+    rollout, targets = sampled(trainer, kept=2)
+    assert targets.updated.tolist() == list(range(8)) and len(targets.tail) == 2
     eta = rollout.env_rewards.sort().values[1]
     clipped = eta + (rollout.env_rewards - eta).clamp(max=0) / 0.25
     scaled = 0.25 * (clipped - 0.1 * rollout.kl)  # the objective times alpha' = 2 / 8
-    torch.testing.assert_close(estimates.targets[:, 0], scaled.to(estimates.targets.dtype))
+    torch.testing.assert_close(targets.value_targets[:, 0], scaled.to(targets.value_targets.dtype))
 
 
 def test_the_gradient_of_a_share_drawn_above_var_is_that_of_all_on_average():
@@ -217,21 +214,21 @@ def test_the_gradient_of_a_share_drawn_above_var_is_that_of_all_on_average():
     policy = tiny_policy(dtype=torch.float64)
     risk = risk_settings(estimator="rockafellar_uryasev", above_share=1 / 3)
     trainer = make_trainer(policy, args=ppo_settings(epochs=1, micro_batch_size=2), risk=risk)
-    rollout, estimates, drawn = sampled(trainer, kept=5)
+    rollout, targets = sampled(trainer, kept=5)
     above = rollout.env_rewards.sort(stable=True).indices[5:]
-    mask = rollout.episodes.completion_mask
-    sizes = (whiten(estimates.advantages, mask).abs() * mask).sum(1)[above]
+    mask = rollout.completion_mask
+    sizes = (whiten(targets.advantages, mask).abs() * mask).sum(1)[above]
     chances = sizes / sizes.sum()
-    (one,) = drawn.weights[above].nonzero().flatten()
-    torch.testing.assert_close(drawn.weights[above[one]], 1 / chances[one])
-    assert (drawn.weights == 1).sum() == 5
+    (one,) = targets.weights[above].nonzero().flatten()
+    torch.testing.assert_close(targets.weights[above[one]], 1 / chances[one])
+    assert (targets.weights == 1).sum() == 5
     policy.model.transformer.h[0].mlp.c_fc.bias.data += 0.05  # so that no ratio is 1 and some are clipped
     trainer.optimizer.step = lambda: recorded.append(gradients(policy))
     recorded, losses = [], []
     tail = torch.ones(8, dtype=torch.float64).index_fill(0, above, 0)
     draws = [tail.index_fill(0, place, 1 / chance.item()) for place, chance in zip(above, chances, strict=True)]
     for weights in [torch.ones(8, dtype=torch.float64), *draws]:
-        losses.append(trainer.update(rollout, estimates, replace(drawn, weights=weights)))
+        losses.append(trainer.update(rollout, replace(targets, weights=weights)))
     whole, *parts = recorded
     for name, gradient in whole.items():
         average = sum(chance * part[name] for chance, part in zip(chances, parts, strict=True))
@@ -240,15 +237,15 @@ def test_the_gradient_of_a_share_drawn_above_var_is_that_of_all_on_average():
     for key in ("policy_loss", "value_loss", "ratio_mean", "clip_fraction"):
         average = sum(chance.item() * part[key] for chance, part in zip(chances, losses[1:], strict=True))
         assert average == pytest.approx(losses[0][key], rel=1e-9), key
-    left = rollout.episodes.take((weights > 0).nonzero().flatten())
-    assert losses[-1]["gradient_tokens"] == left.tokens < losses[0]["gradient_tokens"] == rollout.episodes.tokens
+    left = rollout.take((weights > 0).nonzero().flatten())
+    assert losses[-1]["gradient_tokens"] == left.tokens < losses[0]["gradient_tokens"] == rollout.tokens
 
 
 def test_the_draw_above_var_depends_on_seed_and_iteration_alone():
     def draws(seed):
         risk = risk_settings(estimator="rockafellar_uryasev", alpha=0.25, above_share=0.5)
         trainer = make_trainer(seed=seed, risk=risk)
-        return [trainer.selection.weights.tolist() for _ in trainer]
+        return [trainer.targets.weights.tolist() for _ in trainer]
 
     found = draws(seed=1)
     assert found == draws(seed=1) != draws(seed=2)
@@ -260,10 +257,10 @@ def test_the_draw_above_var_depends_on_seed_and_iteration_alone():
 def test_the_controller_sees_the_kl_of_the_kept_episodes(kl_average, expected):
     args = ppo_settings(kl_target=2.0, kl_horizon=100, kl_coef=0.2)
     trainer = make_trainer(args=args, risk=risk_settings(kl_average=kl_average))
-    rollout, _, selection = sampled(trainer, kept=2)
+    rollout, targets = sampled(trainer, kept=2)
     kl = torch.full((8,), 50.0)
-    kl[selection.updated] = torch.tensor([2.0, 4.0])
-    kl_coef = trainer.adapted_kl_coef(replace(rollout, kl=kl), selection)
+    kl[targets.updated] = torch.tensor([2.0, 4.0])
+    kl_coef = trainer.adapted_kl_coef(replace(rollout, kl=kl), targets)
     error = min(max(expected / 2.0 - 1, -0.2), 0.2)
     assert kl_coef == pytest.approx(0.2 * (1 + error * 8 / 100))
 
@@ -301,7 +298,7 @@ def test_columns_reach_the_reward_and_several_rewards_add_up():
     trainer = make_trainer(reward=[good_minus_bad, by_topic])
     next(iter(trainer))
     assert sorted(seen[0]) == list("abcdefgh")
-    plain = good_minus_bad(trainer.rollout.episodes.prompts, trainer.rollout.episodes.completions)
+    plain = good_minus_bad(trainer.rollout.prompts, trainer.rollout.completions)
     assert trainer.rollout.env_rewards.tolist() == [r + 1 for r in plain]
 
 

@@ -15,7 +15,8 @@ from rarlhf_nb.checkpoint import Checkpoints
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.explorer.live_training import LiveTraining, Setting
 from rarlhf_nb.lab.profiles import load_profile
-from rarlhf_nb.monitor import Scored, TrainingStopped, Watch
+from rarlhf_nb.monitor import TrainingStopped, Watch
+from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.settings import QuarkSettings, WatchSettings
 from rarlhf_nb.trainer import CVaRPPOTrainer
 
@@ -72,7 +73,7 @@ WRONG = {  # symptom -> the part of the training that is spoiled, and how
     "kl": ("reference.token_log_probs", lambda trainer, log_probs: log_probs - 20),
     "negative_kl": ("reference.token_log_probs", lambda trainer, log_probs: torch.zeros_like(log_probs)),
     "ratio": ("sample", lambda trainer, rollout: replace(rollout, log_probs=rollout.log_probs - 10)),
-    "value_loss": ("shape_rewards", lambda trainer, found: replace(found, targets=found.targets + 1000)),
+    "value_loss": ("shape_rewards", lambda trainer, found: replace(found, value_targets=found.value_targets + 1000)),
     "equal_rewards": ("env_rewards", lambda trainer, rewards: torch.full_like(rewards, 0.5)),
     "no_variance": ("shape_rewards", lambda trainer, found: replace(found, advantages=found.advantages * 0 + 0.25)),
     "collapse": ("policy.sample", one_completion),
@@ -125,9 +126,10 @@ def test_an_incident_shows_the_episodes_that_it_is_about(tmp_path):
     watch = Watch(WatchSettings(kl="warn"), tmp_path / "rlhf.jsonl")
     texts = [str(i) for i in range(40)]
     with pytest.warns(UserWarning, match=r"the mean KL is 97\.5 nats per completion, above watch\.kl_bound = 50"):
-        watch.kl(Scored(texts, texts, torch.zeros(40), 5 * torch.arange(40.0)))
+        watch.kl(Rollout(texts, texts, *[None] * 4, env_rewards=torch.zeros(40), kl=5 * torch.arange(40.0)))
     with pytest.warns(UserWarning, match="24 of 40 completions are the same"):
-        watch.completions(Scored(texts, texts[:16] + ["same"] * 24, torch.arange(40.0)))
+        completions = texts[:16] + ["same"] * 24
+        watch.completions(Rollout(texts, completions, *[None] * 4, env_rewards=torch.arange(40.0)))
     far, same = lines(tmp_path / "rlhf.incidents.jsonl")
     assert [episode["kl"] for episode in far["episodes"]] == [5.0 * i for i in range(39, 23, -1)]
     assert [episode["prompt"] for episode in same["episodes"]] == texts[16:32]

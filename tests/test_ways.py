@@ -24,7 +24,7 @@ def updated_weights(trainer, iterations=2):
 
 def last_batch(trainer):
     """What the update of the last iteration was given."""
-    return trainer.update_batch(trainer.rollout, trainer.estimates, trainer.selection)
+    return trainer.update_batch(trainer.rollout, trainer.targets)
 
 
 @pytest.mark.parametrize("name", ["CriticOnAll", "DroppedHeld", "RankedByPrompt", "LargerBatch"])
@@ -47,27 +47,27 @@ def test_what_the_policy_and_the_critic_learn_from():
     }
     for trainer in (first, *trainers.values()):
         next(iter(trainer))
-    tail, mask, estimates = first.selection.tail, first.rollout.episodes.completion_mask, first.estimates
+    tail, mask, targets = first.targets.tail, first.rollout.completion_mask, first.targets
     dropped = torch.tensor([place for place in range(8) if place not in tail.tolist()])
-    on_all, kept_alone = whiten(estimates.advantages, mask), whiten(estimates.advantages[tail], mask[tail])
+    on_all, kept_alone = whiten(targets.advantages, mask), whiten(targets.advantages[tail], mask[tail])
     torch.testing.assert_close(last_batch(first).advantages, on_all[tail])
 
     batch = last_batch(trainers["CriticOnAll"])
     torch.testing.assert_close(batch.advantages[tail], 2 * on_all[tail])  # of twice as many tokens
     assert not batch.advantages[dropped].any()
-    assert torch.equal(batch.targets, estimates.targets)
+    assert torch.equal(batch.value_targets, targets.value_targets)
 
     batch = last_batch(trainers["DroppedHeld"])
     torch.testing.assert_close(batch.advantages[tail], kept_alone)
-    assert torch.equal(batch.targets[dropped], batch.values[dropped])
+    assert torch.equal(batch.value_targets[dropped], batch.rollout.values[dropped])
     assert batch.weights.tolist() == [2.0] * 8
 
-    returns = estimates.returns[tail]
+    returns = targets.returns[tail]
     by_hand = (returns - returns.max()).repeat_interleave(5).view(4, 5)
     torch.testing.assert_close(last_batch(trainers["CVaRGradient"]).advantages, by_hand)
 
     ranked = trainers["RankedByPrompt"]
-    assert set(ranked.selection.updated.tolist()) == set(ranked.rollout.values[:, 0].argsort()[:4].tolist())
+    assert set(ranked.targets.updated.tolist()) == set(ranked.rollout.values[:, 0].argsort()[:4].tolist())
 
 
 def test_a_dropped_episode_far_from_the_reference_is_pushed_back():
@@ -76,7 +76,7 @@ def test_a_dropped_episode_far_from_the_reference_is_pushed_back():
     trainer = make_trainer(DroppedHeld, args=ppo_settings(learning_rate=0.01, kl_coef=0.5), warm_start=0, rho=0.1)
     updated_weights(trainer, iterations=4)
     batch, kl = last_batch(trainer), trainer.rollout.kl
-    dropped = [place for place in range(8) if place not in trainer.selection.tail.tolist()]
+    dropped = [place for place in range(8) if place not in trainer.targets.tail.tolist()]
     ranked = sorted(dropped, key=lambda place: kl[place].item())
     first = batch.advantages[:, 0]  # the KL to go of a whole episode
     assert [place.item() for place in first[dropped].argsort(descending=True)] == [dropped.index(r) for r in ranked]
@@ -99,7 +99,7 @@ def test_a_uniform_draw_is_unbiased():
     updated_weights(trainer, iterations=1)
     found = []
     for trainer.seed in range(2000):
-        found.append(trainer.select(trainer.rollout, trainer.estimates, kept=3).weights)
+        found.append(trainer.select(trainer.rollout, trainer.targets, kept=3).weights)
         assert sorted(found[-1].tolist()) == pytest.approx([0, 0, 1, 1, 1, 5 / 3, 5 / 3, 5 / 3])
     torch.testing.assert_close(torch.stack(found).mean(0), torch.ones(8), atol=0.08, rtol=0)
 
@@ -110,4 +110,4 @@ def test_the_tail_alone_leaves_out_all_above_var():
     trainer = make_trainer(TailAlone, estimator="rockafellar_uryasev")
     updated_weights(trainer, iterations=6)
     lowest = trainer.rollout.env_rewards.sort(stable=True).indices[:4]
-    assert trainer.selection.weights.nonzero().flatten().tolist() == sorted(lowest.tolist())
+    assert trainer.targets.weights.nonzero().flatten().tolist() == sorted(lowest.tolist())

@@ -517,10 +517,11 @@ class FakeTrainer:
         self.rollout = SimpleNamespace(
             env_rewards=rewards,
             kl=self.rng.random(len(prompts)),
-            episodes=SimpleNamespace(prompts=prompts, completions=prompts),
+            prompts=prompts,
+            completions=prompts,
         )
         lowest = np.argsort(rewards)[: tail_count(self.alpha, len(prompts))]
-        self.selection = SimpleNamespace(tail=np.sort(lowest))
+        self.targets = SimpleNamespace(tail=np.sort(lowest))
         return {}
 
 

@@ -9,10 +9,10 @@ import math
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rarlhf_nb.episodes import Episodes
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import ActorCritic
 from rarlhf_nb.rewards import Reward, check_rewards
+from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.settings import SamplingSettings
 
 
@@ -63,7 +63,7 @@ class BestOfN:
         """See `ActorCritic.forward`."""
         return self.policy(input_ids, attention_mask, completion_length)
 
-    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int, first: int = 0) -> Episodes:
+    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int, first: int = 0) -> Rollout:
         """Draw n completions for each prompt and keep the best; of equal rewards, the first.
 
         The probability that an episode is chosen is not known token by token. Its log-ratio to the policy is, on
@@ -80,5 +80,5 @@ class BestOfN:
         best = torch.tensor(rewards).view(len(prompts), self.samples).argmax(1)
         chosen = episodes.take(torch.arange(len(prompts)) * self.samples + best)
         last = chosen.completion_mask.sum(1) - 1
-        chosen.drawn.log_probs[torch.arange(len(chosen)), last] += best_of_n_kl(self.samples)
+        chosen.log_probs[torch.arange(len(chosen)), last] += best_of_n_kl(self.samples)
         return chosen

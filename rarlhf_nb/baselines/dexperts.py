@@ -18,9 +18,9 @@ they are masked before the nucleus is taken, so that they use none of its mass.
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rarlhf_nb.episodes import Episodes
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import ActorCritic, check_context
+from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.sampling import Reader, sampler_logits
 from rarlhf_nb.seeding import uniforms
 from rarlhf_nb.settings import SamplingSettings
@@ -109,7 +109,7 @@ class DExperts:
         return logits, logits.new_zeros(logits.shape[:2])
 
     @torch.no_grad()
-    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int, first: int = 0) -> Episodes:
+    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int, first: int = 0) -> Rollout:
         """Draw one completion for each prompt, as `ActorCritic.sample` does.
 
         Raises `UserError` where the longest prompt leaves no room for the completion.

@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,12 @@ from transformers import get_linear_schedule_with_warmup
 from rarlhf_nb.baselines.quark_math import Pool, QuarkTerms, check_pool, quark_terms
 from rarlhf_nb.checkpoint import Checkpoint, Checkpoints
 from rarlhf_nb.distributed import join
-from rarlhf_nb.episodes import Episodes
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.loop import TrainingLoop
-from rarlhf_nb.monitor import Scored
 from rarlhf_nb.policy import ActorCritic, check_context
 from rarlhf_nb.ppo import masked_sum
 from rarlhf_nb.rewards import Reward, check_rewards
+from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.sampling import sampler_logits
 from rarlhf_nb.seeding import hash_seed, seeded, shuffled_stream
 from rarlhf_nb.settings import QuarkSettings, SamplingSettings, WatchSettings
@@ -82,14 +81,6 @@ def train_these_rows(weight: torch.nn.Parameter, rows: list[int]) -> None:
         return masked
 
     weight.requires_grad_(True).register_hook(kept)
-
-
-@dataclass(frozen=True)
-class Explored:
-    """N completions with their rewards, NaN where one is missing."""
-
-    episodes: Episodes
-    rewards: torch.Tensor  # (N,) float64
 
 
 class QuarkTrainer(TrainingLoop):
@@ -182,8 +173,8 @@ class QuarkTrainer(TrainingLoop):
         if self.iteration % self.args.sample_interval == 0:
             self.explored = self.explore()
             self.pool.quantise(self.args.quantiles)
-        episodes, bins, rewards = self.next_batch()
-        stats = self.update(episodes, bins, rewards)
+        episodes, bins = self.next_batch()
+        stats = self.update(episodes, bins)
         self.iteration += 1
         row = {
             "step": self.iteration,
@@ -205,15 +196,17 @@ class QuarkTrainer(TrainingLoop):
         indices = shuffled_stream(size, self.seed, exploration * count, count)
         share = self.ranks.share(count)
         with self.watch.sampling(), self.ranks.shared_errors():
-            explored = self.explore_share(indices[share], exploration, share.start)
-        explored = self.ranks.all_gather_rows(explored)
-        episodes, rewards = explored.episodes, explored.rewards.cpu()
-        self.pool.add(episodes, rewards.tolist())
-        self.watch.completions(Scored(episodes.prompts, episodes.completions, rewards))
+            episodes = self.explore_share(indices[share], exploration, share.start)
+        episodes = self.ranks.all_gather_rows(episodes)
+        self.pool.add(episodes, episodes.env_rewards.tolist())
+        self.watch.completions(episodes)
         lengths = episodes.completion_mask.sum(1).float()
-        return {"env_reward_mean": pd.Series(rewards).mean(), "completion_length": lengths.mean().item()}
+        return {
+            "env_reward_mean": pd.Series(episodes.env_rewards.tolist()).mean(),
+            "completion_length": lengths.mean().item(),
+        }
 
-    def explore_share(self, indices: np.ndarray, exploration: int, first: int) -> Explored:
+    def explore_share(self, indices: np.ndarray, exploration: int, first: int) -> Rollout:
         """The completions of the prompts at `indices`, this process's part; `first` is its place in the exploration."""
         sampler, parts = self.policy if exploration else self.reference, []
         for at in range(0, len(indices), self.args.batch_size):
@@ -224,33 +217,32 @@ class QuarkTrainer(TrainingLoop):
             # the policy will read one token more than p_0
             check_context(self.policy, 1 + episodes.prompt_ids.shape[1], self.sampling.completion_length)
             rewards = torch.from_numpy(self.env_rewards(episodes, columns))
-            parts.append(Explored(replace(episodes, drawn=None), rewards))  # the loss reads the tokens anew
+            # the loss reads the tokens anew
+            parts.append(replace(episodes, log_probs=None, values=None, entropy=None, env_rewards=rewards))
         return join(parts, self.policy.device)
 
-    def env_rewards(self, episodes: Episodes, columns: dict[str, list]) -> np.ndarray:
+    def env_rewards(self, episodes: Rollout, columns: dict[str, list]) -> np.ndarray:
         """The sum of the reward functions for each episode (B,), NaN where one of them is missing."""
         texts = {"prompts": episodes.prompts, "completions": episodes.completions}
         return np.sum([check_scores(reward(**texts, **columns), **texts) for reward in self.reward_funcs], axis=0)
 
-    def next_batch(self) -> tuple[Episodes, torch.Tensor, torch.Tensor]:
-        """The next B completions from a stream of seeded shuffles of the pool; their quantiles and rewards, (B,)."""
+    def next_batch(self) -> tuple[Rollout, torch.Tensor]:
+        """The next B completions from a stream of seeded shuffles of the pool, and their quantiles (B,)."""
         exploration, at = divmod(self.iteration, self.args.sample_interval)
         batch = self.args.batch_size
         indices = shuffled_stream(len(self.pool), hash_seed(self.seed, exploration), at * batch, batch)
         episodes = self.pool.take(indices, self.policy.processing_class.pad_token_id)
-        return episodes, self.pool.bins[indices], torch.tensor([self.pool.rewards[i] for i in indices])
+        rewards = torch.tensor([self.pool.rewards[i] for i in indices])
+        return replace(episodes, env_rewards=rewards), self.pool.bins[indices]
 
-    def update(self, episodes: Episodes, bins: torch.Tensor, rewards: torch.Tensor) -> dict[str, float]:
-        """Make one gradient step on B completions with their quantiles (B,); returns the terms of the loss.
-
-        `rewards` (B,) are for the watch alone.
-        """
+    def update(self, episodes: Rollout, bins: torch.Tensor) -> dict[str, float]:
+        """Make one gradient step on B completions with their quantiles (B,); returns the terms of the loss."""
         rows, counted = self.ranks.shard(len(episodes))
         own, tokens = episodes.take(rows), episodes.completion_mask.sum()
         terms = self.terms(own, bins[rows])
         kl = masked_sum(terms.kl_per_token.detach(), own.completion_mask)
-        scored = Scored(episodes.prompts, episodes.completions, rewards, self.ranks.unshard(kl, len(episodes)))
-        self.watch.kl(scored)
+        episodes = replace(episodes, kl=self.ranks.unshard(kl, len(episodes)))
+        self.watch.kl(episodes)
         mask = own.completion_mask & counted.to(own.completion_mask.device).unsqueeze(1)
         means = {key: value.masked_fill(~mask, 0.0).sum() / tokens for key, value in vars(terms).items()}
         learning_rate = self.schedule.get_last_lr()[0]
@@ -260,13 +252,13 @@ class QuarkTrainer(TrainingLoop):
         stats = self.ranks.sum({key: value.item() for key, value in means.items()})
         # without a limit nothing is clipped, and the norm tells whether the gradient is finite
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.args.max_grad_norm or math.inf)
-        if self.watch.allows_step({"loss": stats["loss"]}, norm.item(), scored):
+        if self.watch.allows_step({"loss": stats["loss"]}, norm.item(), episodes):
             self.optimizer.step()
             self.schedule.step()
         self.optimizer.zero_grad()
         return stats | {"learning_rate": learning_rate}
 
-    def terms(self, episodes: Episodes, bins: torch.Tensor) -> QuarkTerms:
+    def terms(self, episodes: Rollout, bins: torch.Tensor) -> QuarkTerms:
         """The loss of every completion token, each episode read after the token of its quantile."""
         reward_ids = torch.tensor(self.reward_ids, device=self.policy.device)[bins].unsqueeze(1)
         ids = torch.cat([episodes.prompt_ids, episodes.completion_ids], 1)

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from rarlhf_nb.episodes import Episodes
 from rarlhf_nb.errors import UserError
+from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.sampling import token_entropy, token_log_probs
 
 
@@ -91,7 +91,7 @@ class Pool:
     def __len__(self) -> int:
         return len(self.rewards)
 
-    def add(self, episodes: Episodes, rewards: Sequence[float]) -> None:
+    def add(self, episodes: Rollout, rewards: Sequence[float]) -> None:
         """Add B episodes, except those whose reward is missing (NaN)."""
         for i, reward in enumerate(rewards):
             if not np.isnan(reward):
@@ -104,11 +104,11 @@ class Pool:
         """Label the whole pool; the quantile of a completion may change as the pool grows."""
         self.bins = quantile_bins(torch.tensor(self.rewards, dtype=torch.float64), quantiles)
 
-    def take(self, indices: Sequence[int], pad_id: int) -> Episodes:
+    def take(self, indices: Sequence[int], pad_id: int) -> Rollout:
         """The completions at `indices` (B,), padded to the longest one."""
         prompts, completions, prompt_ids, completion_ids = zip(*(self.episodes[i] for i in indices), strict=True)
         prompt_batch, completion_batch = _padded(prompt_ids, pad_id, "left"), _padded(completion_ids, pad_id, "right")
-        return Episodes(list(prompts), list(completions), *prompt_batch, *completion_batch)
+        return Rollout(list(prompts), list(completions), *prompt_batch, *completion_batch)
 
     def state(self) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
         """The pool for a checkpoint: ids one after the other with their lengths, rewards; and the texts."""

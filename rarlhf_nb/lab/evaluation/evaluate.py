@@ -9,11 +9,11 @@ import torch
 from accelerate import Accelerator
 
 from rarlhf_nb.distributed import Ranks, connect
-from rarlhf_nb.episodes import Episodes
 from rarlhf_nb.lab.profiles import EvaluationSettings
 from rarlhf_nb.policy import Policy, Reference
 from rarlhf_nb.ppo import episode_kl
 from rarlhf_nb.rewards import ClassifierReward, Reward, check_rewards
+from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.sampling import token_log_probs
 from rarlhf_nb.seeding import hash_seed
 from rarlhf_nb.settings import SamplingSettings
@@ -39,7 +39,7 @@ def evaluate(
     after its prompt under the base model, in nats). Every method samples a prompt with the same random numbers,
     whatever `settings.batch_size`, and the tables of two methods pair row by row.
 
-    Several processes (see `training.ranks`), all of which must call it, share the batches; each gets the whole table,
+    Several processes (see `distributed`), all of which must call it, share the batches; each gets the whole table,
     identical to the last digit to that of one process. Raises the errors of `Policy.sample` and `check_rewards`.
     """
     ranks = Ranks(connect())
@@ -79,13 +79,13 @@ def _measured_batch(
     return {
         "completion": episodes.completions,
         **_rewards(reward, episodes, batch),
-        "kl": episode_kl(episodes.drawn.log_probs, ref_log_probs, episodes.completion_mask).tolist(),
+        "kl": episode_kl(episodes.log_probs, ref_log_probs, episodes.completion_mask).tolist(),
         "completion_length": episodes.completion_mask.sum(1).tolist(),
         **likelihood,
     }
 
 
-def _rewards(reward: Reward, episodes: Episodes, batch: pd.DataFrame) -> dict[str, list[float]]:
+def _rewards(reward: Reward, episodes: Rollout, batch: pd.DataFrame) -> dict[str, list[float]]:
     if isinstance(reward, ClassifierReward):
         texts = [p + c for p, c in zip(episodes.prompts, episodes.completions, strict=True)]
         rewards, normalised = reward.rate(texts)
@@ -95,7 +95,7 @@ def _rewards(reward: Reward, episodes: Episodes, batch: pd.DataFrame) -> dict[st
     return {"reward": check_rewards(rewards, episodes.prompts, episodes.completions)}
 
 
-def completion_log_likelihoods(base: Policy, episodes: Episodes) -> list[float]:
+def completion_log_likelihoods(base: Policy, episodes: Rollout) -> list[float]:
     """log p(completion | prompt) of each of the B episodes under `base`, in nats, with no token forbidden."""
     mask = episodes.completion_mask
     ids = torch.cat([episodes.prompt_ids, episodes.completion_ids], 1)

@@ -33,14 +33,14 @@ SAMPLES = 3  # completions shown
 class Steps(Protocol):
     """The interface that live training needs of a trainer, such as `CVaRPPOTrainer`.
 
-    rollout: the last batch, with env_rewards and kl, both (B,), episodes.prompts and episodes.completions.
-    selection: tail, the indices of its kept episodes.
+    rollout: the last batch, with env_rewards and kl, both (B,), prompts and completions.
+    targets: tail, the indices of its kept episodes.
     """
 
     args: Any  # .iterations
     iteration: int
     rollout: Any
-    selection: Any
+    targets: Any
 
     def next_prompts(self) -> dict[str, list]: ...
 
@@ -177,7 +177,7 @@ class LiveTraining(VBox):
 
     def _draw(self, name: str, trainer: Steps) -> None:
         rollout = trainer.rollout
-        batch = batch_of(rollout, trainer.selection.tail.tolist())
+        batch = batch_of(rollout, trainer.targets.tail.tolist())
         row = {
             "iteration": trainer.iteration,
             "of": trainer.args.iterations,
@@ -189,7 +189,7 @@ class LiveTraining(VBox):
         tables = {curve: pd.DataFrame(rows) for curve, rows in self.curves.items()}
         self.curve.redraw(training_figure(self.earlier, tables, self.tail_share))
         self.batch.redraw(batch_figure(batch))
-        self.samples.value = samples_html(batch, rollout.episodes.prompts, rollout.episodes.completions)
+        self.samples.value = samples_html(batch, rollout.prompts, rollout.completions)
         self.status.value = self._progress()
 
     def _progress(self) -> str:
@@ -244,7 +244,7 @@ def batch_of(rollout: Any, tail: Sequence[int]) -> Batch:
     )
     kept = np.zeros(len(rewards), dtype=bool)
     kept[tail] = True
-    pairs = zip(rollout.episodes.prompts, rollout.episodes.completions, strict=True)
+    pairs = zip(rollout.prompts, rollout.completions, strict=True)
     return Batch(
         rewards, kl, kept, [f"{hover_text(prompt)}<br>→ {hover_text(completion)}" for prompt, completion in pairs]
     )
