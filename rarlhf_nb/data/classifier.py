@@ -4,8 +4,8 @@ import contextlib
 import json
 import random
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +14,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from rarlhf_nb.checkpoint import Checkpoints
-from rarlhf_nb.resumable import ResumableTrainer, python_random_state
+from rarlhf_nb.resumable import ResumableTrainer
 from rarlhf_nb.rewards import class_logits, encoded, prepared_tokenizer
 
 LabelledText = tuple[str, int]  # a text and the id of its class
+WEIGHT_DECAY = 0.01
 LABEL_NAMES = {0: "negative", 1: "positive"}
 
 
@@ -71,25 +72,27 @@ def train_classifier(
         learning_rate=learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=0.05,  # a share of all steps
-        weight_decay=0.01,
         seed=seed,
         remove_unused_columns=False,
     )
+    determined_by = {
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "head_learning_rate": head_learning_rate,
+        "batch_size": batch_size,
+        "windows": list(windows or ()),
+        "mixed_precision": mixed_precision,
+        "seed": seed,
+    }
     with _random_state_kept():
-        collator = _Collator(tokenizer, windows, seed)
-        trainer = _ClassifierTrainer(model, arguments, train_dataset=list(train), data_collator=collator)
-        trainer.mixed_precision = mixed_precision
-        trainer.head_learning_rate = head_learning_rate or learning_rate
-        trainer.started = started
-        determined_by = {
-            "epochs": epochs,
-            "learning_rate": learning_rate,
-            "head_learning_rate": head_learning_rate,
-            "batch_size": batch_size,
-            "windows": list(windows or ()),
-            "mixed_precision": mixed_precision,
-            "seed": seed,
-        }
+        trainer = _ClassifierTrainer(
+            model,
+            arguments,
+            train_dataset=list(train),
+            data_collator=partial(_padded_batch, tokenizer=tokenizer, windows=windows, seed=seed),
+            optimizers=(_optimizer(model, learning_rate, head_learning_rate or learning_rate), None),
+        )
+        trainer.mixed_precision, trainer.started = mixed_precision, started
         trainer.train_resumably(checkpoints, determined_by)
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
@@ -106,72 +109,53 @@ def train_classifier(
 
 
 class _ClassifierTrainer(ResumableTrainer):
-    """transformers' Trainer with two learning rates and its own autocast (Trainer's is set for the whole process)."""
+    """transformers' Trainer with its own autocast (Trainer's is set for the whole process)."""
 
     title = "Classifier"
     mixed_precision: str
-    head_learning_rate: float
     started: float  # on `time.perf_counter`, as if nothing had interrupted the training
 
     def own_state(self) -> dict[str, Any]:
-        batches = self.state.global_step
-        state = self.data_collator.random_state(batches)
-        return {"seconds": time.perf_counter() - self.started, "batches": batches, "random": state}
+        return {"seconds": time.perf_counter() - self.started}
 
     def load_own_state(self, own: dict[str, Any]) -> None:
         self.started = time.perf_counter() - own["seconds"]
-        self.data_collator.go_on(own["batches"], python_random_state(own["random"]))
 
     def autocast_smart_context_manager(self, *args: Any, **kwargs: Any) -> contextlib.AbstractContextManager:
         return _autocast(self.args.device, self.mixed_precision)
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        body = list(self.model.base_model.parameters())
-        head = list(self.model.parameters())[len(body) :]  # the classifier's own parameters come last
-        groups = [
-            {"params": [parameter for parameter in body if parameter.requires_grad]},
-            {"params": head, "lr": self.head_learning_rate},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, self.args.learning_rate, weight_decay=self.args.weight_decay)
-        return self.optimizer
 
 
 def _autocast(device: torch.device, mixed_precision: str) -> contextlib.AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
 
 
-class _Collator:
-    """Makes a padded batch of labelled texts, with one random window length per batch to keep padding low."""
+def _optimizer(model: PreTrainedModel, learning_rate: float, head_learning_rate: float) -> torch.optim.Optimizer:
+    body = list(model.base_model.parameters())
+    head = list(model.parameters())[len(body) :]  # the classifier's own parameters come last
+    groups = [{"params": [each for each in body if each.requires_grad]}, {"params": head, "lr": head_learning_rate}]
+    return torch.optim.AdamW(groups, learning_rate, weight_decay=WEIGHT_DECAY)
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, windows: tuple[int, int] | None, seed: int) -> None:
-        self.tokenizer, self.windows, self.random = tokenizer, windows, random.Random(seed)
-        self.go_on(0, self.random.getstate())
 
-    def go_on(self, batches: int, state: tuple) -> None:
-        """Continue after that many batches, with the random state that they left."""
-        self.random.setstate(state)
-        self.batches, self.states = batches, deque([state], maxlen=2)
+def _padded_batch(
+    pairs: list[LabelledText], tokenizer: PreTrainedTokenizerBase, windows: tuple[int, int] | None, seed: int
+) -> dict[str, torch.Tensor]:
+    """Token ids and mask (N, T), and labels (N,). The random windows have one length per batch to keep padding low.
 
-    def random_state(self, batches: int) -> tuple:
-        """The random state after that many batches: all or, since they are loaded one ahead, all but the last."""
-        return self.states[batches - self.batches - 1]
+    They are drawn from the seed and the batch alone, so that a resumed training sees the same ones.
+    """
+    texts = [text for text, _ in pairs]
+    if windows:
+        draw = random.Random(repr((seed, texts)))
+        length = draw.randint(*windows)
+        texts = [_window(text, length, tokenizer, draw) for text in texts]
+    return {**encoded(tokenizer, texts), "labels": torch.tensor([label for _, label in pairs])}
 
-    def __call__(self, pairs: list[LabelledText]) -> dict[str, torch.Tensor]:
-        texts = [text for text, _ in pairs]
-        if self.windows:
-            length = self.random.randint(*self.windows)
-            texts = [self._window(text, length) for text in texts]
-        self.batches += 1
-        self.states.append(self.random.getstate())
-        batch = encoded(self.tokenizer, texts)
-        return {**batch, "labels": torch.tensor([label for _, label in pairs])}
 
-    def _window(self, text: str, length: int) -> str:
-        """`length` tokens of a text: half of the time its first ones, as in a prompt, otherwise from anywhere."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        spare = max(0, len(ids) - length)
-        first = self.random.randint(0, spare) if self.random.random() < 0.5 else 0
-        return self.tokenizer.decode(ids[first : first + length])
+def _window(text: str, length: int, tokenizer: PreTrainedTokenizerBase, draw: random.Random) -> str:
+    """`length` tokens of a text: half of the time its first ones, as in a prompt, otherwise from anywhere."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    first = draw.randint(0, max(0, len(ids) - length)) if draw.random() < 0.5 else 0
+    return tokenizer.decode(ids[first : first + length])
 
 
 def _accuracies(
