@@ -17,17 +17,22 @@ from pathlib import Path
 from types import MethodType
 from typing import Any, Protocol
 
-import numpy as np
 import peft
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Cache,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput
 
 from rarlhf_nb.errors import UserError, first_line
 from rarlhf_nb.hub import resolve_model
@@ -38,9 +43,9 @@ from rarlhf_nb.quantization import (
     merged_plainly,
     prepare_quantized,
 )
-from rarlhf_nb.risk_embedding import RiskEmbedding, causal_lm_config, load_risk_embedding
+from rarlhf_nb.risk_embedding import RiskEmbedding, load_conditioned
 from rarlhf_nb.rollout import Rollout
-from rarlhf_nb.sampling import Reader, ReadToken, draw_completions, sampled_log_probs, sampler_logits
+from rarlhf_nb.sampling import Completions, roomy_cache, sampled_log_probs, sampler_logits
 from rarlhf_nb.seeding import seeded, uniforms
 from rarlhf_nb.settings import LoraSettings, SamplingSettings
 
@@ -130,40 +135,38 @@ class ActorCritic(nn.Module):
         no embedding.
         """
         ids, mask = self.prefixed(input_ids, attention_mask)
-        output = self.run(ids[:, :-1], mask[:, :-1], completion_length, alpha)
-        return output.logits, self.values(output.hidden_states[-1][:, -completion_length:])
+        return self.logits_and_values(ids[:, :-1], mask[:, :-1], completion_length, alpha)
 
-    def run(
+    def logits_and_values(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
-        keep: int,
+        last: int,
         alpha: torch.Tensor | None = None,
-        **options: Any,
-    ) -> ModelOutput:
-        """The output of the causal LM for input_ids (B, L), with the logits of the last `keep` positions.
+        cache: Cache | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, last, V) and values (B, last) at the last of the tokens input_ids (B, L).
 
-        attention_mask: (B, L), after the mask of the tokens in a cache, if `options` hold one. alpha: see `forward`.
+        attention_mask: (B, L), or longer by the tokens in the cache, which go before. alpha: see `forward`.
         """
-        read, length = {"input_ids": input_ids}, input_ids.shape[1]
+        inputs, length = {"input_ids": input_ids}, input_ids.shape[1]
         if alpha is not None:
             embeddings = self.model.get_input_embeddings()(input_ids)
-            read = {"inputs_embeds": embeddings + self.risk(alpha).unsqueeze(1).to(embeddings.dtype)}
+            inputs = {"inputs_embeds": embeddings + self.risk(alpha).unsqueeze(1).to(embeddings.dtype)}
         if self.takes_positions:
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-            options["position_ids"] = positions[:, -length:]
-        return self.model(
-            **read,
+            inputs["position_ids"] = positions[:, -length:]
+        output = self.model(
+            **inputs,
             attention_mask=attention_mask.long(),
+            past_key_values=cache,
+            use_cache=cache is not None,
             output_hidden_states=True,
             # as indices, since a number takes a view, whose logits are one slow product per episode
-            logits_to_keep=torch.arange(length - keep, length, device=input_ids.device),
-            **{"use_cache": False} | options,
+            logits_to_keep=torch.arange(length - last, length, device=input_ids.device),
         )
-
-    def values(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The critic's value of each hidden state: (..., H) -> (...)."""
-        return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
+        hidden = output.hidden_states[-1][:, -last:]
+        return output.logits, self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
 
     def prefixed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask with the prefix in front; padding of shorter prompts then lies between prefix and prompt."""
@@ -194,67 +197,52 @@ class ActorCritic(nn.Module):
 
         first: the place of the first prompt in the batch that these prompts are a part of; an episode depends on its
         place, not on how the batch is cut. alpha: the tail share that a conditioned policy acts for, one for all
-        prompts or (B,) one for each; one below those trained on gives a warning. Raises `UserError` where the longest
-        prompt leaves no room for the completion, for an alpha outside (0, 1], where a conditioned policy gets none, and
-        where another policy gets one.
+        prompts or (B,) one for each; one below those trained on gives a warning. Raises `UserError` if the longest
+        prompt leaves no room for the completion, for an alpha outside (0, 1], if a conditioned policy gets none, and if
+        another policy gets one.
         """
         alpha = self.episode_alphas(alpha, len(prompts))
         prompt_ids, prompt_mask = self.tokenize(prompts)
-        check_context(self, len(self.prefix_ids) + prompt_ids.shape[1], sampling.completion_length)
-        reader = Reader(self, prompt_ids, prompt_mask, sampling.completion_length, alpha)
-        forbidden = self.forbidden_ids, self.processing_class.eos_token_id
-
-        def read(token_ids: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-            logits, values = reader.read(token_ids)
-            return sampler_logits(logits.unsqueeze(1), sampling, *forbidden, first=step).squeeze(1), values
-
+        decoder = Decoder(self, prompt_ids, prompt_mask, sampling.completion_length, alpha)
         numbers = uniforms(seed, first, len(prompts), sampling.completion_length)
-        return replace(self.drawn_episodes(prompts, prompt_ids, prompt_mask, read, numbers), alpha=alpha)
+        drawn = Completions(numbers, self.processing_class, self.device)
+        forbidden = self.forbidden_ids, self.processing_class.eos_token_id
+        while drawn.growing:
+            logits, values = decoder.read(drawn.last)
+            drawn.append(sampler_logits(logits, sampling, *forbidden, first=drawn.length), values)
+        return self.rollout(prompts, prompt_ids, prompt_mask, drawn, alpha)
 
     def episode_alphas(self, alpha: float | torch.Tensor | None, episodes: int) -> torch.Tensor | None:
         """The alpha of each episode (B,), None for a policy that reads none; raises the errors of `sample`."""
-        if self.risk is None:
-            if alpha is not None:
-                raise UserError(f"alpha = {alpha}: this policy has no risk embedding and reads no alpha; leave it out.")
-            return None
-        if alpha is None:
-            raise UserError(
-                f"alpha is missing: this policy acts for any tail share from {self.risk.alpha_min:g} to 1; name one, "
-                "as in sample(..., alpha=0.2), or fix it with policy.at(0.2)."
-            )
-        alphas = torch.as_tensor(alpha, dtype=torch.float32, device=self.device).expand(episodes)
-        for end in {alphas.min().item(), alphas.max().item()} if isinstance(alpha, torch.Tensor) else [alpha]:
-            self.risk.check(end)
-        return alphas
+        if self.risk is not None:
+            return self.risk.episode_alphas(alpha, episodes)
+        if alpha is not None:
+            raise UserError(f"alpha = {alpha}: this policy has no risk embedding and reads no alpha; leave it out.")
+        return None
 
     def at(self, alpha: float) -> "ActorCritic":
         """This policy with alpha fixed: one that reads none, and whose model loads with transformers alone.
 
-        The embedding of alpha is added to the rows of the embedding matrix, from which the output matrix is separated
-        where the two are one. Raises `UserError` for an alpha outside (0, 1] and for a policy without a risk embedding.
+        Raises `UserError` for an alpha outside (0, 1] and for a policy without a risk embedding.
         """
-        embedding = self.risk(self.episode_alphas(alpha, 1))
+        alphas = self.episode_alphas(alpha, 1)
         fixed = copy.deepcopy(self)
         fixed.model, fixed.risk = merged(fixed.model), None
-        rows, head = (get().weight for get in (fixed.model.get_input_embeddings, fixed.model.get_output_embeddings))
-        fixed.model.get_output_embeddings().weight = nn.Parameter(head.detach().clone())
-        fixed.model.config.get_text_config().tie_word_embeddings = False
-        rows.data += embedding.detach().to(rows.dtype)
+        self.risk.add_to(fixed.model, alphas)
         return fixed
 
-    def drawn_episodes(
+    def rollout(
         self,
         prompts: list[str],
         prompt_ids: torch.Tensor,
         prompt_mask: torch.Tensor,
-        read: ReadToken,
-        numbers: np.ndarray,
+        drawn: Completions,
+        alpha: torch.Tensor | None = None,
     ) -> Rollout:
-        """The episodes of `draw_completions`, with the completions as text; numbers: `uniforms` (B, most tokens)."""
-        tokens, numbers = self.processing_class, torch.from_numpy(numbers).to(self.device)
-        ids, mask, *numbers = draw_completions(read, numbers, tokens.eos_token_id, tokens.pad_token_id)
-        completions = self.completion_texts(prompt_ids, prompt_mask, ids, mask)
-        return Rollout(list(prompts), completions, prompt_ids, prompt_mask, ids, mask, *numbers)
+        """The episodes of prompts with the completions that were drawn, also as text."""
+        ids, mask, *numbers = drawn.tensors()
+        texts = self.completion_texts(prompt_ids, prompt_mask, ids, mask)
+        return Rollout(list(prompts), texts, prompt_ids, prompt_mask, ids, mask, *numbers, alpha=alpha)
 
     def completion_texts(
         self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, completion_ids: torch.Tensor, mask: torch.Tensor
@@ -289,6 +277,46 @@ class ActorCritic(nn.Module):
         tokenizer.save_pretrained(folder)
         save_file(self.value_head.state_dict(), Path(folder) / VALUE_HEAD)
         (Path(folder) / PREFIX).write_text(json.dumps({"prefix_ids": self.prefix_ids}) + "\n")
+
+
+class Decoder:
+    """A policy that reads B prompts and then, token by token, up to `length` more; it keeps them in its cache.
+
+    alpha: (B,) the tail share that a conditioned policy acts for. Raises `UserError` if there is no room for them.
+    """
+
+    def __init__(
+        self,
+        policy: ActorCritic,
+        prompt_ids: torch.Tensor,
+        prompt_mask: torch.Tensor,
+        length: int,
+        alpha: torch.Tensor | None = None,
+    ) -> None:
+        self.policy, self.alpha = policy, alpha
+        self.unread, self.mask = policy.prefixed(prompt_ids, prompt_mask)
+        check_context(policy, self.unread.shape[1], length)
+        self.cache = roomy_cache(policy.model.config, self.unread.shape[1] + length)
+
+    def read(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Next-token logits (B, 1, V) and values (B, 1) after token_ids (B, 1), or (B, 0) in the first call.
+
+        The first call reads the prompt.
+        """
+        ids = torch.cat([self.unread, token_ids], 1)
+        self.mask = torch.cat([self.mask, torch.ones_like(token_ids, dtype=torch.bool)], 1)
+        self.unread = ids[:, :0]
+        return self.policy.logits_and_values(ids, self.mask, 1, self.alpha, self.cache)
+
+
+def check_context(policy: ActorCritic, prompt_length: int, completion_length: int) -> None:
+    """Raise `UserError` if prompt and completion together exceed the model's context."""
+    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and prompt_length + completion_length > context:
+        raise UserError(
+            f"task.prompt_length = {prompt_length} and sampling.completion_length = {completion_length} make "
+            f"{prompt_length + completion_length} tokens, but the model's context holds {context}; shorten one of them."
+        )
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
@@ -354,7 +382,7 @@ def load_policy(
     )
     try:
         # not trusting remote code is no default: without this argument, transformers asks the user
-        config = causal_lm_config(Path(folder))
+        config, risk = load_conditioned(Path(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
         causal_lm = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, **reduced
@@ -372,17 +400,12 @@ def load_policy(
     if gradient_checkpointing:
         use_gradient_checkpointing(causal_lm)
     if lora is not None:
-        config = peft.LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
+        sizes = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+        adapter = peft.LoraConfig(**sizes, target_modules="all-linear", task_type="CAUSAL_LM")
         with seeded(seed, causal_lm.device), warnings.catch_warnings():
             # peft uses a name that transformers is about to drop
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-            causal_lm = peft.get_peft_model(causal_lm, config)
+            causal_lm = peft.get_peft_model(causal_lm, adapter)
     policy = ActorCritic(causal_lm, tokenizer)
     value_head = Path(folder) / VALUE_HEAD
     if value_head.exists():
@@ -390,28 +413,19 @@ def load_policy(
     prefix = Path(folder) / PREFIX
     if prefix.exists():
         policy.prefix_ids = json.loads(prefix.read_text())["prefix_ids"]
-    policy.risk = load_risk_embedding(Path(folder), policy.device)
+    policy.risk = risk and risk.to(policy.device)
     return policy
-
-
-def check_context(policy: ActorCritic, prompt_length: int, completion_length: int) -> None:
-    """Raise `UserError` where prompt and completion together exceed the model's context."""
-    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and prompt_length + completion_length > context:
-        raise UserError(
-            f"task.prompt_length = {prompt_length} and sampling.completion_length = {completion_length} make "
-            f"{prompt_length + completion_length} tokens, but the model's context holds {context}; shorten one of them."
-        )
 
 
 class Reference:
     """pi_ref: a frozen copy of the policy or, for a peft model, the same network with its adapter switched off.
 
-    It reads no alpha, even where the policy does.
+    It reads no alpha, even if the policy does.
     """
 
     def __init__(self, policy: ActorCritic) -> None:
-        self._policy = policy if isinstance(policy.model, peft.PeftModel) else _frozen(policy)
+        peft_model = isinstance(policy.model, peft.PeftModel)
+        self._policy = policy if peft_model else copy.deepcopy(policy).requires_grad_(False)
 
     @torch.no_grad()
     def token_log_probs(self, episodes: Rollout, sampling: SamplingSettings) -> torch.Tensor:
@@ -420,10 +434,6 @@ class Reference:
         adapter_off = model.disable_adapter() if isinstance(model, peft.PeftModel) else nullcontext()
         with adapter_off:
             return self._policy.token_log_probs(replace(episodes, alpha=None), sampling)
-
-
-def _frozen(policy: ActorCritic) -> ActorCritic:
-    return copy.deepcopy(policy).requires_grad_(False)
 
 
 def evaluate_tokens(

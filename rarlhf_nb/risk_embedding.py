@@ -10,13 +10,12 @@ causal LM. e(1) = 0: at alpha = 1 the policy is the network without the embeddin
 import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.risk import check_alpha
@@ -41,15 +40,33 @@ class RiskEmbedding(nn.Module):
         """e(alpha): (B,) -> (B, H)."""
         return -SCALE * alpha.to(self.weight).log().unsqueeze(-1) * self.weight
 
-    def check(self, alpha: float) -> float:
-        """Return alpha; raise `UserError` unless it lies in (0, 1], and warn below the training's alpha_min."""
-        if check_alpha(alpha) < self.alpha_min * (1 - ROUNDING):
-            warnings.warn(
-                f"alpha = {alpha:g} is below alpha_min = {self.alpha_min:g}, the smallest that this policy was trained "
-                "for: it extrapolates.",
-                stacklevel=3,
+    def episode_alphas(self, alpha: float | torch.Tensor | None, episodes: int) -> torch.Tensor:
+        """The alpha of each episode: (B,), from one for each or one for all.
+
+        Raises `UserError` unless all lie in (0, 1], and warns below the training's alpha_min.
+        """
+        if alpha is None:
+            raise UserError(
+                f"alpha is missing: this policy acts for any tail share from {self.alpha_min:g} to 1; name one, as in "
+                "sample(..., alpha=0.2), or fix it with policy.at(0.2)."
             )
-        return alpha
+        alphas = torch.as_tensor(alpha, dtype=torch.float32, device=self.weight.device).expand(episodes)
+        for end in {alphas.min().item(), alphas.max().item()} if isinstance(alpha, torch.Tensor) else [alpha]:
+            if check_alpha(end) < self.alpha_min * (1 - ROUNDING):
+                warnings.warn(
+                    f"alpha = {end:g} is below alpha_min = {self.alpha_min:g}, the smallest that this policy was "
+                    "trained for: it extrapolates.",
+                    stacklevel=3,
+                )
+        return alphas
+
+    @torch.no_grad()
+    def add_to(self, model: PreTrainedModel, alpha: torch.Tensor) -> None:
+        """Add e(alpha), alpha (1,), to the rows of a model's embedding matrix, first parting it from the output's."""
+        rows, head = (get().weight for get in (model.get_input_embeddings, model.get_output_embeddings))
+        model.get_output_embeddings().weight = nn.Parameter(head.clone())
+        model.config.get_text_config().tie_word_embeddings = False
+        rows += self(alpha).to(rows.dtype)
 
     def save(self, folder: Path) -> None:
         """Write the embedding beside a model that was saved, and mark its config.json, so that nothing else loads it.
@@ -65,34 +82,20 @@ class RiskEmbedding(nn.Module):
         save_file(self.state_dict(), folder / RISK_EMBEDDING)
 
 
-def _described(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The config.json of a policy's folder, and what it says about a risk embedding."""
+def load_conditioned(folder: Path) -> tuple[PreTrainedConfig | None, RiskEmbedding | None]:
+    """The config of a conditioned policy's causal LM, and its risk embedding; None for any other folder.
+
+    Raises `UserError` for a risk embedding that is damaged, or that another version of the package wrote.
+    """
     config = json.loads((folder / "config.json").read_text())
     risk = config.pop(KEY, None)
-    if risk is not None and (risk.get("format"), risk.get("form")) != (FORMAT, FORM):
+    if risk is None:
+        return None, None
+    if (risk.get("format"), risk.get("form")) != (FORMAT, FORM):
         raise UserError(
             f"policy.model = {str(folder)!r} has a risk embedding of format {risk.get('format')} ({risk.get('form')}), "
             f"and this version of the package reads format {FORMAT} ({FORM}): update the package."
         )
-    return config, risk
-
-
-def causal_lm_config(folder: Path) -> PreTrainedConfig | None:
-    """The config of a conditioned policy's causal LM; None for any other folder, whose config transformers reads.
-
-    Raises `UserError` for a risk embedding that another version of the package wrote.
-    """
-    config, risk = _described(folder)
-    if risk is None:
-        return None
-    return AutoConfig.for_model(config.pop("model_type").removesuffix(SUFFIX), **config)
-
-
-def load_risk_embedding(folder: Path, device: torch.device) -> RiskEmbedding | None:
-    """The risk embedding in a policy's folder; None where it has none. Raises `UserError` for a damaged one."""
-    _, risk = _described(folder)
-    if risk is None:
-        return None
     try:
         state = load_file(folder / RISK_EMBEDDING)
     except (OSError, SafetensorError) as error:
@@ -102,4 +105,4 @@ def load_risk_embedding(folder: Path, device: torch.device) -> RiskEmbedding | N
         ) from error
     embedding = RiskEmbedding(len(state["weight"]), risk["alpha_min"])
     embedding.load_state_dict(state)
-    return embedding.to(device)
+    return AutoConfig.for_model(config.pop("model_type").removesuffix(SUFFIX), **config), embedding

@@ -5,47 +5,57 @@ distribution function at a uniform number that is fixed beforehand by the seed a
 that a batch may be cut into parts without a change of any completion.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from rarlhf_nb.settings import SamplingSettings
 
-if TYPE_CHECKING:
-    from rarlhf_nb.policy import ActorCritic
 
-ReadToken = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+class Completions:
+    """The completions of B prompts, which grow by one token at a time until each has ended with EOS.
 
-
-@torch.no_grad()
-def draw_completions(
-    read: ReadToken, uniforms: torch.Tensor, eos_id: int | None, pad_id: int
-) -> tuple[torch.Tensor, ...]:
-    """Completion ids and mask, and the log-probability, value and entropy of each token, 0 on padding: (B, T) each.
-
-    read: takes the token that was drawn last (B, 1), nothing (B, 0) at first, and the number of tokens drawn so far;
-    gives the logits of the next one (B, V) and the value (B,) of the state in which it is drawn.
-    uniforms: (B, most tokens) in [0, 1). It ends when every episode has drawn EOS. Raises `FloatingPointError` where
-    the logits are not finite.
+    uniforms: (B, most tokens) in [0, 1), see `seeding.uniforms`. `last` is the token that came last (B, 1), at first
+    none (B, 0); `length` is the number of tokens so far.
     """
-    last = uniforms.new_zeros(len(uniforms), 0, dtype=torch.int64)
-    going = torch.ones(len(uniforms), dtype=torch.bool, device=uniforms.device)
-    columns = []
-    for step, uniform in enumerate(uniforms.unbind(1)):
-        logits, values = read(last, step)
-        log_probs = logits.log_softmax(-1)
+
+    def __init__(self, uniforms: np.ndarray, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
+        self.uniforms = torch.from_numpy(uniforms).to(device)
+        self.eos_id, self.pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        self.unfinished = torch.ones(len(uniforms), 1, dtype=torch.bool, device=device)
+        self.last = torch.empty(len(uniforms), 0, dtype=torch.int64, device=device)
+        self.columns = []
+
+    @property
+    def length(self) -> int:
+        return len(self.columns)
+
+    @property
+    def growing(self) -> bool:
+        return self.length < self.uniforms.shape[1] and bool(self.unfinished.any())
+
+    def append(self, logits: torch.Tensor, values: torch.Tensor) -> None:
+        """Draw the next token of each episode.
+
+        logits: (B, 1, V) of the sampler's distribution. values: (B, 1) of the states in which the tokens are drawn.
+        Raises `FloatingPointError` if the logits are not finite.
+        """
+        log_probs = logits.squeeze(1).log_softmax(-1)
         probabilities = log_probs.exp()
-        ids = invert_distribution(probabilities, uniform).masked_fill(~going, pad_id)
-        entropy = -torch.linalg.vecdot(probabilities, log_probs)
-        last = ids.unsqueeze(1)
-        columns.append((ids, going, log_probs.gather(1, last).squeeze(1), values, entropy))
-        going = going & (ids != eos_id) if eos_id is not None else going
-        if not going.any():
-            break
-    ids, mask, *numbers = (torch.stack(column, 1) for column in zip(*columns, strict=True))
-    return ids, mask, *(number.masked_fill(~mask, 0.0) for number in numbers)
+        ids = invert_distribution(probabilities, self.uniforms[:, self.length]).unsqueeze(1)
+        self.last = ids.masked_fill(~self.unfinished, self.pad_id)
+        entropy = -torch.linalg.vecdot(probabilities, log_probs).unsqueeze(1)
+        self.columns.append((self.last, self.unfinished, log_probs.gather(1, self.last), values, entropy))
+        if self.eos_id is not None:
+            self.unfinished = self.unfinished & (self.last != self.eos_id)
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Ids, mask, log-probabilities, values and entropies, (B, T) each; the last three are 0 on padding."""
+        ids, mask, *numbers = (torch.cat(column, 1) for column in zip(*self.columns, strict=True))
+        return ids, mask, *(number.masked_fill(~mask, 0.0) for number in numbers)
 
 
 def invert_distribution(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
@@ -59,59 +69,32 @@ def invert_distribution(probabilities: torch.Tensor, uniforms: torch.Tensor) -> 
     return torch.searchsorted(mass, (uniforms * mass[:, -1]).unsqueeze(1), right=True).squeeze(1)
 
 
-class Reader:
-    """A policy that reads B prompts and then, token by token, up to `length` more; it keeps them in its cache.
-
-    alpha: (B,) the tail share that a conditioned policy acts for.
-    """
-
-    def __init__(
-        self,
-        policy: "ActorCritic",
-        prompt_ids: torch.Tensor,
-        prompt_mask: torch.Tensor,
-        length: int,
-        alpha: torch.Tensor | None = None,
-    ) -> None:
-        self.policy, self.length, self.alpha, self.cache = policy, length, alpha, None
-        self.unread, self.mask = policy.prefixed(prompt_ids, prompt_mask)
-
-    def read(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Next-token logits (B, V) and values (B,) after token_ids (B, 0 or 1); the first call reads the prompt too."""
-        ids = torch.cat([self.unread, token_ids], 1)
-        self.mask = torch.cat([self.mask, torch.ones_like(token_ids, dtype=torch.bool)], 1)
-        output = self.policy.run(ids, self.mask, 1, self.alpha, past_key_values=self.cache, use_cache=True)
-        if self.cache is None:
-            self.cache = with_room(output.past_key_values, self.length)
-        self.unread = ids[:, :0]
-        return output.logits[:, -1], self.policy.values(output.hidden_states[-1][:, -1])
-
-
-def with_room(cache: Cache, length: int) -> Cache:
-    """The cache of a prompt, its growing layers replaced by ones with room for `length` more tokens."""
-    if isinstance(cache, DynamicCache):
-        cache.layers = [RoomyLayer(layer, length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+def roomy_cache(config: PreTrainedConfig, length: int) -> DynamicCache:
+    """An empty cache for the causal LM of `config`, whose growing layers have room for `length` tokens."""
+    cache = DynamicCache(config=config)
+    cache.layers = [RoomyLayer(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 class RoomyLayer(DynamicLayer):
     """A layer of the cache that writes new keys and values behind the old ones, instead of copying all at each step."""
 
-    def __init__(self, layer: DynamicLayer, length: int) -> None:
+    def __init__(self, length: int) -> None:
         super().__init__()
-        self.lazy_initialization(layer.keys, layer.values)
-        self.whole = [torch.nn.functional.pad(part, (0, 0, 0, length)) for part in (layer.keys, layer.values)]
-        self.keys, self.values = layer.keys, layer.values
+        self.length = length
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `DynamicLayer.update`."""
-        start = self.keys.shape[-2]
+        start, new = self.get_seq_length(), (key_states, value_states)
+        if not self.is_initialized:
+            self.lazy_initialization(*new)
+            self.whole = [part.new_empty(*part.shape[:-2], self.length, part.shape[-1]) for part in new]
         end = start + key_states.shape[-2]
-        for part, new in zip(self.whole, (key_states, value_states), strict=True):
-            part[..., start:end, :] = new
-        self.keys, self.values = (part[..., :end, :] for part in self.whole)
+        for whole, part in zip(self.whole, new, strict=True):
+            whole[..., start:end, :] = part
+        self.keys, self.values = (whole[..., :end, :] for whole in self.whole)
         return self.keys, self.values
 
 

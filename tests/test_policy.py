@@ -291,10 +291,8 @@ def test_gradient_checkpointing_keeps_less_for_the_same_gradients(architecture, 
 def test_gradient_checkpointing_leaves_the_sampler_its_cache(monkeypatch):
     policy = tiny_policy()
     use_gradient_checkpointing(policy.model)
-    run, read = policy.run, []
-    monkeypatch.setattr(
-        policy, "run", lambda ids, *args, **options: read.append(ids.shape[1]) or run(ids, *args, **options)
-    )
+    find, read = policy.logits_and_values, []
+    monkeypatch.setattr(policy, "logits_and_values", lambda ids, *args: read.append(ids.shape[1]) or find(ids, *args))
     policy.sample(PROMPTS, sampling_settings(), seed=1)
     assert read[1:] == [1] * 4  # every token after the prompt is read alone
 

@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
-from tiny import PROMPTS, sampling_settings, tiny_policy
+from tiny import PROMPTS, sampling_settings, tiny_policy, tiny_tokenizer
 
 from rarlhf_nb.policy import evaluate_tokens
 from rarlhf_nb.sampling import (
-    draw_completions,
+    Completions,
     invert_distribution,
     sampled_log_probs,
     sampler_logits,
@@ -32,14 +33,21 @@ def test_the_numbers_of_a_place_depend_on_nothing_else():
 def test_completions_end_with_eos_and_the_batch_with_its_last_episode():
     script = torch.tensor([[5, 2, 6, 6], [2, 5, 5, 5], [5, 5, 2, 5]])  # the tokens that are all but certain; EOS is 2
 
-    def read(token_ids, step):
-        return 50 * torch.nn.functional.one_hot(script[:, step], 8).float(), torch.arange(3.0) + step
+    def draw(tokenizer):
+        completions = Completions(np.full((3, 4), 0.5), tokenizer, torch.device("cpu"))
+        while completions.growing:
+            step = completions.length
+            likely = torch.nn.functional.one_hot(script[:, step : step + 1], 8)
+            completions.append(50 * likely.float(), torch.arange(3.0).unsqueeze(1) + step)
+        return completions.tensors()
 
-    ids, mask, log_probs, values, _ = draw_completions(read, torch.full((3, 4), 0.5).double(), eos_id=2, pad_id=0)
+    tokenizer = tiny_tokenizer()
+    ids, mask, log_probs, values, _ = draw(tokenizer)
     assert ids.tolist() == [[5, 2, 0], [2, 0, 0], [5, 5, 2]]
     assert mask.tolist() == [[True, True, False], [True, False, False], [True, True, True]]
     assert values.tolist() == [[0, 1, 0], [1, 0, 0], [2, 3, 4]] and (log_probs[~mask] == 0).all()
-    unended, all_real, *_ = draw_completions(read, torch.full((3, 4), 0.5).double(), eos_id=None, pad_id=0)
+    tokenizer.eos_token = None
+    unended, all_real, *_ = draw(tokenizer)
     assert unended.equal(script) and all_real.all()
 
 

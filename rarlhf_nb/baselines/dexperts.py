@@ -19,9 +19,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.policy import ActorCritic, check_context
+from rarlhf_nb.policy import ActorCritic, Decoder
 from rarlhf_nb.rollout import Rollout
-from rarlhf_nb.sampling import Reader, sampler_logits
+from rarlhf_nb.sampling import Completions, sampler_logits
 from rarlhf_nb.seeding import uniforms
 from rarlhf_nb.settings import SamplingSettings
 
@@ -115,21 +115,17 @@ class DExperts:
         Raises `UserError` where the longest prompt leaves no room for the completion.
         """
         prompt_ids, prompt_mask = self.base.tokenize(prompts)
-        for policy in (self.base, self.expert, self.anti_expert):
-            if policy is not None:
-                check_context(policy, len(policy.prefix_ids) + prompt_ids.shape[1], sampling.completion_length)
-        readers = [
-            None if policy is None else Reader(policy, prompt_ids, prompt_mask, sampling.completion_length)
+        length = sampling.completion_length
+        decoders = [
+            None if policy is None else Decoder(policy, prompt_ids, prompt_mask, length)
             for policy in (self.base, self.expert, self.anti_expert)
         ]
-
-        def read(token_ids: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-            logits = (None if reader is None else reader.read(token_ids)[0].unsqueeze(1) for reader in readers)
-            decoded = self.decoding_logits(*logits, sampling, first=step).squeeze(1)
-            return decoded, decoded.new_zeros(len(decoded))
-
-        numbers = uniforms(seed, first, len(prompts), sampling.completion_length)
-        return self.base.drawn_episodes(prompts, prompt_ids, prompt_mask, read, numbers)
+        drawn = Completions(uniforms(seed, first, len(prompts), length), self.processing_class, self.device)
+        while drawn.growing:
+            logits = (None if decoder is None else decoder.read(drawn.last)[0] for decoder in decoders)
+            decoded = self.decoding_logits(*logits, sampling, first=drawn.length)
+            drawn.append(decoded, decoded.new_zeros(decoded.shape[:2]))
+        return self.base.rollout(prompts, prompt_ids, prompt_mask, drawn)
 
     def decoding_logits(
         self,
