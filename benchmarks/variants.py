@@ -12,7 +12,7 @@ beta move as far in 40 iterations as the paper's 10,000 do in 194.
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,27 @@ from rarlhf_nb.lab.evaluation.report import summary
 from rarlhf_nb.lab.profiles import Profile, load_profile
 from rarlhf_nb.policy import Reference, load_policy
 from rarlhf_nb.rewards import ClassifierReward
+from rarlhf_nb.rollout import Rollout, Targets
 from rarlhf_nb.trainer import CVaRPPOTrainer
 
 CONTROLLER = {"ppo.kl_target": 6.0, "ppo.kl_horizon": 2_000}
 MEASURES = ["reward", "tail reward", "CVaR 10 %", "KL", "kl_coef at the end", "perplexity"]
+
+
+class KLOverBatch(CVaRPPOTrainer):
+    """The controller sees the KL of the kept episodes, summed and divided by B, as in the authors' code."""
+
+    def adapted_kl_coef(self, rollout: Rollout, targets: Targets) -> float:
+        share = len(targets.updated) / len(rollout)
+        return super().adapted_kl_coef(replace(rollout, kl=rollout.kl * share), targets)
+
+
+class RankedByReward(CVaRPPOTrainer):
+    """The environment reward ranks the episodes, and not the return."""
+
+    def select(self, rollout: Rollout, targets: Targets, kept: int) -> Targets:
+        found = super().select(rollout, replace(targets, returns=rollout.env_rewards), kept)
+        return replace(found, returns=targets.returns)
 
 
 @dataclass(frozen=True)
@@ -41,6 +58,7 @@ class Variant:
 
     title: str
     method: str = "ra_rlhf"
+    trainer: type[CVaRPPOTrainer] = CVaRPPOTrainer
     overrides: dict[str, Any] = field(default_factory=dict)
     start: str = "sft"
     than: str | None = "paper"
@@ -49,8 +67,8 @@ class Variant:
 CODE = {
     "paper": Variant("RA-RLHF as in the paper", than=None),
     "rlhf": Variant("RLHF as in the paper", "rlhf", than=None),
-    "kl_batch": Variant("controller: KL of kept episodes / B", overrides={"risk.kl_average": "batch"}),
-    "rank_reward": Variant("ranked by environment reward", overrides={"risk.rank_by": "env_reward"}),
+    "kl_batch": Variant("controller: KL of kept episodes / B", trainer=KLOverBatch),
+    "rank_reward": Variant("ranked by environment reward", trainer=RankedByReward),
     "late": Variant("schedule counted from 0: n + 1 whole iterations", overrides={"risk.warm_start": 7}),
     "released": Variant("the released script's α 0.2, ρ 0.9", overrides={"risk.alpha": 0.2, "risk.rho": 0.9}),
     "rlhf_base": Variant("RLHF that starts from the base model", "rlhf", start="base", than="rlhf"),
@@ -82,7 +100,7 @@ def prepared(variant: Variant, seed: int, output: Path) -> tuple[CVaRPPOTrainer,
     """The trainer of a variant, its task, its reward model, and the profile with the variant's settings."""
     profile = load_profile("pocket-imdb", CONTROLLER | variant.overrides)
     start = sft_folder(output, profile) if variant.start == "sft" else pocket_world(profile.task.source).policy
-    return *prepare(profile, variant.method, start, seed), profile
+    return *prepare(profile, variant.method, start, seed, trainer=variant.trainer), profile
 
 
 def held_out_perplexity(policy: Any, texts: list[str], profile: Profile) -> float:

@@ -177,7 +177,6 @@ class QuarkSettings(Section):
 
     quantiles: int = Field(gt=1, default=5)  # K
     kl_coef: float = Field(ge=0, default=0.05)  # beta
-    kl_direction: Literal["ref_policy", "policy_ref"] = "ref_policy"  # as in the paper; policy_ref: its authors' code
     entropy_coef: float = Field(ge=0, default=0.06)  # lambda, from the authors' code
     learning_rate: float = Field(gt=0, default=1e-5)
     batch_size: int = Field(gt=0, default=128)
@@ -224,8 +223,6 @@ class RiskSettings(Section):
     rho: float = Share  # share of the iterations at which alpha is reached
     estimator: Literal["tail_selection", "rockafellar_uryasev"] = "tail_selection"
     above_share: float = Field(gt=0, le=1, default=1.0)  # of the episodes above VaR in a Rockafellar-Uryasev update
-    rank_by: Literal["return", "env_reward"] = "return"  # return: the paper
-    kl_average: Literal["kept", "batch"] = "kept"  # kept: the paper; batch: sum over kept / B, the authors' code
     whitening: Literal["kept", "batch"] = "kept"  # episodes over which tail selection whitens; kept: the paper
 
     def schedule(self, ppo: PPOSettings) -> SoftRiskSchedule:

@@ -227,11 +227,10 @@ class CVaRPPOTrainer(TrainingLoop):
 
     def select(self, rollout: Rollout, targets: Targets, kept: int) -> Targets:
         """Line 4: the kept(m) lowest episodes, and the episodes that the update uses."""
-        ranked = targets.returns if self.risk.rank_by == "return" else rollout.env_rewards
-        tail = kept_episodes(ranked, kept)
+        tail = kept_episodes(targets.returns, kept)
         if self.risk.estimator == "tail_selection":
-            return replace(targets, tail=tail, updated=tail, weights=ranked.new_ones(kept))
-        everyone = torch.arange(len(ranked), device=ranked.device)
+            return replace(targets, tail=tail, updated=tail, weights=targets.returns.new_ones(kept))
+        everyone = torch.arange(len(rollout), device=tail.device)
         weights = self.drawn_weights(rollout, targets, kept)
         return replace(targets, tail=tail, updated=everyone, weights=weights)
 
@@ -323,15 +322,11 @@ class CVaRPPOTrainer(TrainingLoop):
         return {key: term.item() for key, term in terms.items()}
 
     def adapted_kl_coef(self, rollout: Rollout, targets: Targets) -> float:
-        """Line 6, eq. 12: the next beta, from the KL of the updated episodes.
-
-        The KL is averaged over these episodes or, as in the authors' code, over B. Without `kl_target` beta is fixed.
-        """
+        """Line 6, eq. 12: the next beta, from the mean KL of the updated episodes; fixed without `kl_target`."""
         if self.args.kl_target is None:
             return self.kl_coef
-        kl = rollout.kl[targets.updated]
-        average = kl.mean() if self.risk.kl_average == "kept" else kl.sum() / len(rollout.kl)
-        return next_kl_coef(self.kl_coef, average.item(), self.args.kl_target, len(rollout.kl), self.args.kl_horizon)
+        kl = rollout.kl[targets.updated].mean().item()
+        return next_kl_coef(self.kl_coef, kl, self.args.kl_target, len(rollout), self.args.kl_horizon)
 
     def statistics(self, rollout: Rollout, targets: Targets, losses: dict[str, float]) -> dict[str, float]:
         """The row of the training log for this iteration; `glossary` gives the formula of each key."""

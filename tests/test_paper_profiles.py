@@ -97,7 +97,7 @@ def test_gpt_j_trains_an_adapter_and_its_reference_has_it_switched_off(opened):
 def test_every_setting_that_the_page_on_paper_and_code_names_exists():
     page = (Path(__file__).parent.parent / "docs" / "paper_and_code.md").read_text()
     named = set(re.findall(r"`((?:task|policy|reward|sampling|sft|ppo|risk|evaluation)\.\w+)", page))
-    assert {"risk.rank_by", "risk.kl_average", "task.continuations"} <= named <= set(known_keys())
+    assert {"risk.alpha", "risk.warm_start", "task.continuations"} <= named <= set(known_keys())
 
 
 @pytest.mark.parametrize("name", ["rtp-gpt2", "imdb-gptj"])

@@ -61,7 +61,7 @@ def test_a_paper_profile_has_the_papers_training(name):
     profile = load_profile(name)
     ppo, risk, sft = profile.ppo, profile.risk, profile.sft
     assert (ppo.batch_size, ppo.iterations, risk.alpha, risk.warm_start, ppo.learning_rate) == RISK_TABLE[name]
-    assert (risk.rho, risk.rank_by, risk.kl_average) == (0.95, "return", "kept")
+    assert (risk.rho, risk.estimator) == (0.95, "tail_selection")
     assert (ppo.kl_coef, ppo.kl_target, ppo.kl_horizon) == (0.2, 6, 10_000)
     assert (ppo.epochs, ppo.gamma, ppo.lam, ppo.vf_coef, ppo.max_grad_norm) == (4, 1, 0.95, 0.1, None)
     assert (ppo.cliprange, ppo.cliprange_value, ppo.ratio_threshold) == (0.2, 0.2, 10)
@@ -96,7 +96,7 @@ def test_a_paper_profile_has_the_baselines_published_settings(name):
     assert (dexperts.alpha, experts.epochs) == ((3.2, 3) if name.startswith("imdb") else (2.0, 1))
     assert (dexperts.top_p, experts.learning_rate, experts.packing, experts.max_length) == (0.9, 5e-5, True, 128)
     assert experts.batch_size * experts.gradient_accumulation_steps == 64
-    assert (quark.quantiles, quark.kl_coef, quark.kl_direction, quark.entropy_coef) == (5, 0.05, "ref_policy", 0.06)
+    assert (quark.quantiles, quark.kl_coef, quark.entropy_coef) == (5, 0.05, 0.06)
     assert (quark.learning_rate, quark.batch_size, quark.adam_epsilon) == (1e-5, 128, 1e-5)
 
 
@@ -147,7 +147,7 @@ def test_overrides_replace_values_of_the_profile():
         ("pocket", {"prompted.prefixes": ["fine", " "]}, ["prompted.prefixes", "number 2 is empty"]),
         ("pocket", {"dexperts.top_p": 0}, ["dexperts.top_p = 0"]),
         ("pocket", {"quark.quantiles": 1}, ["quark.quantiles = 1", "greater than 1"]),
-        ("pocket", {"quark.kl_direction": "both"}, ["quark.kl_direction = 'both'", "ref_policy"]),
+        ("pocket", {"risk.estimator": "both"}, ["risk.estimator = 'both'", "tail_selection"]),
         ("rtp-gpt2", {"task.dataset": None}, ["task.dataset is missing", "'rtp'"]),
         ("rtp-gpt2", {"task.test_toxic_share": 1}, ["task.test_toxic_share = 1", "less than 1"]),
         ("imdb-gptj", {"policy.dtype": "float16"}, ["policy.dtype = 'float16'", "bfloat16"]),

@@ -276,7 +276,6 @@ class QuarkTrainer(TrainingLoop):
             episodes.completion_ids,
             self.args.kl_coef,
             self.args.entropy_coef,
-            self.args.kl_direction,
         )
 
     def sampled(self, logits: torch.Tensor) -> torch.Tensor:

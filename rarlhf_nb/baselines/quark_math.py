@@ -5,7 +5,6 @@ Shapes: N scored completions in the pool, K quantiles; B episodes, T completion 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -64,18 +63,16 @@ def quark_terms(
     token_ids: torch.Tensor,
     kl_coef: float,
     entropy_coef: float,
-    kl_direction: Literal["ref_policy", "policy_ref"],
 ) -> QuarkTerms:
     """Eq. 2 as a loss, with the entropy bonus of the authors' code, per token:
 
     L_t = -log p_theta(y_t | x, y_<t, r_k) + beta KL_t - lambda H(p_theta(. | x, y_<t, r_k)),
-    KL_t = KL(p_0(. | x, y_<t) || p_theta(. | x, y_<t, r_k)) for `ref_policy` (the paper), and
-    KL_t = KL(p_theta || p_0) for `policy_ref` (what the authors' code computes).
+    KL_t = KL(p_0(. | x, y_<t) || p_theta(. | x, y_<t, r_k)); the authors' code computes KL(p_theta || p_0).
 
     logits, ref_logits: (B, T, V) of p_theta and p_0, over the same V tokens; token_ids: (B, T).
     """
     policy, reference = logits.log_softmax(-1), ref_logits.log_softmax(-1)
-    kl = kl_divergence(reference, policy) if kl_direction == "ref_policy" else kl_divergence(policy, reference)
+    kl = kl_divergence(reference, policy)
     log_likelihood, entropy = token_log_probs(logits, token_ids), token_entropy(logits)
     return QuarkTerms(-log_likelihood + kl_coef * kl - entropy_coef * entropy, log_likelihood, kl, entropy)
 
