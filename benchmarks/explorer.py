@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from rarlhf_nb.lab.experiment import Experiment
-from rarlhf_nb.lab.explorer.explore import serve
+from rarlhf_nb.lab.explorer.page import serve
 from rarlhf_nb.lab.methods import METHODS
 from rarlhf_nb.lab.profiles import load_profile
 from rarlhf_nb.lab.runs import Run

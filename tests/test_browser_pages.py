@@ -28,7 +28,7 @@ from browser import (
     watched_page,
 )
 
-from rarlhf_nb.lab.explorer.explore import explorer_page
+from rarlhf_nb.lab.explorer.page import explorer_page
 
 RARLHF = [sys.executable, "-m", "rarlhf_nb.lab.cli"]
 SHOWN = "<script>hacked=1</script><img src=x onerror='window.hacked=1'></div></td> $x^2$"

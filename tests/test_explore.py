@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.explorer.explore import explorer_page, serve
+from rarlhf_nb.lab.explorer.page import explorer_page, serve
 from rarlhf_nb.lab.profiles import load_profile
 from rarlhf_nb.lab.runs import Run
 

@@ -189,8 +189,9 @@ def test_training_curves_show_the_iterations_and_do_not_smooth_what_was_set():
 def test_schedule_figure_counts_from_one():
     schedule = SoftRiskSchedule(batch_size=128, alpha=0.4, iterations=194, warm_start=30, rho=0.95)
     (trace,) = figures.schedule_figure({"IMDB-Gen": schedule}).data
-    kept = dict(zip(trace.x, trace.y, strict=True))
+    kept = dict(zip(trace.x, trace.customdata, strict=True))
     assert {m: kept[m] for m in (1, 50, 100, 184, 194)} == {1: 128, 50: 119, 100: 94, 184: 52, 194: 52}
+    assert trace.y[-1] == 100 * 52 / 128
 
 
 def test_frontier_joins_the_means_of_the_seeds():

@@ -24,9 +24,9 @@ from rarlhf_nb.lab.evaluation.metrics import (
 )
 from rarlhf_nb.lab.evaluation.sweeps import sweep_families
 from rarlhf_nb.lab.explorer import live_training, progress_table, risk_explorer, schedule_designer
-from rarlhf_nb.lab.explorer.explorer_figures import price_figure, saved_share
 from rarlhf_nb.lab.explorer.interpolation import between, steps_between
 from rarlhf_nb.lab.explorer.progress_table import Shown
+from rarlhf_nb.lab.explorer.schedule_designer import saved_share
 from rarlhf_nb.lab.explorer.tails import measure_tails
 from rarlhf_nb.lab.explorer.text import SHORT, hover_text, text_html, visible
 from rarlhf_nb.lab.plots.figures import TRAINING_PANELS
@@ -122,12 +122,12 @@ def place(alpha):
 @pytest.mark.parametrize("alpha", [0.05, 0.37, 1.0])
 def test_every_measured_alpha_has_the_librarys_numbers(alpha):
     widget = explorer()
-    content, edges, at = widget.content, widget.exploration.axes.edges, place(alpha)
+    content, edges, at = widget.content, widget.explored.edges, place(alpha)
     assert content["measured"][at] == alpha and content["kept"][at] == tail_count(alpha, SIZE)
     slots = [slot for group in content["groups"] for slot in group["slots"]]
-    assert [slot["method"] for slot in slots] == ["sft", "rlhf", "ra_rlhf@0.1", "ra_rlhf@0.4", "ra_rlhf_ru@0.4"]
+    assert [slot["source"] for slot in slots] == ["sft", "rlhf", "ra_rlhf@0.1", "ra_rlhf@0.4", "ra_rlhf_ru@0.4"]
     for slot in slots:
-        table = EPISODES[slot["method"]]
+        table = EPISODES[slot["source"]]
         rewards = table["reward"].to_numpy()
         assert slot["var"][at] == pytest.approx(var(rewards, alpha), abs=1e-5)
         assert slot["reward"]["own"][0][at] == pytest.approx(cvar(rewards, alpha), abs=1e-5)
@@ -154,12 +154,11 @@ def test_the_intervals_are_those_of_the_library(ranking):
         here = [values[place(0.2)] for values in numbers[name]]
         assert here == pytest.approx(bootstrap_interval(statistics), abs=1e-5)
     assert explored(widget, "rlhf")[ranking]["difference"] is None
-    page = widget.exploration.table_html(0.2, ranking, 0.1)
-    for method in found:
-        assert interval_cell(bootstrap_interval(found[method])) in page
+    table = widget.explored.numbers(0.2, ranking, 0.1)
+    assert table.iloc[:3, 0].tolist() == [interval_cell(bootstrap_interval(found[method])) for method in found]
     difference = bootstrap_interval(found["ra_rlhf@0.1"] - found["rlhf"])
     star = " *" if difference.low > 0 or difference.high < 0 else ""
-    assert f">{interval_cell(difference)}{star}</td>" in page
+    assert table.iloc[1:3, 1].tolist() == ["–", interval_cell(difference) + star]
 
 
 @pytest.mark.parametrize("ranking", ["reward", "prompt_score"])
@@ -175,23 +174,18 @@ def test_texts_are_of_the_tail_at_every_alpha(ranking):
         assert text == beside["completion"] and reward == pytest.approx(beside["reward"], abs=1e-5)
         order = EPISODES["rlhf"][ranking].argsort(kind="stable").tolist()
         assert ranks[["reward", "prompt_score"].index(ranking)] == order.index(rows[-1])
-        page = widget.exploration.texts_html("sft", alpha, ranking, 0.1, ["sft", "rlhf"])
-        assert f">{table['completion'].iloc[0]}<" in page and f">{table['completion'].iloc[-1]}<" in page
-        assert f"<b>{beside['reward']:+.2f}</b> <bdi>{beside['completion']}</bdi>" in page
-        assert f"of the {len(table)} episodes" in page
 
 
 def test_the_trained_alpha_has_a_stop_for_every_member_and_a_price():
     widget = explorer(trained=0.4)
     content = widget.content
     assert content["trained"] == [0.1, 0.4] and content["view"]["trained"] == 0.4 and not content["continuous"]
-    assert [slot.method for slot in widget.exploration.shown(0.4)][2:] == ["ra_rlhf@0.4", "ra_rlhf_ru@0.4"]
-    figure = price(widget)
+    assert [slot.method for slot in widget.explored.chosen(0.4)][2:] == ["ra_rlhf@0.4", "ra_rlhf_ru@0.4"]
+    selection, _ = content["price"]["sweeps"]
     kls = [EPISODES[f"ra_rlhf@{alpha}"]["kl"].mean() for alpha in (0.1, 0.4)]
-    np.testing.assert_allclose(figure.data[4].y, kls)  # the third panel, the first of two families
-    tail = content["price"]["tails"]["reward"][place(0.3)][0]
+    assert selection["alphas"] == [0.1, 0.4] and selection["kl"][0] == pytest.approx(kls, abs=1e-5)
     expected = [cvar(EPISODES[f"ra_rlhf@{alpha}"]["reward"].to_numpy(), 0.3) for alpha in (0.1, 0.4)]
-    assert tail["x"] == [0.1, 0.4] and tail["y"] == pytest.approx(expected, abs=1e-5)
+    assert selection["tail"]["reward"][place(0.3)][0] == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_view_starts_as_asked():
@@ -215,14 +209,11 @@ def test_without_a_sweep_there_is_no_second_slider_and_perplexity_is_optional():
     assert content["price"] is None and content["trained"] == []
     assert content["groups"][0]["slots"][0]["kl"]["own"] == [None, None, None]
     likelihoods = pd.DataFrame({"log_likelihood": [-3.0, -8.0], "tokens": [2, 4]})
-    swept = price(explorer(held_out={"ra_rlhf@0.4": likelihoods}))
+    swept = explorer(held_out={"ra_rlhf@0.4": likelihoods}).content["price"]
     expected = perplexity(likelihoods["log_likelihood"].to_numpy(), likelihoods["tokens"].to_numpy(), np.ones(2))
-    assert swept.data[6].y[1] == pytest.approx(expected) and np.isnan(swept.data[6].y[0])
-
-
-def price(widget) -> go.Figure:
-    """The figure of the trained alpha."""
-    return price_figure(widget.exploration.sweeps, 1.0, "reward", 0.1)
+    assert swept["sweeps"][0]["perplexity"][0] == [None, pytest.approx(expected, abs=1e-5)]
+    assert dict(swept["panels"]).keys() == {"tail", "mean", "kl", "perplexity"}
+    assert "perplexity" not in dict(explorer().content["price"]["panels"])
 
 
 def other_seeds(**changes):
@@ -240,7 +231,7 @@ def test_other_seeds_give_the_price_its_bands_at_every_measured_alpha(ranking):
     others = other_seeds()
     content = explorer(other_seeds=others).content
     for alpha in (0.2, 0.63):
-        band, line = content["price"]["tails"][ranking][place(alpha)][:2]  # of ra_rlhf
+        value, low, high = content["price"]["sweeps"][0]["tail"][ranking][place(alpha)]  # of ra_rlhf
         found = {0.1: [EPISODES, others[2]], 0.4: [EPISODES, others[2], others[3]]}
         intervals = [
             seed_interval(
@@ -253,19 +244,15 @@ def test_other_seeds_give_the_price_its_bands_at_every_measured_alpha(ranking):
             )
             for at, tables in found.items()
         ]
-        np.testing.assert_allclose(line["y"], [interval.value for interval in intervals], atol=1e-5)
-        outline = [intervals[0].low, intervals[1].low, intervals[1].high, intervals[0].high]
-        np.testing.assert_allclose(band["y"], outline, atol=1e-5)
-        assert band["x"] == [0.1, 0.4, 0.4, 0.1] and line["x"] == [0.1, 0.4]
+        np.testing.assert_allclose(np.transpose([value, low, high]), intervals, atol=1e-5)
 
 
 def test_other_seeds_change_nothing_but_the_price():
     plain, banded = explorer(), explorer(other_seeds=other_seeds())
     assert {**plain.content, "price": None} == {**banded.content, "price": None}
-    assert len(price(banded).data) == 2 * len(price(plain).data)
-    kl_line = price(banded).data[9]  # the third panel: band and line of each of two sweeps
     kls = [t["ra_rlhf@0.1"]["kl"].mean() for t in (EPISODES, other_seeds()[2])]
-    assert kl_line.y[0] == pytest.approx(np.mean(kls))
+    assert banded.content["price"]["sweeps"][0]["kl"][0][0] == pytest.approx(np.mean(kls), abs=1e-5)
+    assert plain.content["price"]["sweeps"][0]["kl"][1:] == [[None, None]] * 2
     assert banded.content["price"]["title"].endswith("line: mean of 2 to 3 seeds, band: its 95 % interval")
     assert "seeds" not in plain.content["price"]["title"]
     alone = risk_explorer({"sft": EPISODES["sft"], "rlhf": EPISODES["rlhf"]}, resamples=5, other_seeds=other_seeds())
@@ -274,20 +261,16 @@ def test_other_seeds_change_nothing_but_the_price():
 
 def test_the_perplexity_of_a_single_seed_has_no_band():
     likelihoods = pd.DataFrame({"log_likelihood": [-3.0, -8.0], "tokens": [2, 4]})
-    figure = price(explorer(held_out={"ra_rlhf@0.4": likelihoods}, other_seeds=other_seeds()))
-    band, line = figure.data[12:14]
-    assert not len(band.x) and np.isfinite(line.y).tolist() == [False, True]
-    assert "perplexity, shown seed only" in [note.text for note in figure.layout.annotations]
+    price = explorer(held_out={"ra_rlhf@0.4": likelihoods}, other_seeds=other_seeds()).content["price"]
+    (_, known), low, high = price["sweeps"][0]["perplexity"]
+    assert known and low == high == [None, None] and ["perplexity", "perplexity, shown seed only"] in price["panels"]
 
 
 def test_a_batch_run_shows_the_bands_too(monkeypatch):
     shown = []
     monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
     assert explorer(other_seeds=other_seeds(), interactive=False) is None
-    assert len(shown) == 3 and sum(trace.fill == "toself" for trace in shown[2].data) == 6
-    for figure in shown:  # which have no chips: a legend between title and panels names the lines
-        top = figure.layout.height * (1 - figure.layout.legend.y)
-        assert figure.layout.height * (1 - figure.layout.title.y) < top < figure.layout.margin.t
+    assert len(shown) == 2 and sum(bool(trace.fill and len(trace.x)) for trace in shown[1].data) == 6
 
 
 def test_a_sweep_of_seven_alphas_and_1_moves_to_each():
@@ -296,7 +279,7 @@ def test_a_sweep_of_seven_alphas_and_1_moves_to_each():
     widget = risk_explorer({"rlhf": EPISODES["rlhf"]} | tables, resamples=5, other_seeds={2: tables})
     assert widget.content["trained"] == list(alphas)
     for alpha in alphas:
-        assert [slot.method for slot in widget.exploration.shown(alpha)][1:] == [
+        assert [slot.method for slot in widget.explored.chosen(alpha)][1:] == [
             f"ra_rlhf@{alpha:g}",
             f"ra_rlhf_ru@{alpha:g}",
         ]
@@ -352,26 +335,21 @@ def test_a_conditioned_policy_moves_between_its_evaluations():
     assert slot["kl"]["own"][0] == pytest.approx(
         (1 - weight) * lower["kl"].mean() + weight * upper["kl"].mean(), abs=1e-5
     )
-    np.testing.assert_array_equal(slot["counts"], np.histogram(quantiles, widget.exploration.axes.edges)[0])
+    np.testing.assert_array_equal(slot["counts"], np.histogram(quantiles, widget.explored.edges)[0])
     assert slot["source"] == ("conditioned@0.4" if weight > 0.5 else "conditioned@0.1")
-    np.testing.assert_allclose(price(widget).data[2].x, [0.1, 0.4, 1.0])  # its evaluations, after the other sweeps
+    assert content["price"]["sweeps"][-1]["alphas"] == [0.1, 0.4, 1.0]  # its evaluations
 
 
-def test_a_batch_run_shows_the_tail_by_prompt_score_of_a_policy_between_evaluations(monkeypatch):
-    monkeypatch.setenv("RARLHF_STATIC", "1")
+def test_a_batch_run_shows_the_evaluation_nearest_to_the_trained_alpha(monkeypatch):
     shown = []
     monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
     view = {"ranking": "prompt_score", "trained": 0.25, "alpha": 0.137, "methods": ["conditioned"]}
-    assert explorer(alphas={"conditioned": conditioned()}, resamples=0, **view) is None
-    distributions, curve, _ = shown
-    assert "α = 0.14" in distributions.layout.title.text  # a step of the slider
-    inside, whole = distributions.data[:2]
-    nearest = conditioned().query("alpha == 0.4")  # the evaluation nearest to 0.25
-    tail = nearest.nsmallest(int(sum(inside.y)), "prompt_score", keep="first")
-    assert sum(inside.y) == tail_count(0.14, len(nearest)) and sum(whole.y) == len(nearest)
-    edges = np.asarray(inside.x)[1:]
-    np.testing.assert_array_equal(np.asarray(inside.y)[1:-1], np.histogram(tail["reward"], edges)[0])
-    assert len(curve.data)
+    assert explorer(alphas={"conditioned": conditioned()}, resamples=0, interactive=False, **view) is None
+    curve, price = shown
+    nearest = conditioned().query("alpha == 0.4")["reward"]  # to 0.25
+    np.testing.assert_allclose(curve.data[0].y[-1], nearest.mean())
+    (line,) = [trace for trace in price.data if trace.name == "Conditioned" and trace.yaxis == "y2"]
+    assert list(line.x) == [0.1, 0.4, 1.0]
 
 
 def test_at_an_evaluated_alpha_and_beyond_the_ends_the_evaluation_itself_is_shown():
@@ -445,17 +423,13 @@ def test_hostile_texts_are_text_in_every_widget():
     followed = progress_table(lambda: Shown(hostile, errors, True))
     broken = progress_table(lambda: 1 / 0)
     assert "ZeroDivisionError" in broken.page.value
-    table = explored.exploration.table_html(1.0, "reward", 0.2)
-    texts_page = explored.exploration.texts_html(hostile, 1.0, "reward", 0.2, ["rlhf", hostile])
-    pages = (table, texts_page, trained.samples.value, trained.status.value)
-    for page in (*pages, followed.page.value, broken.page.value):
+    for page in (trained.samples.value, trained.status.value, followed.page.value, broken.page.value):
         found = Tags(page)
         assert found.tags <= OURS and found.attributes <= {"class"}
     hover = "".join(all_hovers(trained))
     assert Tags(hover).tags <= {"br"}
-    figures = explored.exploration.figures(1.0, "reward", 0.2, ["rlhf", hostile])
-    names = [str(trace.name) for figure in (*figures, price(explored)) for trace in figure.data]
-    names += [slot["name"] for group in explored.content["groups"] for slot in group["slots"]]  # for plotly
+    names = [slot["name"] for group in explored.content["groups"] for slot in group["slots"]]  # for plotly
+    names += [sweep["name"] for sweep in explored.content["price"]["sweeps"]]
     assert not any("<" in name for name in names)
 
 
@@ -468,25 +442,25 @@ def all_hovers(trained) -> list[str]:
 
 def test_the_schedule_is_drawn_and_what_it_saves_is_its_area():
     widget = schedule_designer(SoftRiskSchedule(10, 0.5, 20, warm_start=5, rho=0.9))
-    widget.alpha.value, widget.batch_size.value = 0.2, 40
+    widget.setting["alpha"].value, widget.setting["batch_size"].value = 0.2, 40
     schedule = SoftRiskSchedule(40, 0.2, 20, warm_start=5, rho=0.9)
-    line = widget.shares.figure.data[-1]
+    line = widget.curves.figure.data[-1]
     np.testing.assert_allclose(line.y, [100 * schedule.kept(m) / 40 for m in range(1, 21)])
     assert list(line.customdata) == schedule.kept_counts()
     assert f"{100 * (1 - sum(schedule.kept_counts()) / 800):.1f} %" in widget.saved.value
     widget.along.value = "share"
-    assert widget.shares.figure.data[-1].x[-1] == widget.shares.figure.data[0].x[-1] == 100
-    assert widget.shares.figure.layout.xaxis.title.text == "share of the iterations (%)"
+    assert widget.curves.figure.data[-1].x[-1] == widget.curves.figure.data[0].x[-1] == 100
+    assert widget.curves.figure.layout.xaxis.title.text == "share of the iterations (%)"
     assert saved_share(SoftRiskSchedule(10, 1.0, 20, warm_start=0, rho=1.0)) == 0
 
 
 def test_settings_that_do_not_fit_together_are_named_and_not_drawn():
     widget = schedule_designer()
-    before = list(widget.shares.figure.data[-1].y)
-    widget.iterations.value = 20
+    before = list(widget.curves.figure.data[-1].y)
+    widget.setting["iterations"].value = 20
     assert "warm_start = 30" in widget.saved.value and "error" in widget.saved.value
-    assert list(widget.shares.figure.data[-1].y) == before
-    widget.iterations.value = 194
+    assert list(widget.curves.figure.data[-1].y) == before
+    widget.setting["iterations"].value = 194
     assert "gradient work saved" in widget.saved.value
 
 
@@ -633,21 +607,20 @@ def test_a_failure_is_shown_as_text_and_another_start_is_possible(make_trainer):
 def test_where_nobody_is_there_the_same_is_shown_as_figures_and_tables(monkeypatch):
     shown = []
     monkeypatch.setattr("plotly.graph_objects.Figure.show", lambda figure: shown.append(figure))
-    for module in ("risk_explorer", "schedule_designer", "live_training"):
+    for module in ("widget", "schedule_designer", "live_training"):
         # not imported by name, since the package exports functions of the same names
         monkeypatch.setattr(sys.modules[f"rarlhf_nb.lab.explorer.{module}"], "display", shown.append)
     assert not is_static() and is_static(interactive=False)
     monkeypatch.setenv("RARLHF_STATIC", "1")
     assert is_static()
     log = pd.DataFrame({key: [0.0, 1.0] for key in ("iteration", *TRAINING_PANELS)})
-    assert explorer(alpha=0.2) is None and len(shown) == 5
-    assert list(shown[0].data[6].x) == [var(EPISODES["rlhf"]["reward"], 0.2)] * 2
-    assert "CVaR 20 %" in shown[3].data and "completion" in shown[4].data
-    assert schedule_designer() is None and len(shown) == 7
-    assert live_training(FakeTrainer.factory()) is None and len(shown) == 8
-    assert live_training(FakeTrainer.factory(), earlier={"rlhf": log}) is None and len(shown) == 9
+    assert explorer(alpha=0.2) is None and len(shown) == 4
+    assert "CVaR 20 %" in shown[2].data and "completion" in shown[3].data
+    assert schedule_designer() is None and len(shown) == 6
+    assert live_training(FakeTrainer.factory()) is None and len(shown) == 7
+    assert live_training(FakeTrainer.factory(), earlier={"rlhf": log}) is None and len(shown) == 8
     titled = [figure.layout for figure in shown if isinstance(figure, go.Figure) and figure.layout.title.text]
-    assert len(titled) > 4 and all(layout.legend.y < layout.title.y for layout in titled)  # below it, not across it
+    assert len(titled) == 4 and all(layout.legend.y < layout.title.y for layout in titled)  # below it, not across it
 
 
 def test_all_widgets_can_be_imported_from_one_place():

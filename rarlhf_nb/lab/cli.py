@@ -117,7 +117,7 @@ def explore(
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port on 127.0.0.1.")] = 8866,
 ) -> None:
     """Serve the explorer of RUN, read-only, to a browser on this machine; Ctrl-C ends it."""
-    from rarlhf_nb.lab.explorer.explore import serve
+    from rarlhf_nb.lab.explorer.page import serve
 
     with reported_errors():
         serve(reopen_run(run).run, port, say=typer.echo)

@@ -2,8 +2,8 @@
 
 from rarlhf_nb.lab.explorer.live_training import LiveTraining, live_training
 from rarlhf_nb.lab.explorer.progress_table import ProgressTable, progress_table
-from rarlhf_nb.lab.explorer.risk_explorer import RiskExplorer, risk_explorer
 from rarlhf_nb.lab.explorer.schedule_designer import ScheduleDesigner, schedule_designer
+from rarlhf_nb.lab.explorer.widget import RiskExplorer, risk_explorer
 
 __all__ = [
     "LiveTraining",

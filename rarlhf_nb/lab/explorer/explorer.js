@@ -1,5 +1,5 @@
 // The risk explorer in the browser. Python has measured, interpolated and named everything in `content`
-// (exploration.py); here it is looked up and drawn. Every text from data is set as text, never as HTML.
+// (content.py); here it is looked up and drawn. Every text from data is set as text, never as HTML.
 
 const SHORT = 240; // characters of a text that are shown at once
 const KEYED = ["button", "input", "select", "summary"];
@@ -24,6 +24,18 @@ const excludesZero = ([, low, high]) => low != null && (low > 0 || high < 0);
 const nearest = (values, wanted) =>
   values.reduce((best, value, place) =>
     Math.abs(Math.log(value / wanted)) < Math.abs(Math.log(values[best] / wanted)) ? place : best, 0);
+
+const SILENT = { type: "scatter", mode: "lines", hoverinfo: "skip", showlegend: false };
+const axis = (text, more = {}) => ({ title: { text, font: { size: 12 } }, ...more });
+// A dashed line at x, over the whole height of a panel.
+const markAt = (x, nth = "") => ({ type: "line", x0: x, x1: x, y0: 0, y1: 1, xref: `x${nth}`, yref: `y${nth} domain`, line: { color: "#444444", dash: "dash", width: 1.5 } });
+
+// The outline of [value, low, high], along the known low ends and back along the high ones.
+function band(along, [, low, high], fillcolor) {
+  const known = along.map((_, place) => place).filter((place) => low[place] != null), back = known.toReversed();
+  const at = (values) => (place) => values[place];
+  return { ...SILENT, x: [...known, ...back].map(at(along)), y: [...known.map(at(low)), ...back.map(at(high))], fill: "toself", fillcolor, line: { width: 0 }, opacity: 0.15 };
+}
 
 function foldedText(text) {
   if (text.length <= SHORT) return make("bdi", {}, text);
@@ -55,6 +67,8 @@ function explore(root, content, { ask = null, share, moved = () => {} }) {
   const parts = {};
   const fresh = new Map(), asked = new Set(); // by trained alpha
   let playing = null, waiting = null, error = null;
+  const every = [...content.groups.flatMap((group) => group.slots), ...Object.values(content.methods)];
+  const top = 1.06 * Math.max(...every.flatMap(({ counts }) => counts)); // one scale for whatever is chosen
 
   // What the view selects
 
@@ -81,38 +95,34 @@ function explore(root, content, { ask = null, share, moved = () => {} }) {
     });
   }
 
+  // Four traces per method: its tail filled, its outline, VaR and tail mean. By prompt score there is no VaR of the rewards.
   function distributionTraces(slot) {
-    const place = alphaPlace(), { own } = tailAt(slot), top = content.top;
+    const place = alphaPlace(), { own } = tailAt(slot), { color } = slot;
     const whole = byReward() ? slot.counts : content.methods[slot.source].counts;
-    const x = [content.edges[0], ...content.edges];
-    const at = byReward() ? [slot.var[place], slot.var[place]] : [];
-    const changes = [
-      { x, y: [0, ...insideCounts(slot, place), 0], fillcolor: slot.faint },
-      { x, y: [0, ...whole, 0], line: { color: slot.color }, name: slot.name },
-      { x: at, y: [0, top].slice(0, at.length), line: { color: slot.color } },
-      { x: [own[0], own[0]], y: [0, top], line: { color: slot.color } },
+    const x = [content.edges[0], ...content.edges], shape = "hv";
+    const upright = (at, name, line) => ({ ...SILENT, x: at == null ? [] : [at, at], y: at == null ? [] : [0, top], name, line: { color, ...line } });
+    return [
+      { ...SILENT, x, y: [0, ...insideCounts(slot, place), 0], name: "tail", fill: "tozeroy", fillcolor: slot.faint, line: { width: 0, shape } },
+      { type: "scatter", mode: "lines", x, y: [0, ...whole, 0], name: slot.name, line: { color, width: 2, shape } },
+      upright(byReward() ? slot.var[place] : null, "VaR", { width: 2 }),
+      upright(own[0], "tail mean", { width: 2.5, dash: "dot" }),
     ];
-    return changes.map((change, n) => merged(content.distribution.styles[n], change));
   }
 
+  // Three per method: its band, its line, and a dot at the measured alpha.
   function curveTraces(slot) {
-    const { own } = slot[view.ranking], percent = content.measured.map((alpha) => 100 * alpha);
-    const changes = [
-      { x: [...percent, ...percent.toReversed()], y: [...own[1], ...own[2].toReversed()], fillcolor: slot.color },
-      { x: percent, y: own[0], line: { color: slot.color, dash: slot.dash }, name: slot.name },
-      { x: [100 * content.measured[alphaPlace()]], y: [own[0][alphaPlace()]], marker: { color: slot.color } },
+    const { own } = slot[view.ranking], { color } = slot, percent = content.measured.map((alpha) => 100 * alpha);
+    return [
+      band(percent, own, color),
+      { type: "scatter", mode: "lines", x: percent, y: own[0], name: slot.name, line: { color, dash: slot.dash, width: 2.5 } },
+      { ...SILENT, mode: "markers", x: [percent[alphaPlace()]], y: [own[0][alphaPlace()]], marker: { color, size: 10 } },
     ];
-    return changes.map((change, n) => merged(content.curve.styles[n], change));
   }
 
-  const merged = (style, change) => {
-    const trace = { ...style, ...change };
-    for (const part of ["line", "marker"]) if (change[part]) trace[part] = { ...style[part], ...change[part] };
-    return trace;
-  };
+  // The traces of one kind, of all methods, lie below those of the next.
+  const layered = (traces) => traces[0].flatMap((_, kind) => traces.map((own) => own[kind]));
 
-  // The layout with its dashed line, of which it has one per panel, at x.
-  const markedAt = (layout, x) => ({ ...layout, shapes: layout.shapes.map((shape) => ({ ...shape, x0: x, x1: x })) });
+  const layoutOf = (more) => ({ template: content.template, font: { size: 12 }, showlegend: false, margin: { l: 52, r: 12, t: 12, b: 44 }, ...more });
 
   const height = (wide) => (root.classList.contains("narrow") ? 0.8 * wide : wide);
 
@@ -120,24 +130,38 @@ function explore(root, content, { ask = null, share, moved = () => {} }) {
     const layers = view.stacked ? slots.map((slot) => [slot]) : [slots];
     while (parts.distributions.children.length > layers.length) parts.distributions.lastChild.remove();
     while (parts.distributions.children.length < layers.length) parts.distributions.append(make("div", { class: "figure" }));
-    const { layout } = content.distribution;
+    const axes = { xaxis: axis("reward (logit)", { range: [content.edges[0], content.edges.at(-1)] }), yaxis: axis("episodes (count)", { range: [0, top] }) };
     layers.forEach((layer, place) => {
-      const traces = layer.map(distributionTraces), ordered = [0, 1, 2, 3].flatMap((n) => traces.map((trace) => trace[n]));
-      const title = { title: { text: layer[0].name, font: { size: 13 }, x: 0.5, xanchor: "center", y: 0.97 }, margin: { ...layout.margin, t: 26 } };
-      draw(parts.distributions.children[place], ordered, view.stacked ? { ...layout, ...title } : layout, view.stacked ? 175 : height(305));
+      const title = { title: { text: layer[0].name, font: { size: 13 }, x: 0.5, xanchor: "center", y: 0.97 }, margin: { l: 52, r: 12, t: 26, b: 44 } };
+      const layout = layoutOf({ ...axes, ...(view.stacked ? title : {}) });
+      draw(parts.distributions.children[place], layered(layer.map(distributionTraces)), layout, view.stacked ? 175 : height(305));
     });
   }
 
   function drawCurve(slots) {
-    const lines = slots.map(curveTraces);
-    const layout = markedAt(content.curve.layout, 100 * content.measured[alphaPlace()]);
-    draw(parts.curve, [0, 1, 2].flatMap((n) => lines.map((traces) => traces[n])), layout, height(265));
+    const xaxis = axis("measured α: lowest share (%)", { type: "log", tickvals: [1, 2, 5, 10, 20, 50, 100], range: [-0.03, 2.03] });
+    const layout = layoutOf({ xaxis, yaxis: axis("tail mean (logit)"), shapes: [markAt(100 * content.measured[alphaPlace()])] });
+    draw(parts.curve, layered(slots.map(curveTraces)), layout, height(265));
   }
 
+  // One panel per quantity and one line per sweep over the trained alpha, with its band if there are several seeds.
   function drawPrice() {
     if (!content.price) return;
-    const { data, layout } = content.price.figure, measured = content.price.tails[view.ranking][alphaPlace()];
-    draw(parts.price, data.map((trace, place) => ({ ...trace, ...measured[place] })), markedAt(layout, view.trained), 300);
+    const { panels, sweeps } = content.price, data = [];
+    const grid = { rows: 1, columns: panels.length, pattern: "independent", xgap: 0.22 };
+    const layout = layoutOf({ showlegend: true, legend: { y: 0.99 }, margin: { l: 52, r: 12, t: 44, b: 46 }, grid, shapes: [] });
+    panels.forEach(([key, title], panel) => {
+      const nth = panel ? panel + 1 : "", axes = { xaxis: `x${nth}`, yaxis: `y${nth}`, showlegend: panel === 0 };
+      for (const { name, color, dash, alphas, [key]: found } of sweeps) {
+        const values = key === "tail" ? found[view.ranking][alphaPlace()] : found;
+        data.push({ ...band(alphas, values, color), ...axes, legendgroup: name, showlegend: false });
+        data.push({ type: "scatter", mode: "lines+markers", x: alphas, y: values[0], name, legendgroup: name, line: { color, dash, width: 2.5 }, ...axes });
+      }
+      layout[`xaxis${nth}`] = axis("trained α", { type: "log", tickvals: [0.05, 0.1, 0.2, 0.4, 1] });
+      layout[`yaxis${nth}`] = axis(title);
+      layout.shapes.push(markAt(view.trained, nth));
+    });
+    draw(parts.price, data, layout, 300);
   }
 
   // Numbers and texts

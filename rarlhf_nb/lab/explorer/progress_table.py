@@ -9,7 +9,7 @@ import pandas as pd
 from IPython.display import HTML, display
 from ipywidgets import VBox
 
-from rarlhf_nb.lab.explorer.binding import page
+from rarlhf_nb.lab.explorer.plotly_widget import page
 from rarlhf_nb.lab.explorer.text import error_html, framed, name_cell, table_html, text_cell
 from rarlhf_nb.lab.plots.renderer import is_static
 

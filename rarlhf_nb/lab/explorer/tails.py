@@ -1,20 +1,19 @@
 """The tails of several methods' rewards, measured once for every alpha, so that a slider need only look them up."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from rarlhf_nb.lab.evaluation.metrics import bootstrap_interval, bootstrap_weights, tail_means, weighted_mean
+from rarlhf_nb.lab.evaluation.metrics import bootstrap_weights, tail_means, weighted_mean
 from rarlhf_nb.lab.evaluation.report_metrics import prompt_positions
 from rarlhf_nb.lab.evaluation.tables import check_episodes
 from rarlhf_nb.lab.methods import method_order
 from rarlhf_nb.risk import check_alpha, tail_count
 
 Ranking = Literal["reward", "prompt_score"]
-RANKINGS: tuple[Ranking, ...] = ("reward", "prompt_score")
+RANKINGS: dict[Ranking, str] = {"reward": "reward", "prompt_score": "prompt score"}
 ALPHAS = np.arange(1, 101) / 100  # the slider's steps
 
 
@@ -85,24 +84,3 @@ def measure_tails(
 
 def _mean_kl(table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
     return weighted_mean(table["kl"].to_numpy(dtype=float), weights) if "kl" in table else np.full(len(weights), np.nan)
-
-
-def tail_table(slots: Sequence[Slot], alpha: float, ranking: Ranking, baselines: Sequence[str]) -> pd.DataFrame:
-    """The tail mean of every method and its paired differences from the baselines, as `Interval`s.
-
-    Index method; columns mean and kl (numbers), tail, then one per baseline among the slots (None for itself).
-    """
-    resampled = {slot.method: slot.tails.resampled(alpha, ranking) for slot in slots}
-    rows = {}
-    for slot in slots:
-        ours = resampled[slot.method]
-        rows[slot.method] = {
-            "mean": float(slot.tails.rewards.mean()),
-            "kl": float(slot.tails.kl[0]),
-            "tail": bootstrap_interval(ours),
-        } | {
-            baseline: None if baseline == slot.method else bootstrap_interval(ours - resampled[baseline])
-            for baseline in baselines
-            if baseline in resampled
-        }
-    return pd.DataFrame.from_dict(rows, orient="index", dtype=object)

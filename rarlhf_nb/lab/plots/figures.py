@@ -3,6 +3,7 @@
 import html
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -210,15 +211,30 @@ def training_curves(training: dict[str, pd.DataFrame]) -> go.Figure:
     return laid_out(figure, "Training", 1020).update_layout(margin_t=125)
 
 
-def schedule_figure(schedules: dict[str, SoftRiskSchedule]) -> go.Figure:
-    """kept(m), the number of episodes that each iteration trains on (eqs. 8-10): one line per schedule."""
+def schedule_figure(
+    schedules: dict[str, SoftRiskSchedule], along: Literal["iteration", "share"] = "iteration"
+) -> go.Figure:
+    """kept(m) / B, the share of the batch that each iteration trains on (eqs. 8-10), against m or m / M.
+
+    One line per schedule; the last one is bold.
+    """
     figure = go.Figure()
     for name, schedule in schedules.items():
-        iterations = np.arange(1, schedule.iterations + 1)
-        figure.add_scatter(x=iterations, y=schedule.kept_counts(), name=html.escape(name), line={"shape": "hv"})
-    figure.update_xaxes(title_text="iteration m")
-    figure.update_yaxes(title_text="kept episodes (count)", rangemode="tozero")
-    return laid_out(figure, "Soft-risk schedule")
+        iterations, counts = np.arange(1, schedule.iterations + 1), np.asarray(schedule.kept_counts())
+        last = name == list(schedules)[-1]
+        figure.add_scatter(
+            x=iterations if along == "iteration" else 100 * iterations / schedule.iterations,
+            y=100 * counts / schedule.batch_size,
+            customdata=counts,
+            hovertemplate="%{x:.4g}: %{customdata} episodes",
+            name=html.escape(name),
+            line={"shape": "hv", "color": method_color("ra_rlhf"), "width": 4}
+            if last
+            else {"shape": "hv", "dash": "dot"},
+        )
+    figure.update_xaxes(title_text="iteration m" if along == "iteration" else "share of the iterations (%)")
+    figure.update_yaxes(title_text="kept episodes (% of the batch)", range=[0, 103])
+    return laid_out(figure, "Soft-risk schedule", height=420)
 
 
 # Traces

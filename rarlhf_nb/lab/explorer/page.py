@@ -18,10 +18,10 @@ from plotly.offline import get_plotlyjs
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.tables import load_tables
-from rarlhf_nb.lab.explorer.binding import script
-from rarlhf_nb.lab.explorer.exploration import Exploration
-from rarlhf_nb.lab.explorer.risk_explorer import MODULE, STYLE
+from rarlhf_nb.lab.explorer.content import ExplorerContent
+from rarlhf_nb.lab.explorer.plotly_widget import script
 from rarlhf_nb.lab.explorer.text import visible
+from rarlhf_nb.lab.explorer.widget import MODULE, STYLE
 from rarlhf_nb.lab.profiles import Profile
 from rarlhf_nb.lab.runs import Run
 
@@ -47,8 +47,8 @@ def explorer_page(run: Run, nonce: str) -> str:
     Raises `UserError` where no method was evaluated, or the methods were not evaluated on the same prompts.
     """
     tables, profile = load_tables(run), Profile(**run.manifest["settings"])
-    exploration = Exploration(tables.episodes, tables.held_out, profile.risk.alpha, alphas=tables.alphas)
-    content = json.dumps(exploration.content() | {"view": exploration.view(0.1, "reward")})
+    explored = ExplorerContent(tables.episodes, tables.held_out, profile.risk.alpha, alphas=tables.alphas)
+    content = json.dumps(explored.as_json(explored.view(0.1, "reward")))
     title = html.escape(f"{visible(run.folder.name)}: risk explorer")
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width"><style>{STYLE.read_text()}{LOOK}</style></head>

@@ -13,12 +13,16 @@ import traitlets
 from IPython.display import HTML, display
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.explorer.binding import PlotlyWidget
-from rarlhf_nb.lab.explorer.exploration import BY, Exploration
-from rarlhf_nb.lab.explorer.tails import Ranking
-from rarlhf_nb.lab.explorer.text import visible
+from rarlhf_nb.lab.evaluation.sweeps import alpha_scores
+from rarlhf_nb.lab.evaluation.tables import Tables
+from rarlhf_nb.lab.evaluation.tail_prompts import tail_prompts_html, tail_prompts_table
+from rarlhf_nb.lab.explorer.content import ExplorerContent
+from rarlhf_nb.lab.explorer.plotly_widget import PlotlyWidget
+from rarlhf_nb.lab.explorer.tails import RANKINGS, Ranking
+from rarlhf_nb.lab.explorer.text import framed, visible
+from rarlhf_nb.lab.plots.figures import cvar_curves
 from rarlhf_nb.lab.plots.renderer import is_static
-from rarlhf_nb.lab.plots.theme import laid_out
+from rarlhf_nb.lab.plots.sweep_figures import alpha_curves
 
 MODULE, STYLE = "explorer.js", Path(__file__).with_name("explorer.css")
 Sampler = Callable[[list[str], float], list[tuple[str, float]]]  # prompts, alpha -> completions with their rewards
@@ -30,15 +34,15 @@ class RiskExplorer(PlotlyWidget):
     content = traitlets.Dict().tag(sync=True)
     live = traitlets.Bool().tag(sync=True)
 
-    def __init__(self, exploration: Exploration, view: dict[str, Any], sample: Sampler | None = None) -> None:
-        self.exploration, self.sample = exploration, sample
+    def __init__(self, explored: ExplorerContent, view: dict[str, Any], sample: Sampler | None = None) -> None:
+        self.explored, self.sample = explored, sample
         self._css = STYLE.read_text()
-        super().__init__(MODULE, content=exploration.content() | {"view": view}, live=sample is not None)
+        super().__init__(MODULE, content=explored.as_json(view), live=sample is not None)
         self.on_msg(self._asked)
 
     def _asked(self, _widget: Any, message: dict, _buffers: list) -> None:
         """Answer {alpha} with fresh completions for the compared prompts, or with an error as text."""
-        prompts = next(iter(self.exploration.episodes.values()))["prompt"].iloc[self.exploration.compared()].tolist()
+        prompts = next(iter(self.explored.episodes.values()))["prompt"].iloc[self.explored.compared()].tolist()
         alpha = float(message["alpha"])
         try:
             found = [[visible(text), round(float(reward), 5)] for text, reward in self.sample(prompts, alpha)]
@@ -74,19 +78,22 @@ def risk_explorer(
     that seed; they give the price of the trained alpha its bands. alphas: the episodes of a policy that is conditioned
     on alpha, under its name, with a column alpha. sample(prompts, alpha): its fresh completions and their rewards.
 
-    Returns the widget; a batch run shows its content at this view instead, all distributions in one figure. Raises
-    `UserError` for an unknown ranking or method, and where methods of one seed were not evaluated on the same prompts.
+    Returns the widget. A batch run shows the CVaR at every alpha, what the trained alpha changes, the numbers of this
+    view, and completions of the hardest prompts. Raises `UserError` for an unknown ranking or method, and if methods of
+    one seed were not evaluated on the same prompts.
     """
-    if ranking not in BY:
-        raise UserError(f"ranking = {ranking!r} is unknown: choose one of {', '.join(BY)}.")
-    exploration = Exploration(episodes, held_out, profile_alpha, resamples, seed, other_seeds, alphas)
-    view = exploration.view(alpha, ranking, trained, methods, anchor, stacked)
+    if ranking not in RANKINGS:
+        raise UserError(f"ranking = {ranking!r} is unknown: choose one of {', '.join(RANKINGS)}.")
+    content = ExplorerContent(episodes, held_out, profile_alpha, resamples, seed, other_seeds, alphas)
+    view = content.view(alpha, ranking, trained, methods, anchor, stacked)
     if not is_static(interactive):
-        return RiskExplorer(exploration, view, sample)
-    alpha, trained, methods, anchor = view["alpha"], view["trained"], view["methods"], view["anchor"]
-    titles = [f"Rewards and their tail, α = {alpha:g}", "The tail at every α", "What the trained α brings and costs"]
-    for figure, title in zip(exploration.figures(alpha, ranking, trained, methods), titles, strict=False):
-        laid_out(figure, title, figure.layout.height + 60, margin_t=100).show()
-    display(HTML(exploration.table_html(alpha, ranking, trained)))
-    display(HTML(exploration.texts_html(anchor, alpha, ranking, trained, methods)))
+        return RiskExplorer(content, view, sample)
+    chosen = {slot.source: content.episodes[slot.source] for slot in content.chosen(view["trained"], view["methods"])}
+    cvar_curves(chosen, resamples).show()
+    if content.families:
+        others = [Tables(tables, {}, {}, {}) for tables in (other_seeds or {}).values()]
+        seeds = enumerate([Tables(episodes, {}, {}, {}, alphas or {}), *others])
+        alpha_curves(pd.concat(alpha_scores(tables, profile_alpha, number) for number, tables in seeds)).show()
+    display(HTML(framed(content.numbers(view["alpha"], ranking, view["trained"]).to_html())))
+    display(HTML(tail_prompts_html(tail_prompts_table(chosen))))
     return None

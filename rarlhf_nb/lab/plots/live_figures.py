@@ -1,0 +1,72 @@
+"""The figures of live training: the course of the batches' mean and CVaR, and the last batch."""
+
+from itertools import cycle
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from rarlhf_nb.lab.methods import METHODS
+from rarlhf_nb.lab.plots.theme import label_text, laid_out, method_color
+
+EARLIER_COLOR = "#8A8A8A"
+RUN_COLORS = [METHODS[key].color for key in ("ra_rlhf", "rlhf", "ra_rlhf_ru", "prompted", "dexperts", "quark", "sft")]
+
+
+class Batch(NamedTuple):
+    """The last batch as it is drawn, (B,) each. kept: whether the episode is in the tail. texts: hover labels."""
+
+    rewards: np.ndarray
+    kl: np.ndarray
+    kept: np.ndarray
+    texts: list[str]
+
+
+def training_figure(earlier: dict[str, pd.DataFrame], runs: dict[str, pd.DataFrame], tail_share: float) -> go.Figure:
+    """Mean reward and CVaR of each batch during training.
+
+    earlier: training logs by method; the PPO logs are drawn in grey, and hold mean rewards only. runs: by name, one row
+    per iteration with its mean and tail.
+    """
+    titles = ["mean reward of the batch (logit)", f"CVaR {100 * tail_share:g} % of the batch (logit)"]
+    figure = make_subplots(cols=2, subplot_titles=titles, horizontal_spacing=0.1)
+    trained = {method: log for method, log in earlier.items() if {"iteration", "env_reward_mean"} <= set(log)}
+    dashes = cycle(["dot", "dash", "dashdot", "longdash", "longdashdot"])
+    for (method, log), dash in zip(trained.items(), dashes, strict=False):
+        style = {"color": EARLIER_COLOR, "width": 1.5, "dash": dash}
+        name = f"{label_text(method)} (the run)"
+        figure.add_scatter(
+            x=log["iteration"], y=log["env_reward_mean"], name=name, mode="lines", line=style, row=1, col=1
+        )
+    figure.add_scatter(x=[], y=[], showlegend=False, row=1, col=2)  # gives the empty panel its axes
+    for (run, table), color in zip(runs.items(), cycle(RUN_COLORS), strict=False):
+        name = label_text(run)
+        style = {"name": name, "legendgroup": name, "mode": "lines", "line": {"color": color, "width": 2.5}}
+        for col, column in enumerate(("mean", "tail"), start=1):
+            figure.add_scatter(x=table["iteration"], y=table[column], showlegend=col == 1, row=1, col=col, **style)
+    figure.update_annotations(font_size=14)
+    figure.update_xaxes(title_text="iteration", title_font_size=13)
+    return laid_out(figure, height=400, margin={"t": 95}, legend_y=0.99)
+
+
+def batch_figure(batch: Batch | None) -> go.Figure:
+    """The episodes of a batch, reward against KL; the episodes kept for the update are coloured."""
+    batch = batch or Batch(np.empty(0), np.empty(0), np.empty(0, dtype=bool), [])
+    figure = go.Figure()
+    dropped = {"color": "#BBBBBB", "size": 8, "symbol": "circle-open", "line_width": 2}
+    kept = {"color": method_color("ra_rlhf"), "size": 9}
+    for name, style, rows in (("dropped", dropped, ~batch.kept), ("kept", kept, batch.kept)):
+        figure.add_scatter(
+            x=batch.rewards[rows],
+            y=batch.kl[rows],
+            text=[batch.texts[row] for row in np.flatnonzero(rows)],
+            hovertemplate="%{text}<extra></extra>",
+            name=name,
+            mode="markers",
+            marker=style,
+        )
+    figure.update_xaxes(title_text="environment reward (logit)", title_font_size=13)
+    figure.update_yaxes(title_text="KL (nats)", title_font_size=13)
+    return laid_out(figure, height=340, margin={"t": 40}, legend_y=0.99)
