@@ -2,8 +2,7 @@
 
 It runs a profile once without interruption, and once killed with SIGKILL at random moments and begun again by the same
 command. Then it compares every log, table and policy of the two runs byte by byte, except for measured seconds. Every
-other kill takes the runner alone, whose kernel then has to be ended by the next runner; the others take both, as a
-power failure does.
+other kill takes the runner alone, whose kernel then ends by itself; the others take both, as a power failure does.
 """
 
 import argparse
@@ -23,9 +22,9 @@ import psutil
 import yaml
 
 from rarlhf_nb.files import files_of
-from rarlhf_nb.lab.kernels import living_kernel
+from rarlhf_nb.lab.notebooks import notebook_files
 from rarlhf_nb.lab.records import damaged_files, read_records
-from rarlhf_nb.lab.runs import Run, repository
+from rarlhf_nb.lab.runs import Run
 
 SECONDS = "seconds"
 RUNNER = "rarlhf_nb.lab.cli"
@@ -44,8 +43,9 @@ def soak(
     settings: further words of `rarlhf run`, such as "-p ppo.iterations 4". notebooks: a pattern of those to run.
     """
     (folder / "notebooks").mkdir()
-    for notebook in (repository() / "notebooks").glob(f"{notebooks}.ipynb"):
-        (folder / "notebooks" / notebook.name).symlink_to(notebook)
+    for notebook in notebook_files():
+        if notebook.match(f"{notebooks}.ipynb"):
+            (folder / "notebooks" / notebook.name).symlink_to(notebook)
     dice, figures = random.Random(seed), Counter()
     started = time.perf_counter()
     run_once(folder, "whole", settings)
@@ -103,7 +103,7 @@ def kill_once(
         time.sleep(0.05)
     at = time.monotonic() + after
     while runner.poll() is None:
-        kernel = living_kernel(run.path(".kernel"))
+        kernel = child(runner)
         if time.monotonic() >= at and (kernel or with_kernel):
             break
         time.sleep(0.02)
@@ -138,7 +138,6 @@ def newest(run: Run) -> float:
     paths = [
         *run.folder.glob("stages/*.json"),
         *run.folder.glob("training/*.jsonl"),
-        *run.folder.glob(".kernel/*.json"),
     ]
     times = []
     for path in paths:
@@ -147,6 +146,14 @@ def newest(run: Run) -> float:
         except OSError:  # removed in the meantime
             continue
     return max(times, default=0.0)
+
+
+def child(runner: subprocess.Popen) -> psutil.Process | None:
+    """The kernel of a runner, if it has one now."""
+    try:
+        return next(iter(psutil.Process(runner.pid).children()), None)
+    except psutil.NoSuchProcess:
+        return None
 
 
 def lives(process: psutil.Process) -> bool:

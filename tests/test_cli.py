@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab import batch
+from rarlhf_nb.lab import notebooks
 from rarlhf_nb.lab.cli import app, join_pairs, parse_parameters
 
 
@@ -20,14 +20,14 @@ def test_what_the_command_line_says_reaches_the_run(tmp_path, monkeypatch):
     (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
     monkeypatch.chdir(tmp_path)
     told = []
-    monkeypatch.setattr(batch, "run_notebooks", lambda *arguments, **options: told.append(arguments))
+    monkeypatch.setattr(notebooks, "run_notebooks", lambda *arguments, **options: told.append(arguments))
     words = ["run", "--profile", "pocket-rtp", "--run", "mine", "--seed", "7", "--processes", "2", "--force"]
     answer = CliRunner().invoke(app, join_pairs([*words, "-p", "risk.alpha", "0.3"]))
     assert answer.exit_code == 0, answer.output
-    ((run, notebooks, parameters, sources, force),) = told
+    ((run, files, parameters, force),) = told
     overrides = {"risk.alpha": 0.3, "compute.processes": 2}
     assert parameters == {"profile": "pocket-rtp", "run": "mine", "seed": 7, "overrides": overrides}
-    assert force and [path.stem for path in notebooks] == ["01_data_prep"] and sources == ["pocket", "pocket"]
+    assert force and [path.stem for path in files] == ["01_data_prep"]
     settings = run.manifest["settings"]
     assert run.manifest["seed"] == 7 and settings["name"] == "pocket-rtp" and settings["compute"]["processes"] == 2
 
@@ -49,7 +49,7 @@ def test_bad_input_exits_with_2_and_one_line_before_any_work(words, message, tmp
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(batch, "run_notebooks", lambda *arguments, **options: pytest.fail("work began"))
+    monkeypatch.setattr(notebooks, "run_notebooks", lambda *arguments, **options: pytest.fail("work began"))
     answer = CliRunner().invoke(app, join_pairs(["run", *words]))
     assert answer.exit_code == 2 and answer.stderr.startswith("error: ") and message in answer.stderr
     assert answer.stderr.count("\n") == 1 and answer.stdout == ""
@@ -67,7 +67,7 @@ def test_a_run_folder_of_other_parameters_is_refused(tmp_path):
         '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
     )
     first = rarlhf("run", cwd=tmp_path)
-    assert first.returncode == 2 and "0 cells tagged `parameters`" in first.stderr
+    assert first.returncode == 2 and "01_broken.ipynb has no cell with parameters" in first.stderr
     second = rarlhf("run", "-p", "risk.alpha", "0.3", cwd=tmp_path)
     assert second.returncode == 2 and "risk.alpha is 0.4 in the folder, 0.3 now" in second.stderr
 
@@ -78,6 +78,7 @@ def test_a_notebook_that_fails_exits_with_1_and_says_where(tmp_path):
         "profile = ''\nrun = ''\nseed = 1\noverrides = {}", metadata={"tags": ["parameters"]}
     )
     nb = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell("{}['absent']")])
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(nb, tmp_path / "notebooks" / "01_broken.ipynb")
     answer = rarlhf("run", cwd=tmp_path)
     assert answer.returncode == 1 and "\nerror: 01_broken failed with KeyError: 'absent'" in f"\n{answer.stderr}"

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,6 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from rarlhf_nb.baselines import critic_free
 from rarlhf_nb.baselines.critic_free import CVaRConfig, CVaRGRPOTrainer, CVaRRLOOTrainer
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.runs import repository
 
 PAIRS = {"grpo": (GRPOTrainer, CVaRGRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, CVaRRLOOTrainer, RLOOConfig)}
 ESTIMATORS = ["tail_selection", "rockafellar_uryasev", "cvar_gradient"]
@@ -167,7 +167,7 @@ def test_two_processes_share_one_tail(tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(
         [sys.executable, *launch, tmp_path / "rank.py", tmp_path],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(repository())},
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parent.parent)},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

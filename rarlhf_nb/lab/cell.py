@@ -9,12 +9,10 @@ from datetime import datetime
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.files import sealed
-from rarlhf_nb.lab import quick_start  # noqa: F401
-from rarlhf_nb.lab.batch import NotebookFailed, run_notebooks
 from rarlhf_nb.lab.grid import Cell
-from rarlhf_nb.lab.kernels import call_apart
+from rarlhf_nb.lab.notebooks import NotebookFailed, notebook_files, run_notebooks
 from rarlhf_nb.lab.parent import end_with_parent
-from rarlhf_nb.lab.runs import Run, repository
+from rarlhf_nb.lab.runs import Run
 from rarlhf_nb.lab.sweep import CELL_NOTEBOOKS, FAILURE, Sweep
 
 WAIT = 60.0  # seconds for a run folder that somebody else still holds, such as a process that is about to die
@@ -25,17 +23,16 @@ def run_cell(sweep: Sweep, cell: Cell) -> None:
 
     Raises the errors of `run_notebooks`, after noting the failure in the cell's folder.
     """
-    root = repository()
     profile = sweep.grid.settings(cell)
     name = f"{sweep.folder.name}/{cell.name}"
-    notebooks = [root / "notebooks" / f"{stem}.ipynb" for stem in CELL_NOTEBOOKS]
+    notebooks = [path for path in notebook_files() if path.stem in CELL_NOTEBOOKS]
     run = sweep.cell_run(cell)
     run.path(FAILURE).unlink(missing_ok=True)
     parameters = {"profile": sweep.grid.profile, "run": name, "seed": cell.seed, "overrides": cell.overrides}
     try:
         Run.open(name, profile.model_dump(mode="json"), cell.seed, sweep.folder.parent)
-        run_notebooks(run, notebooks, parameters, profile.sources(), wait=WAIT)
-        call_apart(_write_report, name)
+        run_notebooks(run, notebooks, parameters, wait=WAIT)
+        _write_report(name)
     except Exception as error:
         failure = {
             "notebook": getattr(error, "notebook", None),

@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab import quick_start, sweep_commands  # noqa: F401
+from rarlhf_nb.lab import sweep_commands
 from rarlhf_nb.lab.messages import reported_errors
 
 if TYPE_CHECKING:
@@ -138,20 +138,17 @@ def reopen_run(name: str) -> "Experiment":
 
 def execute(profile: str, run_name: str | None, seed: int, overrides: dict[str, Any], force: bool) -> None:
     """`rarlhf run` after its arguments are parsed."""
+    from rarlhf_nb.lab.notebooks import NotebookFailed, notebook_files, run_notebooks
     from rarlhf_nb.lab.profiles import load_profile
-    from rarlhf_nb.lab.runs import Run, repository
+    from rarlhf_nb.lab.runs import Run
 
     settings = load_profile(profile, overrides)
-    root = repository()
-    run = Run.open(run_name or settings.name, settings.model_dump(mode="json"), seed, root / "papermill_runs")
+    run = Run.open(run_name or settings.name, settings.model_dump(mode="json"), seed)
     typer.echo(f"profile {settings.name}, run {run.name}, seed {seed}")
-    from rarlhf_nb.lab.batch import NotebookFailed, run_notebooks
-
     started = time.perf_counter()
-    notebooks = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     parameters = {"profile": profile, "run": run.name, "seed": seed, "overrides": overrides}
     try:
-        run_notebooks(run, notebooks, parameters, settings.sources(), force, say=typer.echo)
+        run_notebooks(run, notebook_files(), parameters, force, echo=typer.echo)
     except NotebookFailed as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None

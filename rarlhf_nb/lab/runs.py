@@ -27,6 +27,7 @@ MANIFEST = "manifest.json"
 SWEEP = "sweep.json"  # in the folder of a sweep
 ADDS = "sweep"  # the section of the settings that adds methods to a run and changes none
 LONGEST_NAME = 120
+NOTEBOOKS = "[0-9][0-9]_*.ipynb"
 
 
 @dataclass(frozen=True)
@@ -220,18 +221,18 @@ def check_name(name: str) -> None:
         )
 
 
-def repository() -> Path:
-    """The folder that holds `notebooks/`: the current one, the nearest above it, or the one beside the package.
+def checkout(folder: Path | None = None) -> Path | None:
+    """The checkout of the project, known by its `notebooks/`, or None if there is none.
 
-    Raises `UserError` where none of them does.
+    It is `folder` (by default the current one), the nearest folder above it, or the one that holds this package.
     """
-    beside = Path(__file__).parents[2]
-    for folder in (Path.cwd(), *Path.cwd().parents, beside):
-        if any((folder / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-            return folder
-    raise UserError("there is no notebooks/ folder here: run from a checkout of the project.")
+    here = folder or Path.cwd()
+    for place in (here, *here.parents, Path(__file__).parents[2]):
+        if any((place / "notebooks").glob(NOTEBOOKS)):
+            return place
+    return None
 
 
 def default_root() -> Path:
-    """`papermill_runs/` beside `notebooks/`."""
-    return repository() / "papermill_runs"
+    """`papermill_runs/` in the checkout, or in the current folder if there is no checkout."""
+    return (checkout() or Path.cwd()) / "papermill_runs"

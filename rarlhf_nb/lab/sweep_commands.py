@@ -141,12 +141,13 @@ def status(
 
 
 def _status(name: str | None) -> list[str]:
-    from rarlhf_nb.lab.runs import MANIFEST, SWEEP, Run, check_name, default_root, repository
+    from rarlhf_nb.lab.notebooks import notebook_files
+    from rarlhf_nb.lab.runs import MANIFEST, SWEEP, Run, check_name, default_root
     from rarlhf_nb.lab.status import run_progress, run_table, shared_work, sweep_progress
     from rarlhf_nb.lab.sweep import Sweep
 
     root = default_root()
-    notebooks = [path.stem for path in sorted((repository() / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
+    notebooks = [path.stem for path in notebook_files()]
     if name is None:
         lines = []
         for folder in sorted(path.parent for path in root.glob(f"*/{MANIFEST}")):

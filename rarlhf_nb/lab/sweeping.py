@@ -3,10 +3,9 @@
 from collections.abc import Callable
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.batch import run_notebooks
 from rarlhf_nb.lab.evaluation.sweep_report import SweepReport, build_sweep_report
 from rarlhf_nb.lab.lock import held
-from rarlhf_nb.lab.runs import repository
+from rarlhf_nb.lab.notebooks import notebook_files, run_notebooks
 from rarlhf_nb.lab.status import SweepProgress, sweep_progress
 from rarlhf_nb.lab.sweep import SWEEP_NOTEBOOKS, Sweep
 from rarlhf_nb.lab.sweep_experiment import finished_cells, sweep_scores
@@ -37,9 +36,8 @@ def run_sweep(
         )
     report = write_sweep_report(sweep)
     parameters = {"profile": sweep.grid.profile, "run": sweep.folder.name, "seed": sweep.grid.seeds[0], "overrides": {}}
-    notebooks = [repository() / "notebooks" / f"{stem}.ipynb" for stem in SWEEP_NOTEBOOKS]
-    reports = [str(sweep.cell_run(cell).path("report.json")) for cell in finished_cells(sweep)]
-    run_notebooks(run, notebooks, parameters, reports, say=say)
+    notebooks = [path for path in notebook_files() if path.stem in SWEEP_NOTEBOOKS]
+    run_notebooks(run, notebooks, parameters, echo=say)
     return report
 
 
