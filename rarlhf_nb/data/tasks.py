@@ -129,26 +129,16 @@ def _texts(settings: TaskSettings) -> tuple[dict[str, pd.DataFrame], tuple[str, 
         return {split: read_texts(Path(file), field=f"task.{split}_file") for split, file in files.items()}, ()
     # 1.5 times as many texts as prompts, since some texts begin with the same words
     counts = {"train": settings.train_prompts * 3 // 2, "test": settings.test_prompts * 3 // 2}
-    written = _pocket_prompts if settings.source == "pocket-rtp" else _pocket_texts
-    return {split: written(settings, split, count) for split, count in counts.items()}, ()
-
-
-def _pocket_texts(settings: TaskSettings, split: str, count: int) -> pd.DataFrame:
-    texts = pocket_world(settings.source).texts(split, count)
-    return pd.DataFrame([{"text": text.text, "label": text.label, "group": text.group} for text in texts])
+    if settings.source == "pocket-rtp":
+        return {split: _pocket_prompts(settings, split, count) for split, count in counts.items()}, ()
+    world = pocket_world(settings.source)
+    return {split: pd.DataFrame(world.texts(split, count))[TEXT_COLUMNS] for split, count in counts.items()}, ()
 
 
 def _pocket_prompts(settings: TaskSettings, split: str, count: int) -> pd.DataFrame:
-    rows = [
-        {
-            "text": pair.prompt + pair.continuation if settings.continuations else pair.prompt,
-            "label": int(pair.toxicity > settings.toxicity_threshold),
-            "group": pair.group,
-            "prompt": pair.prompt,
-        }
-        for pair in prompt_pairs(split, count)
-    ]
-    return pd.DataFrame(rows)
+    pairs = pd.DataFrame(prompt_pairs(split, count))
+    text = pairs["prompt"] + pairs["continuation"] if settings.continuations else pairs["prompt"]
+    return pairs.assign(text=text, label=(pairs["toxicity"] > settings.toxicity_threshold).astype(int))
 
 
 def read_texts(path: Path, field: str) -> pd.DataFrame:
