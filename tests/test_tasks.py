@@ -18,53 +18,42 @@ from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.profiles import load_profile
 from rarlhf_nb.settings import TaskSettings
 
-ROWS = pd.DataFrame(
-    {
-        "text": [
-            "the film is good good",
-            "the plot was bad bad",
-            "the film is good bad",
-            "film",
-            "bad<br /><br />plot is the film",
-        ],
-        "label": [1, 0, 1, 1, 0],
-    }
-)
+TEXTS = ["the film is good good", "the plot was bad bad", "the film is good bad", "film", "bad<br><br>plot is the film"]
+ROWS = pd.DataFrame({"text": TEXTS, "label": [1, 0, 1, 1, 0]})
+WRITERS = {
+    "jsonl": lambda rows, path: rows.to_json(path, orient="records", lines=True),
+    "json": lambda rows, path: rows.to_json(path, orient="records", indent=1),
+    "csv": lambda rows, path: rows.to_csv(path),
+    "parquet": lambda rows, path: rows.to_parquet(path),
+}
 
 
-def settings(train, test, **changes):
+def load_rows(rows, folder, ending="csv", **changes):
+    """The task whose train and test file hold these rows."""
+    path = folder / f"texts.{ending}"
+    WRITERS[ending](rows, path)
     fields = {"name": "imdb-gen", "source": "files", "prompt_length": 3, "train_prompts": 10, "test_prompts": 2}
-    fields |= {"minimum_characters": 0, "tail_threshold": 0.0, "train_file": str(train), "test_file": str(test)}
-    return TaskSettings(**fields | changes)
+    fields |= {"minimum_characters": 0, "tail_threshold": 0.0, "train_file": str(path), "test_file": str(path)}
+    return load_task(TaskSettings(**fields | changes), tiny_tokenizer())
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("ending", WRITERS)
 def test_prompts_are_the_first_tokens_of_each_long_enough_text(tmp_path, ending):
-    path = tmp_path / f"texts.{ending}"
-    write = {"jsonl": lambda: ROWS.to_json(path, orient="records", lines=True), "csv": lambda: ROWS.to_csv(path)}
-    write.get(ending, lambda: ROWS.to_parquet(path))()
-    task = load_task(settings(path, path), tiny_tokenizer())
+    task = load_rows(ROWS, tmp_path, ending)
     # one text is too short, two share their first three words
     assert sorted(task.train["prompt"]) == ["bad plot is", "the film is", "the plot was"]
     assert set(task.train["group"]) == {"all"} and len(task.test) == 2
     assert task.positive_texts("train", 1) == ROWS.loc[ROWS["label"] == 1, "text"].tolist()
-    again = load_task(settings(path, path), tiny_tokenizer())
-    assert again.train.equals(task.train) and again.fingerprint() == task.fingerprint()
+    assert load_rows(ROWS, tmp_path, ending).train.equals(task.train)
+    # the fingerprint depends on the texts, not on the file
+    assert (
+        load_rows(ROWS, tmp_path).fingerprint() == task.fingerprint() != load_rows(ROWS[::-1], tmp_path).fingerprint()
+    )
 
 
-def test_the_fingerprint_depends_on_the_texts_not_on_the_file(tmp_path):
-    def fingerprint(name, rows):
-        path = tmp_path / name
-        rows.to_csv(path) if name.endswith("csv") else rows.to_parquet(path)
-        return load_task(settings(path, path), tiny_tokenizer()).fingerprint()
-
-    assert fingerprint("a.csv", ROWS) == fingerprint("a.parquet", ROWS) != fingerprint("b.csv", ROWS[::-1])
-
-
-def test_texts_without_labels_are_all_positive(tmp_path):
-    path = tmp_path / "texts.csv"
-    ROWS[["text"]].to_csv(path)
-    task = load_task(settings(path, path), tiny_tokenizer())
+def test_a_shorter_text_is_a_prompt_if_the_settings_say_so_and_texts_without_labels_are_all_positive(tmp_path):
+    task = load_rows(ROWS[["text"]], tmp_path, prompt_length=4, shorter_prompts=True)
+    assert {"film", "the film is good"} <= set(task.train["prompt"])
     assert set(task.train["label"]) == {-1} and len(task.positive_texts("test", 1)) == 5
 
 
@@ -120,13 +109,13 @@ def test_line_breaks_become_spaces_however_long_the_blanks_are(tmp_path):
     assert read_texts(path, field="task.train_file")["text"].tolist() == ["a  b", " a ", texts[2]]
 
 
-def test_a_task_without_prompts_or_without_positive_texts_is_named(tmp_path):
-    path = tmp_path / "texts.csv"
-    ROWS.to_csv(path)
+def test_a_task_without_prompts_positive_texts_or_a_class_is_named(tmp_path):
     with pytest.raises(UserError, match="task.prompt_length = 30.*no prompt from 5 texts"):
-        load_task(settings(path, path, prompt_length=30), tiny_tokenizer())
+        load_rows(ROWS, tmp_path, prompt_length=30)
     with pytest.raises(UserError, match="task.positive_label = 7"):
-        load_task(settings(path, path), tiny_tokenizer()).positive_texts("train", 7)
+        load_rows(ROWS, tmp_path).positive_texts("train", 7)
+    with pytest.raises(UserError, match="task.train_toxic_share = 0.3: none of 3 prompts is toxic"):
+        load_rows(ROWS.assign(label=1), tmp_path, train_toxic_share=0.3)
 
 
 # The paper's data sets
@@ -145,8 +134,20 @@ def paper(monkeypatch, tmp_path):
     return of
 
 
-def test_imdb_keeps_its_splits_and_drops_the_unsupervised_texts(paper, tmp_path):
-    loaded = load_paper_texts(paper("imdb", write_imdb(tmp_path / "imdb", count=20)))
+@pytest.fixture
+def hub_cache(monkeypatch, tmp_path):
+    """An empty cache of the hub, which is out of reach."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_imdb_from_the_local_cache_keeps_its_splits_and_drops_the_unsupervised_texts(paper, hub_cache):
+    repository = hub_cache / "datasets--stanfordnlp--imdb"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0123456789")
+    write_imdb(repository / "snapshots" / "0123456789", count=20)
+    loaded = load_paper_texts(paper("imdb", "stanfordnlp/imdb"))  # without a network
     assert loaded.train["label"].tolist() == loaded.test["label"].tolist() == [0] * 10 + [1] * 10
     assert not loaded.notes and not set(loaded.train["text"]) & set(loaded.test["text"])
 
@@ -231,13 +232,6 @@ def test_the_toxic_share_is_exact_and_the_texts_are_those_of_the_prompts(paper, 
     assert load_task(chosen, byte_level_tokenizer()).train.equals(task.train)
 
 
-def test_a_shorter_text_is_a_prompt_if_the_settings_say_so(tmp_path):
-    path = tmp_path / "texts.csv"
-    ROWS.to_csv(path)
-    task = load_task(settings(path, path, prompt_length=4, shorter_prompts=True), tiny_tokenizer())
-    assert "film" in set(task.train["prompt"]) and "the film is good" in set(task.train["prompt"])
-
-
 def test_pocket_rtp_has_the_papers_shares_and_the_prompts_own_labels():
     profile = load_profile("pocket-rtp", {"task.train_prompts": 200, "task.test_prompts": 100})
     task = load_task(profile.task, build._tokenizer(vocabulary(TALK_PAGES)))
@@ -255,25 +249,26 @@ def test_pocket_rtp_has_the_papers_shares_and_the_prompts_own_labels():
         ("jigsaw", "a.csv", "id,comment_text\n1,fine\n", ["no column toxic or label", "it has: id, comment_text"]),
         ("jigsaw", "a.csv", "comment_text,label\nfine,0\ngood,0\nwell,-1\n", ["no text that is toxic", "1 rows"]),
         ("jigsaw", "a.csv", "", ["cannot be read"]),
+        (
+            "imdb",
+            "a.csv",
+            "text,label\nfine,but long,1\n",
+            ["cannot be read as csv", "Expected 2 fields in line 2, saw 3"],
+        ),
+        ("imdb", "a/train.parquet", "PAR1 cut off", ["a' cannot be read"]),
         ("rtp", "a.jsonl", '{"prompt": {"text": "x"}}\n', ["no column prompt.toxicity", "it has: prompt.text"]),
         ("rtp", "a.jsonl", '{"prompt": {"text": "x", "toxicity": 0.1}}\n{"prompt": {"te', ["line 2 is not JSON"]),
         ("rtp", "a.jsonl", '{"prompt": {"text": "x", "toxicity": null}}\n', ["no text that is toxic", "null", "left"]),
     ],
 )
 def test_a_data_set_that_does_not_fit_is_named(paper, tmp_path, source, name, content, words):
+    (tmp_path / "a").mkdir()
     (tmp_path / name).write_text(content)
+    dataset = name.partition("/")[0]
     with pytest.raises(UserError) as caught:
-        load_paper_texts(paper(source, tmp_path / name))
-    for word in ["task.dataset", name, *words]:
+        load_paper_texts(paper(source, tmp_path / dataset))
+    for word in ["task.dataset", dataset, *words]:
         assert word in str(caught.value)
-
-
-def test_the_broken_file_of_a_folder_is_blamed_and_not_a_sound_one(paper, tmp_path):
-    (tmp_path / "dataset_infos.json").write_text(json.dumps({"default": {}}, indent=2))
-    (tmp_path / "train.parquet").write_bytes(b"PAR1 cut off")
-    with pytest.raises(UserError, match=r"task.dataset.*cannot be read") as caught:
-        load_paper_texts(paper("imdb", tmp_path))
-    assert "dataset_infos.json" not in str(caught.value)
 
 
 def test_a_class_that_is_empty_after_filtering_is_named(paper, tmp_path):
@@ -283,16 +278,7 @@ def test_a_class_that_is_empty_after_filtering_is_named(paper, tmp_path):
         load_paper_texts(paper("jigsaw", tmp_path / "a.csv", minimum_characters=65))
 
 
-def test_a_share_of_a_class_that_no_prompt_has_is_named(tmp_path):
-    path = tmp_path / "texts.csv"
-    ROWS.assign(label=1).to_csv(path)
-    with pytest.raises(UserError, match="task.train_toxic_share = 0.3: none of 3 prompts is toxic"):
-        load_task(settings(path, path, train_toxic_share=0.3), tiny_tokenizer())
-
-
-def test_a_hub_data_set_without_a_network_is_reported_at_once(paper, monkeypatch, tmp_path):
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+def test_a_hub_data_set_without_a_network_is_reported_at_once(paper, hub_cache, monkeypatch):
     with pytest.raises(UserError, match="task.dataset = 'stanfordnlp/imdb'.*no network.*pocket-imdb"):
         load_paper_texts(paper("imdb", "stanfordnlp/imdb"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -301,13 +287,3 @@ def test_a_hub_data_set_without_a_network_is_reported_at_once(paper, monkeypatch
         load_paper_texts(paper("imdb", "stanfordnlp/imdb"))
     with pytest.raises(UserError, match="neither an existing folder or file nor a hub id"):
         load_paper_texts(paper("imdb", "no/such/folder"))
-
-
-def test_a_data_set_in_the_local_cache_needs_no_network(paper, monkeypatch, tmp_path):
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    repository = tmp_path / "hub" / "datasets--stanfordnlp--imdb"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0123456789")
-    write_imdb(repository / "snapshots" / "0123456789", count=20)
-    assert len(load_paper_texts(paper("imdb", "stanfordnlp/imdb")).train) == 20
