@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import yaml
 
+from rarlhf_nb.checkpoint import PREFIX
 from rarlhf_nb.files import files_of
 from rarlhf_nb.lab.notebooks import notebook_files
 from rarlhf_nb.lab.records import damaged_files, read_records
@@ -124,7 +125,7 @@ def moment(run: Run) -> str:
     notebook = next((name for name, entry in entries.items() if entry["state"] == "running"), None)
     if notebook is None:
         return "between notebooks"
-    if list(run.folder.glob("training/*.checkpoints/*/.unfinished")):
+    if list(run.folder.glob("training/*.checkpoints/*/.checkpoint-*")):
         return f"{notebook}, writing a checkpoint"
     logs = [path.stat().st_mtime for path in run.folder.glob("training/*.jsonl")]
     trains = max(logs, default=0.0) > max(
@@ -169,7 +170,7 @@ def unsaved_iterations(run: Run) -> int:
     lost = 0
     for folder in run.folder.glob("training/*.checkpoints"):
         log = folder.with_suffix(".jsonl")
-        saved = [int(path.name) for path in folder.glob("*/[0-9]*") if path.name.isdecimal()]
+        saved = [int(path.name.removeprefix(PREFIX)) for path in folder.glob(f"*/{PREFIX}*")]
         lost += max(0, (log.read_text().count("\n") if log.exists() else 0) - max(saved, default=0))
     return lost
 

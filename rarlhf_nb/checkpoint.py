@@ -1,11 +1,10 @@
-"""Checkpoints of a training: tensors in safetensors, the rest in JSON, nothing pickled; whole or not at all.
+"""Checkpoints of a training: folders whose files are compared with their checksums before any of them is used.
 
-A checkpoint is a folder named after its iteration. It is written beside its place and renamed when it is complete and
-on the disk, with the checksums of its files; the last two are kept, so that one is left when the other is damaged.
+The last two are kept, so that one is left when the other is damaged. Those of the trainers of this package hold tensors
+in safetensors and the rest in JSON; those of transformers' Trainer see `resumable`.
 """
 
 import json
-import os
 import shutil
 import time
 import warnings
@@ -16,12 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.files import checksum
+from rarlhf_nb.files import checksum, files_of, written_whole
 
 TENSORS, STATE, CHECKSUMS = "tensors.safetensors", "state.json", "checksums.json"
+PREFIX = "checkpoint-"  # of a folder's name, before the iteration; transformers' Trainer has the same
 KEPT = 2
-MOST_OFTEN = 20  # the least wait, in multiples of what saving takes: it costs at most a twentieth
-UNFINISHED = ".unfinished"
 
 
 class Checkpoint(NamedTuple):
@@ -34,95 +32,99 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """The checkpoints of one training, in a folder of their own.
 
-    seconds: the wait between two of them, longer where saving takes more than a twentieth of it; 0 saves after every
-    iteration. A training that is interrupted saves one at any time.
+    seconds: the least wait between two of them; 0 saves after every iteration. A training that is interrupted saves
+    one at any time.
     """
 
-    def __init__(self, folder: Path, seconds: float = 10.0) -> None:
-        self.folder, self.seconds = folder, seconds
-        self.saved_at, self.cost = time.monotonic(), 0.0  # cost: seconds that the last one took
+    def __init__(self, folder: Path, seconds: float = 30.0) -> None:
+        self.folder, self.seconds, self.saved_at = folder, seconds, time.monotonic()
 
     def due(self) -> bool:
         """Whether it is time for the next one."""
-        wait = max(self.seconds, MOST_OFTEN * self.cost) if self.seconds else 0.0
-        return time.monotonic() - self.saved_at >= wait
+        return time.monotonic() - self.saved_at >= self.seconds
 
     def save(self, iteration: int, checkpoint: Checkpoint) -> None:
-        """Write the checkpoint of an iteration and drop all but the last two.
+        """Write the checkpoint of an iteration, whole or not at all."""
+        with written_whole(self._place(iteration)) as new:
+            new.mkdir()
+            save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, new / TENSORS)
+            self.complete(new, checkpoint.state)
+        self.drop_others(iteration)
 
-        Later ones, which the training has passed over by going on from an earlier one, are dropped too.
+    def complete(self, folder: Path, state: dict[str, Any]) -> None:
+        """Add a state, and the checksums of all files, without which a checkpoint is not used."""
+        (folder / STATE).write_text(json.dumps(state))
+        sums = {file.relative_to(folder).as_posix(): checksum(file) for file in files_of(folder)}
+        (folder / CHECKSUMS).write_text(json.dumps(sums))
+        self.saved_at = time.monotonic()
+
+    def drop_others(self, iteration: int) -> None:
+        """Remove all but the checkpoint of an iteration and the one before.
+
+        Later ones, which the training has passed over by going on from an earlier one, are removed too.
         """
-        started = time.monotonic()
-        unfinished = self.folder / UNFINISHED
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, unfinished / TENSORS)
-        (unfinished / STATE).write_text(json.dumps(checkpoint.state))
-        (unfinished / CHECKSUMS).write_text(
-            json.dumps({name: checksum(unfinished / name) for name in (TENSORS, STATE)})
-        )
-        for name in (TENSORS, STATE, CHECKSUMS, "."):
-            _flush(unfinished / name)
-        place = self._place(iteration)
-        shutil.rmtree(place, ignore_errors=True)
-        os.rename(unfinished, place)
-        _flush(self.folder)
         places = self._places()
-        at = places.index(place)
+        at = places.index(self._place(iteration))
         for dropped in places[:at] + places[at + KEPT :]:
             shutil.rmtree(dropped)
-        self.saved_at = time.monotonic()
-        self.cost = self.saved_at - started
 
-    def latest(self) -> Checkpoint | None:
-        """The newest whole checkpoint, or None. A damaged one is named in a warning and passed over."""
-        for place in self._places():
-            try:
-                checksums = json.loads((place / CHECKSUMS).read_text())
-                damaged = [name for name in (TENSORS, STATE) if checksum(place / name) != checksums[name]]
-            except (OSError, ValueError, KeyError, TypeError):
-                damaged = [CHECKSUMS]
-            if not damaged:
-                return Checkpoint(load_file(place / TENSORS), json.loads((place / STATE).read_text()))
-            warnings.warn(f"{place / damaged[0]} is damaged: an older checkpoint is used if there is one", stacklevel=2)
-        return None
+    def newest(self, settings: dict[str, Any] | None = None, otherwise: str = "choose another run name") -> Path | None:
+        """The folder of the newest whole checkpoint, or None. A damaged one is named in a warning and passed over.
 
-    def drop(self, iteration: int) -> None:
-        """Remove the checkpoint of an iteration, where there is one: its weights turned out to be bad."""
-        shutil.rmtree(self._place(iteration), ignore_errors=True)
-
-    def latest_with(self, settings: dict[str, Any], otherwise: str = "choose another run name") -> Checkpoint | None:
-        """The newest whole checkpoint, or None.
-
-        Raises `UserError` where its state has other `settings`. otherwise: what else the message offers to do.
+        Raises `UserError` if its state has other `settings` than those given. otherwise: what else to do about that.
         """
-        found = self.latest()
-        if found is not None and found.state["settings"] != settings:
+        place = next((place for place in self._places() if self._is_whole(place)), None)
+        if place and settings and read_state(place)["settings"] != settings:
             raise UserError(
                 f"the checkpoints in {self.folder} belong to a training with other settings: delete that folder, or "
                 f"{otherwise}."
             )
-        return found
+        return place
+
+    def _is_whole(self, place: Path) -> bool:
+        if not (place / CHECKSUMS).exists():  # the process ended before `complete`
+            return False
+        damaged = damaged_file(place)
+        if damaged is not None:
+            warnings.warn(f"{damaged} is damaged: an older checkpoint is used if there is one", stacklevel=2)
+        return damaged is None
+
+    def latest(
+        self, settings: dict[str, Any] | None = None, otherwise: str = "choose another run name"
+    ) -> Checkpoint | None:
+        """What `save` wrote into the `newest`, or None; arguments and errors are the same."""
+        place = self.newest(settings, otherwise)
+        return None if place is None else Checkpoint(load_file(place / TENSORS), read_state(place))
+
+    def drop(self, iteration: int) -> None:
+        """Remove the checkpoint of an iteration if there is one: its weights turned out to be bad."""
+        shutil.rmtree(self._place(iteration), ignore_errors=True)
 
     def clear(self) -> None:
         """Remove them all: the training is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _place(self, iteration: int) -> Path:
-        return self.folder / f"{iteration:08d}"
+        return self.folder / f"{PREFIX}{iteration}"
 
     def _places(self) -> list[Path]:
         """The folders of all checkpoints, newest first."""
-        return sorted((path for path in self.folder.glob("[0-9]*") if path.is_dir()), reverse=True)
+        places = self.folder.glob(f"{PREFIX}[0-9]*")
+        return sorted(places, key=lambda place: int(place.name.removeprefix(PREFIX)), reverse=True)
 
 
-def _flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+def read_state(place: Path) -> dict[str, Any]:
+    """The state of the checkpoint in a folder."""
+    return json.loads((place / STATE).read_text())
+
+
+def damaged_file(place: Path) -> Path | None:
+    """A file of a checkpoint that does not have its checksum, or None."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sums = json.loads((place / CHECKSUMS).read_text())
+        return next((place / name for name in sums if checksum(place / name) != sums[name]), None)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return place / CHECKSUMS
 
 
 def parameter_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

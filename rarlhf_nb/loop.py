@@ -201,10 +201,8 @@ class TrainingLoop(ABC):
         """
         if self.checkpoints is None or self.iteration:
             return
-        if other_settings:
-            found = self.checkpoints.latest()
-        else:
-            found = self.checkpoints.latest_with(self.settings, "call trainer.resume(other_settings=True) first")
+        settings = None if other_settings else self.settings
+        found = self.checkpoints.latest(settings, "call trainer.resume(other_settings=True) first")
         if found is None:
             return
         tensors, state = found

@@ -417,6 +417,19 @@ def load_policy(
     return policy
 
 
+def check_vocabulary(policy: "Policy", base: "Policy", name: str, then: str) -> None:
+    """Raise `UserError` if a policy lacks tokens of the base or gives them other ids; it may have more, like Quark's.
+
+    then: what cannot be done, for the message.
+    """
+    own, wanted = policy.processing_class, base.processing_class
+    if not wanted.get_vocab().items() <= own.get_vocab().items():
+        raise UserError(
+            f"{name}: its tokenizer has another vocabulary than the base's ({len(own)} and {len(wanted)} tokens), so "
+            f"{then}; train it from a model of the same family."
+        )
+
+
 class Reference:
     """pi_ref: a frozen copy of the policy or, for a peft model, the same network with its adapter switched off.
 

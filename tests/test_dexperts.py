@@ -11,27 +11,24 @@ from rarlhf_nb.lab.profiles import EvaluationSettings
 from rarlhf_nb.policy import ActorCritic, Reference
 
 BASE, EXPERT, ANTI_EXPERT = torch.tensor([[2.0, 1, 0, -1], [1, 1.5, 0, 0], [1.5, 0.5, 0, 2]])
-STEERED, ANTI_ONLY = [0.1142, 0.8438, 0.0420, 0], [0.7054, 0.2595, 0.0351, 0]
+STEERED = [0.1142, 0.8438, 0.0420, 0]
 FORBIDDEN, EOS = [0, 1], 2  # of the tiny tokenizer
 
 
-def dexperts(architecture="gpt2", alpha=1.5, top_p=0.7, roles=("expert", "anti_expert")) -> DExperts:
-    base, expert, anti_expert = policies = [tiny_policy(seed, architecture) for seed in (0, 1, 2)]
+def dexperts(architecture="gpt2", alpha=1.5, top_p=0.7) -> DExperts:
+    policies = [tiny_policy(seed, architecture) for seed in (0, 1, 2)]
     for layer in (
         module for policy in policies for module in policy.modules() if isinstance(module, torch.nn.LayerNorm)
     ):
         layer.reset_parameters()  # drawn at random they would outweigh the context
-    return DExperts(
-        base, expert if "expert" in roles else None, anti_expert if "anti_expert" in roles else None, alpha, top_p
-    )
+    return DExperts(*policies, alpha, top_p)
 
 
 def slow_distribution(method: DExperts, ids: list[int], step: int, minimum: int, temperature: float) -> torch.Tensor:
     """The next token's distribution (V,), from one text without padding or cache, with the nucleus word by word."""
     row = torch.tensor([ids])
     z, plus, minus = (
-        (policy or method.base).model(row).logits[0, -1].double().detach()
-        for policy in (method.base, method.expert, method.anti_expert)
+        policy.model(row).logits[0, -1].double().detach() for policy in (method.base, method.expert, method.anti_expert)
     )
     allowed = [v for v in range(len(z)) if v not in FORBIDDEN and not (v == EOS and step < minimum)]
     weights = {v: z[v].exp().item() for v in allowed}
@@ -50,10 +47,8 @@ def test_decoding_by_hand():
     """The worked example: alpha 2, nucleus {0, 1, 2} of probabilities .6439 .2369 .0871 .0321 at top_p .9."""
     kept = nucleus_mask(BASE, 0.9)
     assert kept.tolist() == [True, True, True, False]
-    for expert, expected in ((EXPERT, STEERED), (None, ANTI_ONLY)):
-        logits = combined_logits(BASE, expert, ANTI_EXPERT, 2.0).masked_fill(~kept, -torch.inf)
-        torch.testing.assert_close(logits.softmax(-1), torch.tensor(expected), atol=1e-4, rtol=0)
-    assert combined_logits(BASE, EXPERT, None, 2.0).tolist() == [0, 2, 0, 1]  # z + 2 (z+ - z)
+    logits = combined_logits(BASE, EXPERT, ANTI_EXPERT, 2.0).masked_fill(~kept, -torch.inf)
+    torch.testing.assert_close(logits.softmax(-1), torch.tensor(STEERED), atol=1e-4, rtol=0)
 
 
 def test_nucleus_at_its_edges():
@@ -74,17 +69,15 @@ def test_forbidden_tokens_take_nothing_of_the_nucleus_and_temperature_divides_th
     z[0, 0, EOS] = 60.0
     plus[0, 0, 7:] = 90.0  # an expert wants what the base never says
     sampling = sampling_settings(temperature=temperature)
-    for expert, expected in ((plus, STEERED), (None, ANTI_ONLY)):
-        # at temperature 2 the base's nucleus would have the fourth token, too
-        expected = torch.tensor([[[0.0] * 3 + expected + [0.0] * 4]]) ** (1 / temperature)
-        probabilities = method.decoding_logits(z, expert, minus, sampling).softmax(-1)
-        torch.testing.assert_close(probabilities, expected / expected.sum(), atol=2e-4, rtol=0)
+    # at temperature 2 the base's nucleus would have the fourth token, too
+    expected = torch.tensor([[[0.0] * 3 + STEERED + [0.0] * 4]]) ** (1 / temperature)
+    probabilities = method.decoding_logits(z, plus, minus, sampling).softmax(-1)
+    torch.testing.assert_close(probabilities, expected / expected.sum(), atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("roles", [("expert", "anti_expert"), ("anti_expert",), ("expert",)])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_log_probs_are_those_of_a_slow_reference_without_padding_or_cache(architecture, roles):
-    method, sampling = dexperts(architecture, roles=roles), sampling_settings(minimum_completion_length=2)
+def test_log_probs_are_those_of_a_slow_reference_without_padding_or_cache(architecture):
+    method, sampling = dexperts(architecture), sampling_settings(minimum_completion_length=2)
     batch = method.sample(PROMPTS * 4, sampling, seed=1)
     assert not batch.prompt_mask.all() and not batch.completion_mask.all()  # padding on both sides
     log_probs = batch.log_probs
@@ -169,11 +162,9 @@ def test_experts_must_fit_the_base():
         GPT2LMHeadModel(GPT2Config(vocab_size=16, n_positions=32, n_embd=16, n_layer=1, n_head=2)),
         tiny_policy().processing_class,
     )
-    with pytest.raises(UserError, match=r"the expert's tokenizer has another vocabulary.*12 and 11 tokens"):
-        DExperts(base, other, None, alpha=1.0)
+    with pytest.raises(UserError, match=r"expert: its tokenizer has another vocabulary.*11 and 12 tokens"):
+        DExperts(other, base, base, alpha=1.0)
     with pytest.raises(UserError, match=r"the anti_expert scores a vocabulary of 16 tokens, the base one of 11"):
         DExperts(base, base, wide, alpha=1.0)
-    with pytest.raises(UserError, match="neither expert nor anti_expert"):
-        DExperts(base, None, None, alpha=1.0)
     with pytest.raises(UserError, match="the model's context holds 32"):
-        DExperts(base, base, None, alpha=1.0).sample(["film " * 30], sampling_settings(), seed=0)
+        DExperts(base, base, base, alpha=1.0).sample(["film " * 30], sampling_settings(), seed=0)

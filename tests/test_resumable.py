@@ -17,7 +17,7 @@ from tiny import tiny_policy
 from tiny_classifier import classifier_tokenizer, distilbert
 
 from rarlhf_nb.baselines.sft import train_sft
-from rarlhf_nb.checkpoint import Checkpoints
+from rarlhf_nb.checkpoint import Checkpoints, read_state
 from rarlhf_nb.data.classifier import train_classifier
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import load_policy
@@ -44,25 +44,27 @@ class Killed(Exception):
 
 
 class Deadly(Checkpoints):
-    """Checkpoints after every step, until the process dies in the step after the one named."""
+    """Checkpoints after every step, until the process dies while it saves the one after the one named."""
 
     def __init__(self, folder: Path, last: int) -> None:
         super().__init__(folder, seconds=0)
         self.last = last
 
-    def save(self, iteration, checkpoint):
-        if iteration > self.last:
+    def complete(self, folder, state):
+        if folder.name == f"checkpoint-{self.last + 1}":
             raise Killed
-        super().save(iteration, checkpoint)
+        super().complete(folder, state)
 
 
 @pytest.fixture(autouse=True)
-def no_pickle(monkeypatch):
-    def refuse(*arguments, **options):
-        raise AssertionError("pickle")
+def no_pickle_runs_code(monkeypatch):
+    load = torch.load
 
-    monkeypatch.setattr(torch, "save", refuse)
-    monkeypatch.setattr(torch, "load", refuse)
+    def watched(*arguments, weights_only, **options):
+        assert weights_only
+        return load(*arguments, weights_only=True, **options)
+
+    monkeypatch.setattr(torch, "load", watched)
 
 
 def every_step(folder):
@@ -128,7 +130,7 @@ def test_a_resumed_classifier_is_the_uninterrupted_one_number_for_number(stopped
     else:
         small_classifier(tmp_path / "parts", every_step(tmp_path))
     checkpoints = every_step(tmp_path)
-    spent = checkpoints.latest().state["own"]["seconds"]
+    spent = read_state(checkpoints.newest())["own"]["seconds"]
     resumed, metrics = small_classifier(tmp_path / "parts", checkpoints)
     assert f"Classifier: resumed at step {stopped_after}\n" in capsys.readouterr().out
     assert metrics["accuracy"] == expected["accuracy"] and metrics["seconds"] >= round(spent, 1)
@@ -139,8 +141,9 @@ def test_a_resumed_classifier_is_the_uninterrupted_one_number_for_number(stopped
 
 def test_the_last_two_are_kept_and_rare_ones_are_not_saved(tmp_path):
     train_sft(tiny_policy(), TEXTS, settings(), seed=1, checkpoints=every_step(tmp_path))
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000014", "00000015"]
-    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".safetensors"}
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-14", "checkpoint-15"]
+    tensors_alone = {".safetensors", ".pt", ".pth"}  # the latter are unpickled by `no_pickle_runs_code`
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", *tensors_alone}
     rare = Checkpoints(tmp_path / "rare", seconds=600)
     train_sft(tiny_policy(), TEXTS, settings(), seed=1, checkpoints=rare)
     assert not rare.folder.exists()
@@ -151,7 +154,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
     expected = train_sft(whole, TEXTS, settings(), seed=1)
     with pytest.raises(Killed):
         train_sft(tiny_policy(), TEXTS, settings(), seed=1, checkpoints=Deadly(tmp_path / "checkpoints", 8))
-    tensors = tmp_path / "checkpoints" / "00000008" / "tensors.safetensors"
+    tensors = tmp_path / "checkpoints" / "checkpoint-8" / "model.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1])
     resumed = tiny_policy()
     with pytest.warns(UserWarning, match="is damaged"):
@@ -200,11 +203,11 @@ def test_ctrl_c_saves_after_the_step_and_a_second_one_stops_at_once(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(interrupted_step=3, times=1)
-    assert [row["step"] for row in rare.latest().state["trainer"]["log_history"] if "loss" in row] == [1, 2, 3]
+    assert [row["step"] for row in read_state(rare.newest())["log"] if "loss" in row] == [1, 2, 3]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with pytest.raises(KeyboardInterrupt):
         train(interrupted_step=2, times=2)
-    assert rare.latest().state["trainer"]["global_step"] == 3  # the fifth step never ended
+    assert rare.newest().name == "checkpoint-3"  # the fifth step never ended
     policy, log = train(interrupted_step=None, times=0)
     whole = tiny_policy()
     assert log == train_sft(whole, TEXTS, settings(), seed=1) and same_weights(whole, policy)
@@ -233,10 +236,10 @@ def test_sft_killed_at_random_moments_ends_like_one_that_was_not(tmp_path):
     command = [sys.executable, "-c", TRAINING, str(tmp_path), str(Path(__file__).parent)]
     kills = []
     for _ in range(2):
-        before = _newest(tmp_path)
+        before = _saved(tmp_path)
         training = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         training.stdout.readline()
-        while _newest(tmp_path) == before and training.poll() is None:
+        while _saved(tmp_path) == before and training.poll() is None:
             time.sleep(0.001)
         time.sleep(dice.uniform(0, 0.2))
         training.kill()
@@ -250,6 +253,6 @@ def test_sft_killed_at_random_moments_ends_like_one_that_was_not(tmp_path):
         assert (tmp_path / "policy" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def _newest(folder: Path) -> str:
-    """The name of the last checkpoint."""
-    return max((path.name for path in (folder / "checkpoints").glob("0*")), default="")
+def _saved(folder: Path) -> list[Path]:
+    """The checksums of the checkpoints."""
+    return sorted((folder / "checkpoints").glob("*/checksums.json"))

@@ -1,9 +1,8 @@
 import pytest
 import torch
-from tiny import tiny_policy, tiny_tokenizer
+from tiny import tiny_policy
 
-from rarlhf_nb.baselines.sft import packed_blocks, train_sft
-from rarlhf_nb.errors import UserError
+from rarlhf_nb.baselines.sft import train_sft
 from rarlhf_nb.settings import SFTSettings
 
 TEXTS = ["the film is very good", "the plot was good", "very good film"] * 20
@@ -48,17 +47,8 @@ def test_max_steps_ends_the_training_early_and_none_does_not():
     assert len(train_sft(tiny_policy(), TEXTS, settings(epochs=1), seed=1)) == 6
 
 
-def test_packed_blocks_by_hand():
-    tokenizer = tiny_tokenizer()
-    texts = ["good bad film", "the", "is was plot"]  # 3 4 5, 6, 7 8 9
-    assert packed_blocks(tokenizer, texts, 4) == [[3, 4, 5, 2], [6, 2, 7, 8]]  # the leftover is dropped
-    assert packed_blocks(tokenizer, texts, 5) == [[3, 4, 5, 2, 6], [2, 7, 8, 9, 2]]
-    with pytest.raises(UserError, match=r"sft.max_length = 11.*3 texts together have 10 tokens"):
-        packed_blocks(tokenizer, texts, 11)
-
-
 def test_packed_training_counts_blocks_and_learns_across_them(capfd):
-    # 20 times 6 + 5 + 4 tokens are 18 blocks of 16: five batches of four an epoch, where unpacked texts make fifteen
+    # 20 times 6 + 5 + 4 tokens are 18 blocks of 16 and one of 12: five batches of four an epoch, and unpacked fifteen
     policy = tiny_policy()
     log = train_sft(policy, TEXTS, settings(batch_size=4, packing=True), seed=1)
     assert log[-1]["step"] == 50 and log[-1]["loss"] < 0.5 * log[0]["loss"]
@@ -69,4 +59,4 @@ def test_packed_training_counts_blocks_and_learns_across_them(capfd):
 
 def test_a_large_learning_set_is_cut_before_it_is_packed():
     log = train_sft(tiny_policy(), TEXTS, settings(batch_size=1, epochs=1, packing=True, texts=7), seed=1)
-    assert len(log) == (15 * 2 + 6) // 16
+    assert len(log) == 3 and log[-1]["num_tokens"] == 15 * 2 + 6  # two blocks and the rest

@@ -227,7 +227,7 @@ def test_the_checkpoint_with_the_weights_that_a_stop_speaks_against_is_dropped(a
     spoil(trainer, *WRONG["kl"], at=at)
     with pytest.raises(TrainingStopped, match=words):
         trainer.train()
-    assert f"{at - 1:08d}" not in {path.name for path in trainer.checkpoints.folder.iterdir()}
+    assert f"checkpoint-{at - 1}" not in {path.name for path in trainer.checkpoints.folder.iterdir()}
 
 
 def test_a_changed_beta_is_taken_and_an_adaptive_one_goes_on(tmp_path):

@@ -159,12 +159,6 @@ class _Method(ResumableTrainer):
 
     log_file: Path | None = None
 
-    def own_state(self) -> dict[str, Any]:
-        return {}
-
-    def load_own_state(self, own: dict[str, Any]) -> None:
-        pass
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
         if self.log_file is not None:

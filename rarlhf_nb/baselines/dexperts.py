@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.policy import ActorCritic, Decoder
+from rarlhf_nb.policy import ActorCritic, Decoder, check_vocabulary
 from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.sampling import Completions, sampler_logits
 from rarlhf_nb.seeding import uniforms
@@ -41,49 +41,37 @@ def nucleus_mask(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     return torch.empty_like(kept).scatter_(-1, order, kept)
 
 
-def combined_logits(
-    base: torch.Tensor, expert: torch.Tensor | None, anti_expert: torch.Tensor | None, alpha: float
-) -> torch.Tensor:
+def combined_logits(base: torch.Tensor, expert: torch.Tensor, anti_expert: torch.Tensor, alpha: float) -> torch.Tensor:
     """z + alpha (z+ - z-): the logits of P(x) (P+(x) / P-(x))^alpha, all (..., V).
 
-    The base stands in for a missing expert or anti-expert: without an expert the result is (1 + alpha) z - alpha z-.
     No input may be truncated (-inf - -inf is NaN); the nucleus is masked afterwards.
     """
     base = base.to(torch.promote_types(base.dtype, torch.float32))  # a large alpha would amplify bf16's rounding
-    expert = base if expert is None else expert.to(base.dtype)
-    anti_expert = base if anti_expert is None else anti_expert.to(base.dtype)
-    return base + alpha * (expert - anti_expert)
+    return base + alpha * (expert.to(base.dtype) - anti_expert.to(base.dtype))
 
 
 class DExperts:
-    """A base policy steered by an expert, an anti-expert or both; a `Policy`, for evaluation only.
+    """A base policy steered by an expert and an anti-expert; a `Policy`, for evaluation only.
 
     Calling it gives the combined logits of the whole vocabulary, since most human texts have probability 0 under a
     nucleus.
 
     Args:
         base: the model that writes.
-        expert: a model of wanted texts; None stands for the base.
-        anti_expert: a model of unwanted texts; None stands for the base.
+        expert: a model of wanted texts.
+        anti_expert: a model of unwanted texts.
         alpha: the strength of the steering; 0 is none.
         top_p: the mass of the base's nucleus.
 
     Raises:
-        UserError: both experts are missing, or the vocabulary of one differs from the base's.
+        UserError: the vocabulary of one of the experts differs from the base's.
     """
 
     def __init__(
-        self,
-        base: ActorCritic,
-        expert: ActorCritic | None,
-        anti_expert: ActorCritic | None,
-        alpha: float,
-        top_p: float = 0.9,
+        self, base: ActorCritic, expert: ActorCritic, anti_expert: ActorCritic, alpha: float, top_p: float = 0.9
     ) -> None:
-        if expert is None and anti_expert is None:
-            raise UserError("DExperts has neither expert nor anti_expert: give at least one of them")
-        _check_vocabulary(base, expert, "expert")
-        _check_vocabulary(base, anti_expert, "anti_expert")
+        for name, policy in (("expert", expert), ("anti_expert", anti_expert)):
+            _check_logits(base, policy, name)
         self.base, self.expert, self.anti_expert = base, expert, anti_expert
         self.alpha, self.top_p = alpha, top_p
         self.prefix_ids: list[int] = []  # each model reads its own
@@ -105,24 +93,22 @@ class DExperts:
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Combined logits (B, T, V), not truncated, and values (B, T), all 0 since there is no critic."""
-        logits = combined_logits(*self._all_logits(input_ids, attention_mask, completion_length), self.alpha)
+        each = (policy(input_ids, attention_mask, completion_length)[0] for policy in self._policies())
+        logits = combined_logits(*each, self.alpha)
         return logits, logits.new_zeros(logits.shape[:2])
 
     @torch.no_grad()
     def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int, first: int = 0) -> Rollout:
         """Draw one completion for each prompt, as `ActorCritic.sample` does.
 
-        Raises `UserError` where the longest prompt leaves no room for the completion.
+        Raises `UserError` if the longest prompt leaves no room for the completion.
         """
         prompt_ids, prompt_mask = self.base.tokenize(prompts)
         length = sampling.completion_length
-        decoders = [
-            None if policy is None else Decoder(policy, prompt_ids, prompt_mask, length)
-            for policy in (self.base, self.expert, self.anti_expert)
-        ]
+        decoders = [Decoder(policy, prompt_ids, prompt_mask, length) for policy in self._policies()]
         drawn = Completions(uniforms(seed, first, len(prompts), length), self.processing_class, self.device)
         while drawn.growing:
-            logits = (None if decoder is None else decoder.read(drawn.last)[0] for decoder in decoders)
+            logits = (decoder.read(drawn.last)[0] for decoder in decoders)
             decoded = self.decoding_logits(*logits, sampling, first=drawn.length)
             drawn.append(decoded, decoded.new_zeros(decoded.shape[:2]))
         return self.base.rollout(prompts, prompt_ids, prompt_mask, drawn)
@@ -130,8 +116,8 @@ class DExperts:
     def decoding_logits(
         self,
         base: torch.Tensor,
-        expert: torch.Tensor | None,
-        anti_expert: torch.Tensor | None,
+        expert: torch.Tensor,
+        anti_expert: torch.Tensor,
         sampling: SamplingSettings,
         first: int = 0,
     ) -> torch.Tensor:
@@ -146,25 +132,13 @@ class DExperts:
         logits = sampler_logits(combined_logits(base, expert, anti_expert, self.alpha), sampling, *forbidden, first)
         return logits.masked_fill(~kept, torch.finfo(logits.dtype).min)
 
-    def _all_logits(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
-    ) -> list[torch.Tensor | None]:
-        """Logits (B, T, V) of base, expert and anti-expert; None for a missing one."""
-        return [
-            None if policy is None else policy(input_ids, attention_mask, completion_length)[0]
-            for policy in (self.base, self.expert, self.anti_expert)
-        ]
+    def _policies(self) -> tuple[ActorCritic, ActorCritic, ActorCritic]:
+        return self.base, self.expert, self.anti_expert
 
 
-def _check_vocabulary(base: ActorCritic, other: ActorCritic | None, name: str) -> None:
-    if other is None:
-        return
-    if other.processing_class.get_vocab() != base.processing_class.get_vocab():
-        raise UserError(
-            f"the {name}'s tokenizer has another vocabulary than the base's "
-            f"({len(other.processing_class)} and {len(base.processing_class)} tokens), so their logits cannot be "
-            f"added: train the {name} from a model of the base's family"
-        )
+def _check_logits(base: ActorCritic, other: ActorCritic, name: str) -> None:
+    """Raise `UserError` for an expert whose logits belong to other tokens than the base's."""
+    check_vocabulary(other, base, name, "their logits cannot be added")
     sizes = [policy.model.config.get_text_config().vocab_size for policy in (other, base)]
     if sizes[0] != sizes[1]:
         raise UserError(

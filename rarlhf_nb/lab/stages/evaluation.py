@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 
 from rarlhf_nb.distributed import Ranks, connect
-from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.evaluate import evaluate, held_out_log_likelihoods
 from rarlhf_nb.lab.evaluation.tables import ALPHAS, HELD_OUT, SAMPLES
 from rarlhf_nb.lab.methods import CONDITIONED, MethodKey
 from rarlhf_nb.lab.stages.stage import Stage
 from rarlhf_nb.lab.workspace import EXPERTS, Workspace
-from rarlhf_nb.policy import Policy
+from rarlhf_nb.policy import Policy, check_vocabulary
 
 # By method, the settings and the module that make it when it is measured; any other method is a saved policy.
 MADE_OF = {
@@ -82,7 +81,7 @@ class Evaluate(Stage):
         settings, test = profile.evaluation, workspace.data("test")
         base = workspace.base()
         policy = workspace.policy(self.method, base)
-        _check_vocabulary(policy, base, self.method)
+        check_vocabulary(policy, base, f"method = {self.method!r}", "a KL between them has no meaning")
         measure = self._measure(base)
         tables = {".parquet": measure(policy, prompts=test, settings=settings)}
         if settings.repeated_prompts:
@@ -132,19 +131,6 @@ class EvaluateAlphas(Evaluate):
         alphas = (policy.risk.alpha_min ** np.linspace(0, 1, settings.alphas)).tolist()
         tables = [measure(policy.at(alpha), prompts=test, settings=settings).assign(alpha=alpha) for alpha in alphas]
         self._write({ALPHAS: pd.concat(tables, ignore_index=True)})
-
-
-def _check_vocabulary(policy: Policy, base: Policy, method: str) -> None:
-    """Raise `UserError` for a policy without the base model's tokens, in which KL and perplexity are measured.
-
-    It may have more, like Quark's.
-    """
-    own, wanted = (model.processing_class.get_vocab().items() for model in (policy, base))
-    if not wanted <= own:
-        raise UserError(
-            f"method = {method!r}: its tokenizer has another vocabulary than the profile's model, so a KL between them "
-            "has no meaning; train it from a model of the same family."
-        )
 
 
 def evaluation_stage(workspace: Workspace, method: str) -> Evaluate:
