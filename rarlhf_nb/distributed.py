@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import gather_object
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.provenance import installed_versions
@@ -94,11 +94,10 @@ class Ranks:
         return rows if self.count == 1 else join(self.all_gather(join([rows], "cpu")), self.device)
 
     def map(self, work: Callable[[Part], Any], parts: Sequence[Part]) -> list[Any]:
-        """What `work` gives for each of the parts, in their order; of N ranks, each does every N-th part."""
+        """What `work` gives for each of the parts, in their order; each rank does its share of them."""
         with self.shared_errors():
-            own = [work(part) for part in parts[self.rank :: self.count]]
-        found = self.all_gather(own)
-        return [found[place % self.count][place // self.count] for place in range(len(parts))]
+            own = [work(part) for part in parts[self.share(len(parts))]]
+        return [result for results in self.all_gather(own) for result in results]
 
     @contextmanager
     def shared_errors(self) -> Iterator[None]:
@@ -143,15 +142,10 @@ def join(parts: Sequence[Rows], device: torch.device | str) -> Rows:
         column = [getattr(part, name) for part in parts]
         if isinstance(first, list):
             joined[name] = [row for rows in column for row in rows]
+        elif first is not None and first.dim() > 1:
+            side = "left" if name.startswith("prompt_") else "right"
+            rows = [row for rows in column for row in rows]
+            joined[name] = pad_sequence(rows, batch_first=True, padding_side=side).to(device)
         elif first is not None:
-            joined[name] = _padded(column, left=name.startswith("prompt_")).to(device)
+            joined[name] = torch.cat(column).to(device)
     return replace(parts[0], **joined)
-
-
-def _padded(parts: list[torch.Tensor], left: bool) -> torch.Tensor:
-    """(B_i,) or (B_i, T_i) -> (sum of B_i,) or (sum of B_i, most T)."""
-    if parts[0].dim() > 1:
-        longest = max(part.shape[1] for part in parts)
-        gaps = [longest - part.shape[1] for part in parts]
-        parts = [pad(part, (gap, 0) if left else (0, gap)) for part, gap in zip(parts, gaps, strict=True)]
-    return torch.cat(parts)

@@ -14,7 +14,7 @@ class UserError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's message, or the error's name where it has none."""
+    """The first line of a library's message, or the error's name if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

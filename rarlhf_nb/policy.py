@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import Any, Protocol
@@ -36,13 +37,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rarlhf_nb.errors import UserError, first_line
 from rarlhf_nb.hub import resolve_model
-from rarlhf_nb.quantization import (
-    Quantization,
-    bitsandbytes_config,
-    is_quantized,
-    merged_plainly,
-    prepare_quantized,
-)
+from rarlhf_nb.quantization import Quantization, bitsandbytes_config, merged, prepare_quantized
 from rarlhf_nb.risk_embedding import RiskEmbedding, load_conditioned
 from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.sampling import Completions, roomy_cache, sampled_log_probs, sampler_logits
@@ -51,6 +46,7 @@ from rarlhf_nb.settings import LoraSettings, SamplingSettings
 
 VALUE_HEAD = "value_head.safetensors"
 PREFIX = "prefix.json"
+AS_WRITTEN = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
 
 class Policy(Protocol):
@@ -248,18 +244,12 @@ class ActorCritic(nn.Module):
         self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, completion_ids: torch.Tensor, mask: torch.Tensor
     ) -> list[str]:
         """The completions as text: the decoded episode after its prompt, so that leading spaces are kept."""
-        prompts = [ids[keep].tolist() for ids, keep in zip(prompt_ids, prompt_mask, strict=True)]
-        completions = [ids[keep].tolist() for ids, keep in zip(completion_ids, mask, strict=True)]
-        heads = self._decode(prompts)
-        wholes = self._decode([p + c for p, c in zip(prompts, completions, strict=True)])
-        alone = self._decode(completions)
-        return [
-            whole[len(head) :] if whole.startswith(head) else tail
-            for head, whole, tail in zip(heads, wholes, alone, strict=True)
-        ]
-
-    def _decode(self, ids: list[list[int]]) -> list[str]:
-        return self.processing_class.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        decode, texts = partial(self.processing_class.decode, **AS_WRITTEN), []
+        for prompt, is_prompt, completion, is_real in zip(prompt_ids, prompt_mask, completion_ids, mask, strict=True):
+            prompt, completion = prompt[is_prompt], completion[is_real]
+            head, whole = decode(prompt), decode(torch.cat([prompt, completion]))
+            texts.append(whole[len(head) :] if whole.startswith(head) else decode(completion))
+        return texts
 
     def save(self, folder: Path) -> None:
         """Write the policy in the hub's format, with its adapter merged in, and the value head and prefix beside it.
@@ -319,13 +309,6 @@ def check_context(policy: ActorCritic, prompt_length: int, completion_length: in
         )
 
 
-def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a peft model with its adapter merged in; any other model itself."""
-    if not isinstance(model, peft.PeftModel):
-        return model
-    return merged_plainly(model) if is_quantized(model) else copy.deepcopy(model).merge_and_unload()
-
-
 def use_fused_gelu(model: nn.Module) -> None:
     """Replace the GELU that GPT-2 and GPT-J write out in seven operations by torch's single one, the same function.
 
@@ -371,8 +354,8 @@ def load_policy(
     A value head, a prefix and a risk embedding that were saved with the policy are loaded as well. A tokenizer without
     a pad token pads with EOS. Loads safetensors only and runs no remote code. With `lora`, the model gets a fresh
     adapter, initialised with `seed`. gradient_checkpointing: see `use_gradient_checkpointing`. quantization: of the
-    weights beneath the adapter (see `quantization`). Raises `UserError` where the model cannot be found or loaded, or
-    does not support the quantization or the gradient checkpointing asked for.
+    weights beneath the adapter (see `quantization`). Raises `UserError` if the model cannot be found or loaded, or does
+    not support the quantization or the gradient checkpointing asked for.
     """
     if quantization and lora is None:
         raise UserError(f"quantization = {quantization!r} needs an adapter: such weights cannot be trained; give lora.")

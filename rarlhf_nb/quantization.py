@@ -20,7 +20,7 @@ Quantization = Literal["8bit", "4bit"]
 
 
 def check_bitsandbytes(quantization: Quantization | None) -> None:
-    """Raise `UserError` where weights of fewer bits are asked for and bitsandbytes is not installed."""
+    """Raise `UserError` if weights of fewer bits are asked for and bitsandbytes is not installed."""
     if quantization and find_spec("bitsandbytes") is None:
         raise UserError(
             f"policy.quantization = {quantization!r} needs the package bitsandbytes: pip install bitsandbytes, or set "
@@ -31,7 +31,7 @@ def check_bitsandbytes(quantization: Quantization | None) -> None:
 def bitsandbytes_config(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
     """The quantization config for `from_pretrained`; `dtype` is the compute type of 4-bit products.
 
-    Raises `UserError` where bitsandbytes is not installed.
+    Raises `UserError` if bitsandbytes is not installed.
     """
     check_bitsandbytes(quantization)
     if quantization == "8bit":
@@ -42,7 +42,7 @@ def bitsandbytes_config(quantization: Quantization, dtype: torch.dtype) -> BitsA
 
 
 def prepare_quantized(model: PreTrainedModel) -> None:
-    """Make sure that a quantized model can be trained and saved; raises `UserError` where it cannot."""
+    """Make sure that a quantized model can be trained and saved; raises `UserError` if it cannot."""
     for module in model.modules():
         if getattr(module, "source_cls", None) is Conv1D:
             raise UserError(
@@ -54,15 +54,15 @@ def prepare_quantized(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def is_quantized(model: PeftModel) -> bool:
-    """Whether the base beneath the adapter is quantized."""
-    return getattr(model.get_base_model(), "hf_quantizer", None) is not None
-
-
 @torch.no_grad()
-def merged_plainly(model: PeftModel) -> PreTrainedModel:
-    """The base as plain weights, plus the adapter. `merge_and_unload` would round the sum to the base's few bits."""
+def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """A copy of a peft model with its adapter merged in, as plain weights; any other model itself."""
+    if not isinstance(model, PeftModel):
+        return model
     model = copy.deepcopy(model)
+    if getattr(model.get_base_model(), "hf_quantizer", None) is None:
+        return model.merge_and_unload()
+    # `merge_and_unload` would round the sum to the base's few bits
     layers = model.get_base_model().named_modules()
     changes = {name: layer.get_delta_weight("default") for name, layer in layers if isinstance(layer, LoraLayer)}
     base = model.unload()

@@ -72,7 +72,7 @@ class RiskEmbedding(nn.Module):
         """Write the embedding beside a model that was saved, and mark its config.json, so that nothing else loads it.
 
         Without alpha, the model alone would be another policy. So the config gets a `model_type` that only
-        `causal_lm_config` knows, and the embedding's form, alpha_min and format.
+        `load_conditioned` knows, and the embedding's form, alpha_min and format.
         """
         path = folder / "config.json"
         config = json.loads(path.read_text())

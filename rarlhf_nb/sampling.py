@@ -115,7 +115,7 @@ def sampler_logits(
 def forbidden_tokens(
     logits: torch.Tensor, sampling: SamplingSettings, forbidden_ids: list[int], eos_id: int | None, first: int = 0
 ) -> torch.Tensor:
-    """True where the sampler never draws the token: (T, V) for logits (B, T, V)."""
+    """True on the tokens that the sampler never draws: (T, V) for logits (B, T, V)."""
     masked = torch.zeros(logits.shape[1:], dtype=torch.bool, device=logits.device)
     masked[:, forbidden_ids] = True
     if eos_id is not None:
