@@ -78,10 +78,8 @@ def test_sampling_is_seeded_and_leaves_the_global_state_alone():
 
 
 def test_sampled_frequencies_are_the_log_probs_that_we_claim():
-    policy, sampling = (
-        tiny_policy(),
-        sampling_settings(completion_length=1, minimum_completion_length=1, temperature=0.7),
-    )
+    policy = tiny_policy()
+    sampling = sampling_settings(completion_length=1, minimum_completion_length=1, temperature=0.7)
     # a checkpoint's own generation settings must not leak into the sampler
     drawn = policy.sample(["the film is"] * 20_000, sampling, seed=0)
     claimed = evaluate_tokens(policy, drawn, sampling).log_probs.exp()
@@ -98,11 +96,7 @@ def test_eos_ends_a_completion_and_is_counted():
     for completion, ids, mask in zip(batch.completions, batch.completion_ids, batch.completion_mask, strict=True):
         ended = ids[mask][-1] == 2
         assert len(completion.split()) == mask.sum() - ended.long()  # EOS is no text
-
-
-def test_completions_carry_their_own_space():
-    batch = tiny_policy().sample(PROMPTS, sampling_settings(), seed=1)
-    assert all(completion.startswith(" ") for completion in batch.completions)
+        assert completion.startswith(" ")  # its own space
 
 
 def test_rows_without_a_token_are_never_sampled_and_have_no_probability():
@@ -141,43 +135,32 @@ def test_entropy_and_log_probs_by_hand():
 
 
 def test_a_saved_policy_is_a_hub_folder_and_loads_as_it_was(tmp_path):
-    policy = tiny_policy()
-    policy.save(tmp_path)
-    assert not list(tmp_path.glob("*.bin")) and (tmp_path / VALUE_HEAD).exists()
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
-    loaded, sampling = load_policy(tmp_path), sampling_settings()
+    policy, sampling = tiny_policy(), sampling_settings()
+    policy.save(tmp_path / "one")
     batch = policy.sample(PROMPTS, sampling, seed=1)
+    policy.save(tmp_path / "other")
+    assert VALUE_HEAD in {file.name for file in (tmp_path / "one").iterdir()}
+    for file in (tmp_path / "one").iterdir():  # nothing tells whether the policy has sampled
+        assert file.suffix != ".bin" and file.read_bytes() == (tmp_path / "other" / file.name).read_bytes(), file.name
     ids = torch.cat([batch.prompt_ids, batch.completion_ids], 1)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "one")
     torch.testing.assert_close(plain(ids).logits, policy.model(ids).logits)
-    one, other = (evaluate_tokens(p, batch, sampling) for p in (policy, loaded))
+    one, other = (evaluate_tokens(p, batch, sampling) for p in (policy, load_policy(tmp_path / "one")))
     torch.testing.assert_close(one.log_probs, other.log_probs)
     torch.testing.assert_close(one.values, other.values)
 
 
-def test_what_is_saved_does_not_tell_whether_the_policy_has_sampled(tmp_path):
-    policy = tiny_policy()
-    policy.save(tmp_path / "before")
-    policy.sample(PROMPTS, sampling_settings(), seed=1)
-    policy.save(tmp_path / "after")
-    for file in (tmp_path / "before").iterdir():
-        assert file.read_bytes() == (tmp_path / "after" / file.name).read_bytes(), file.name
-
-
-def test_pickled_weights_are_refused(tmp_path):
+def test_weights_that_are_damaged_or_pickled_are_refused(tmp_path):
     policy = tiny_policy()
     policy.save(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    (tmp_path / VALUE_HEAD).unlink()
-    torch.save(policy.model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="no safetensors weights, and pickled ones are not read"):
-        load_policy(tmp_path)
-
-
-def test_damaged_weights_are_named(tmp_path):
-    tiny_policy().save(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="policy.model = .*does not load"):
+        load_policy(tmp_path)
+    weights.unlink()
+    (tmp_path / VALUE_HEAD).unlink()
+    torch.save(policy.model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="no safetensors weights, and pickled ones are not read"):
         load_policy(tmp_path)
 
 
@@ -288,20 +271,14 @@ def test_gradient_checkpointing_keeps_less_for_the_same_gradients(architecture, 
     assert fewer_bytes < 0.5 * all_bytes
 
 
-def test_gradient_checkpointing_leaves_the_sampler_its_cache(monkeypatch):
+def test_under_gradient_checkpointing_the_sampler_keeps_its_cache_and_a_copy_has_its_own_blocks(monkeypatch):
     policy = tiny_policy()
     use_gradient_checkpointing(policy.model)
-    find, read = policy.logits_and_values, []
+    reference, find, read = Reference(policy), policy.logits_and_values, []
     monkeypatch.setattr(policy, "logits_and_values", lambda ids, *args: read.append(ids.shape[1]) or find(ids, *args))
-    policy.sample(PROMPTS, sampling_settings(), seed=1)
-    assert read[1:] == [1] * 4  # every token after the prompt is read alone
-
-
-def test_a_copy_of_a_checkpointed_policy_reads_with_its_own_blocks():
-    policy = tiny_policy()
-    use_gradient_checkpointing(policy.model)
     batch = policy.sample(PROMPTS, sampling_settings(), seed=1)
-    reference, before = Reference(policy), evaluate_tokens(policy, batch, sampling_settings()).log_probs
+    assert read[1:] == [1] * 4  # every token after the prompt is read alone
+    before = evaluate_tokens(policy, batch, sampling_settings()).log_probs
     for parameter in policy.parameters():
         parameter.data.zero_()
     torch.testing.assert_close(reference.token_log_probs(batch, sampling_settings()), before, atol=0, rtol=0)
