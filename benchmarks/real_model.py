@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.risk_comparison import fitted_kl_table, seed_table
+from benchmarks.study import equal_kl_table, seed_table
 from rarlhf_nb.lab.evaluation.cells import markdown_line, markdown_table
 from rarlhf_nb.lab.evaluation.evaluate import evaluate, held_out_log_likelihoods
 from rarlhf_nb.lab.evaluation.metrics import perplexity
@@ -128,8 +128,7 @@ def rows(output: Path) -> pd.DataFrame:
 
 def report(output: Path) -> None:
     """For each profile: scores over seeds, seconds and texts to read at each beta; then what is gained at equal KL."""
-    found = rows(output).assign(budget="iterations")
-    for profile, own in found.groupby("profile"):
+    for profile, own in rows(output).groupby("profile"):
         start, own = own[own["training"] == "sft"], own[own["training"] != "sft"]
         print(f"## {profile}\n\n{markdown_table(start.set_index('method')[MEASURES].round(2))}\n")
         own = own.sort_values("training", key=lambda names: names.map(METHODS.index), kind="stable")
@@ -141,14 +140,22 @@ def report(output: Path) -> None:
             trainings = whole.drop_duplicates(["training", "seed"]).pivot(index="seed", columns="training")
             print(markdown_table(trainings["seconds"].round().astype(int)), end="\n\n")
             print(texts_to_read(output, profile, kl_coef))
-        print(f"## {profile}, minus RLHF at equal KL\n\n{markdown_table(fitted_kl_table(own))}\n")
+        print(f"## {profile}, minus RLHF at equal KL\n\n{markdown_table(equal_kl_table(*by_method(own)))}\n")
+
+
+def by_method(rows: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """The rows of each method by its name, and for each name that of RLHF, with which it is compared."""
+    groups = {method_name(method): own for method, own in rows.groupby("method", sort=False)}
+    return groups, dict.fromkeys(groups, method_name("rlhf"))
 
 
 def scores(whole: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds and paired differences from RLHF, and those of the conditioned policy from itself at alpha 1."""
-    conditioned, plain = whole[whole["training"] == CONDITIONED], str(MethodKey(CONDITIONED, 1.0))
-    inside = seed_table(conditioned, MEASURES, than=plain).filter(like="minus", axis=0)
-    return pd.concat([seed_table(whole, MEASURES), inside])
+    columns = ["seed", *MEASURES]
+    conditioned, _ = by_method(whole.loc[whole["training"] == CONDITIONED, ["method", *columns]])
+    plain = dict.fromkeys(conditioned, method_name(str(MethodKey(CONDITIONED, 1.0))))
+    inside = seed_table(conditioned, plain, MEASURES).filter(like="minus", axis=0)
+    return pd.concat([seed_table(*by_method(whole[["method", *columns]]), MEASURES), inside])
 
 
 def texts_to_read(output: Path, profile: str, kl_coef: float) -> str:

@@ -1,141 +1,131 @@
-"""Ways to train that differ in a few lines, each compared with RLHF over seeds: what `ru_cost` and `repairs` share.
+"""Ways to train that depart from the paper's in one place each: trainers of the studies `repairs` and `ru_cost`."""
 
-The first n iterations of the schedule keep every episode, so that nearly all ways begin like RLHF: those iterations are
-trained once per seed, and the ways go on from their checkpoint.
-"""
+from dataclasses import replace
 
-import json
-from dataclasses import dataclass, field
-from itertools import islice
-from pathlib import Path
-from typing import Any
-
-import pandas as pd
 import torch
 
-from benchmarks.risk_comparison import (
-    Work,
-    iterations_for,
-    prepare,
-    rlhf_units,
-    row_names,
-    seed_table,
-    sft_folder,
-    test_episodes,
-)
-from rarlhf_nb.checkpoint import Checkpoints
-from rarlhf_nb.lab.evaluation.report import summary
-from rarlhf_nb.lab.profiles import Profile, load_profile
+from rarlhf_nb.ppo import dense_rewards, generalized_advantages, masked_mean, whiten
+from rarlhf_nb.risk import kept_episodes, tail_count
+from rarlhf_nb.rollout import Batch, Rollout, Targets
+from rarlhf_nb.seeding import hash_seed, uniforms
 from rarlhf_nb.trainer import CVaRPPOTrainer
 
-MEASURES = ["reward", "tail reward", "CVaR 10 %", "KL"]
+B = 128  # of both pocket profiles
 
 
-@dataclass(frozen=True)
-class Way:
-    """One way to train.
+class UpdatedOnAll(CVaRPPOTrainer):
+    """All episodes go through the update, and `update_batch` decides what the dropped ones do there."""
 
-    budgets: "iterations", as many as the profile says; "compute", as many as RLHF's compute pays for.
-    begins_like_rlhf: whether its first n iterations are those of RLHF.
+    def select(self, rollout: Rollout, targets: Targets, kept: int) -> Targets:
+        return replace(
+            super().select(rollout, targets, kept),
+            updated=torch.arange(len(rollout.env_rewards)),
+            weights=torch.ones_like(rollout.env_rewards),
+        )
+
+
+class CriticOnAll(UpdatedOnAll):
+    """Advantages whitened over the whole batch, the critic trained on it, and the policy on the kept episodes."""
+
+    def update_batch(self, rollout: Rollout, targets: Targets) -> Batch:
+        batch = super().update_batch(rollout, targets)
+        advantages = torch.zeros_like(batch.advantages)
+        # the policy's loss stays the mean over the kept tokens, since all completions are of one length here
+        advantages[targets.tail] = batch.advantages[targets.tail] * len(advantages) / len(targets.tail)
+        return replace(batch, advantages=advantages)
+
+
+class DroppedHeld(UpdatedOnAll):
+    """A dropped episode is pulled back by its KL to go, on the scale of the kept advantages; the rest is the paper's.
+
+    The critic is held at its own values there.
     """
 
-    title: str
-    method: str
-    overrides: dict[str, Any] = field(default_factory=dict)
-    trainer: type[CVaRPPOTrainer] = CVaRPPOTrainer
-    work: Work = Work()
-    budgets: tuple[str, ...] = ("iterations",)
-    begins_like_rlhf: bool = True
+    def update_batch(self, rollout: Rollout, targets: Targets) -> Batch:
+        batch = super().update_batch(rollout, targets)
+        tail, mask = targets.tail, rollout.completion_mask
+        advantages, critic = self.kl_advantages(rollout, targets), batch.rollout.values.clone()
+        advantages[tail] = whiten(targets.advantages[tail], mask[tail])
+        critic[tail] = batch.value_targets[tail]
+        # as in the paper, the losses of the kept are divided by their own number
+        weights = batch.weights * len(mask) / len(tail)
+        return replace(batch, advantages=advantages, value_targets=critic, weights=weights)
+
+    def kl_advantages(self, rollout: Rollout, targets: Targets) -> torch.Tensor:
+        """- beta times the log-ratio to go, less its mean over the dropped episodes: (B, T)."""
+        tail, mask = targets.tail, rollout.completion_mask
+        dropped = torch.ones(len(mask), dtype=torch.bool).index_fill(0, tail, False)
+        if not dropped.any():
+            return torch.zeros_like(targets.advantages)
+        nothing = torch.zeros_like(rollout.env_rewards)
+        rewards = dense_rewards(nothing, rollout.log_probs, rollout.ref_log_probs, mask, self.kl_coef)
+        to_go, _ = generalized_advantages(rewards, torch.zeros_like(rewards), mask, gamma=1.0, lam=1.0)
+        mean = masked_mean(to_go[dropped], mask[dropped])
+        return (to_go - mean) / targets.advantages[tail][mask[tail]].std()
 
 
-RLHF = Way("RLHF", "rlhf")
+class CVaRGradient(CVaRPPOTrainer):
+    """Eq. 7: the advantage of each token of a kept episode is its return less VaR, the highest kept return."""
+
+    def update_batch(self, rollout: Rollout, targets: Targets) -> Batch:
+        batch = super().update_batch(rollout, targets)
+        returns = targets.returns[targets.tail]
+        return replace(batch, advantages=(returns - returns.max()).unsqueeze(1).expand_as(batch.advantages))
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training of a way, by its key among the ways."""
+class RankedByPrompt(CVaRPPOTrainer):
+    """Episodes are ranked by the critic's value at the last token of the prompt: hard prompts, not bad luck."""
 
-    profile: str
-    way: str
-    budget: str
-    seed: int
-
-    def file(self, output: Path) -> Path:
-        return output / self.profile / f"{self.way}_{self.budget}_seed{self.seed}.json"
+    def select(self, rollout: Rollout, targets: Targets, kept: int) -> Targets:
+        tail = kept_episodes(rollout.values[:, 0], kept)
+        return replace(super().select(rollout, targets, kept), tail=tail, updated=tail)
 
 
-def all_runs(ways: dict[str, Way], profiles: list[str], seeds: list[int]) -> list[Run]:
-    """Seed by seed, so that a run of the benchmark that is cut short leaves whole comparisons."""
-    return [
-        Run(profile, key, budget, seed)
-        for seed in seeds
-        for profile in profiles
-        for key, way in ways.items()
-        for budget in way.budgets
-    ]
+class LargerBatch(CVaRPPOTrainer):
+    """The work that an update saves buys episodes: B² / kept(m) are sampled, and the B lowest of them are updated."""
+
+    def run_iteration(self) -> dict[str, float]:
+        whole = replace(self.schedule, batch_size=B)
+        size = sampled_for(whole.kept(self.iteration + 1), B)
+        self.schedule = replace(whole, batch_size=size)
+        self.args = self.args.model_copy(update={"batch_size": size})
+        return super().run_iteration()
 
 
-def run_all(ways: dict[str, Way], runs: list[Run], output: Path) -> None:
-    """Trains and evaluates all runs that have no result yet."""
-    torch.set_num_threads(1)
-    for run in runs:
-        if not run.file(output).exists():
-            result = run_one(run, ways[run.way], output)
-            run.file(output).write_text(json.dumps(result))
-            print(run.file(output).stem, flush=True)
+def sampled_for(kept: int, batch_size: int) -> int:
+    """How many episodes are sampled, so that the same share of them as `kept` of B is B."""
+    return batch_size**2 // kept
 
 
-def run_one(run: Run, way: Way, output: Path) -> dict[str, Any]:
-    """The row of a run in the CSV; its compute is relative to that of RLHF with the profile's iterations."""
-    plain, profile = load_profile(run.profile), load_profile(run.profile, way.overrides)
-    if run.budget == "compute":
-        iterations = iterations_for(way.method, profile, way.work)
-        profile = load_profile(run.profile, way.overrides | {"ppo.iterations": iterations})
-    folder = output / run.profile
-    start = sft_folder(folder, plain)
-    trainer, task, reward = prepare(profile, way.method, start, run.seed, trainer=way.trainer)
-    if way.begins_like_rlhf:
-        trainer.checkpoints = first_iterations(plain, folder, run.seed)
-        trainer.resume(other_settings=True)
-        trainer.checkpoints = None
-    schedule = trainer.schedule
-    trainer.train()
-    episodes = test_episodes(trainer.policy, trainer.reference, reward, task, profile)
-    return {
-        "profile": run.profile,
-        "method": run.way,
-        "budget": run.budget,
-        "seed": run.seed,
-        "iterations": trainer.iterations,
-        "compute": way.work.units(schedule, profile.ppo.epochs) / rlhf_units(plain),
-    } | summary(episodes, profile.task.tail_threshold)
+def with_share(share: float, kept: int, batch_size: int) -> int:
+    """The episodes in an update that draws a share of those above VaR."""
+    above = batch_size - kept
+    return kept + (tail_count(share, above) if share and above else 0)
 
 
-def first_iterations(profile: Profile, folder: Path, seed: int) -> Checkpoints:
-    """The checkpoint after the n first iterations of RLHF; trains them if it is missing."""
-    checkpoints = Checkpoints(folder / f"begun_seed{seed}", seconds=0)
-    if checkpoints.latest() is None:
-        trainer, *_ = prepare(profile, "rlhf", sft_folder(folder, profile), seed)
-        trainer.checkpoints = checkpoints
-        for _ in islice(trainer, profile.risk.warm_start):
-            pass
-    return checkpoints
+def above(rollout: Rollout, kept: int) -> torch.Tensor:
+    """The episodes above VaR."""
+    return rollout.env_rewards.sort(stable=True).indices[kept:]
 
 
-def collect(ways: dict[str, Way], runs: list[Run], output: Path) -> pd.DataFrame:
-    """One row per finished run, in the order of the ways."""
-    rows = [json.loads(run.file(output).read_text()) for run in runs if run.file(output).exists()]
-    order = {key: place for place, key in enumerate(ways)}
-    runs = pd.DataFrame(rows, columns=["profile", "method", "budget", "seed", "iterations", "compute", *MEASURES])
-    return runs.sort_values(["method", "seed"], key=lambda column: column.replace(order), kind="stable")
+class TailAlone(CVaRPPOTrainer):
+    """Every episode above VaR is left out, after its advantage was whitened with the others: the share 0."""
+
+    def select(self, rollout: Rollout, targets: Targets, kept: int) -> Targets:
+        targets = super().select(rollout, targets, kept)
+        return replace(targets, weights=targets.weights.index_fill(0, above(rollout, kept), 0))
 
 
-def table(ways: dict[str, Way], runs: pd.DataFrame, than: str = "rlhf") -> pd.DataFrame:
-    """`seed_table` of one profile, with the number of seeds and iterations and the compute of each way."""
-    names = row_names(runs, lambda key: ways[key].title)
-    cells = seed_table(runs, MEASURES, lambda key: ways[key].title, than)
-    for pair, group in runs.groupby(["budget", "method"]):
-        first = group.iloc[0]
-        numbers = [str(len(group)), str(first["iterations"]), f"{first['compute']:.2f}"]
-        cells.loc[names[pair], ["seeds", "iterations", "compute"]] = numbers
-    return cells.fillna("")
+class DrawnUniformly(CVaRPPOTrainer):
+    """Every episode above VaR is drawn with the same probability, whatever its advantages."""
+
+    def drawn_weights(self, rollout: Rollout, targets: Targets, kept: int) -> torch.Tensor:
+        """The k lowest of independent uniform numbers."""
+        weights, others = torch.ones_like(rollout.env_rewards), above(rollout, kept)
+        if len(others) > 0:
+            size = len(weights)
+            (numbers,) = uniforms(hash_seed(self.seed, self.iteration), first=size, rows=1, length=size)
+            drawn = torch.from_numpy(numbers)[others].argsort()[: tail_count(self.risk.above_share, len(others))]
+            weights[others] = 0
+            weights[others[drawn]] = len(others) / len(drawn)
+        return weights

@@ -1,10 +1,11 @@
-"""The ways to train that the benchmarks `ru_cost` and `repairs` compare, on the tiny policy."""
+"""The ways to train that the studies `ru_cost` and `repairs` compare, on the tiny policy."""
 
 import pytest
 import torch
 from datasets import Dataset
 from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
 
+from benchmarks import ways
 from rarlhf_nb.ppo import whiten
 from rarlhf_nb.trainer import CVaRPPOTrainer
 
@@ -29,20 +30,16 @@ def last_batch(trainer):
 
 @pytest.mark.parametrize("name", ["CriticOnAll", "DroppedHeld", "RankedByPrompt", "LargerBatch"])
 def test_where_nothing_is_dropped_a_repair_changes_nothing(name, monkeypatch):
-    from benchmarks import repairs
-
-    monkeypatch.setattr(repairs, "B", 8)
+    monkeypatch.setattr(ways, "B", 8)
     plain = updated_weights(make_trainer(alpha=1.0))
-    torch.testing.assert_close(updated_weights(make_trainer(getattr(repairs, name), alpha=1.0)), plain)
+    torch.testing.assert_close(updated_weights(make_trainer(getattr(ways, name), alpha=1.0)), plain)
 
 
 def test_what_the_policy_and_the_critic_learn_from():
-    from benchmarks import repairs
-
     kept_four = {"warm_start": 0, "rho": 0.1}
     first = make_trainer(whitening="batch", **kept_four)  # all of them sample the same in their first iteration
     trainers = {
-        name: make_trainer(getattr(repairs, name), **kept_four)
+        name: make_trainer(getattr(ways, name), **kept_four)
         for name in ("CriticOnAll", "DroppedHeld", "CVaRGradient", "RankedByPrompt")
     }
     for trainer in (first, *trainers.values()):
@@ -71,9 +68,7 @@ def test_what_the_policy_and_the_critic_learn_from():
 
 
 def test_a_dropped_episode_far_from_the_reference_is_pushed_back():
-    from benchmarks.repairs import DroppedHeld
-
-    trainer = make_trainer(DroppedHeld, args=ppo_settings(learning_rate=0.01, kl_coef=0.5), warm_start=0, rho=0.1)
+    trainer = make_trainer(ways.DroppedHeld, args=ppo_settings(learning_rate=0.01, kl_coef=0.5), warm_start=0, rho=0.1)
     updated_weights(trainer, iterations=4)
     batch, kl = last_batch(trainer), trainer.rollout.kl
     dropped = [place for place in range(8) if place not in trainer.targets.tail.tolist()]
@@ -84,18 +79,14 @@ def test_a_dropped_episode_far_from_the_reference_is_pushed_back():
 
 
 def test_a_larger_batch_samples_more_and_updates_on_as_many(monkeypatch):
-    from benchmarks import repairs
-
-    monkeypatch.setattr(repairs, "B", 8)
-    trainer = make_trainer(repairs.LargerBatch)
+    monkeypatch.setattr(ways, "B", 8)
+    trainer = make_trainer(ways.LargerBatch)
     sizes = [(len(trainer.rollout.env_rewards), stats["kept"]) for stats in trainer]
     assert sizes == [(8, 8), (10, 8), (16, 8), (16, 8), (16, 8), (16, 8)]
 
 
 def test_a_uniform_draw_is_unbiased():
-    from benchmarks import ru_cost
-
-    trainer = make_trainer(ru_cost.DrawnUniformly, estimator="rockafellar_uryasev", above_share=0.5)
+    trainer = make_trainer(ways.DrawnUniformly, estimator="rockafellar_uryasev", above_share=0.5)
     updated_weights(trainer, iterations=1)
     found = []
     for trainer.seed in range(2000):
@@ -105,9 +96,7 @@ def test_a_uniform_draw_is_unbiased():
 
 
 def test_the_tail_alone_leaves_out_all_above_var():
-    from benchmarks.ru_cost import TailAlone
-
-    trainer = make_trainer(TailAlone, estimator="rockafellar_uryasev")
+    trainer = make_trainer(ways.TailAlone, estimator="rockafellar_uryasev")
     updated_weights(trainer, iterations=6)
     lowest = trainer.rollout.env_rewards.sort(stable=True).indices[:4]
     assert trainer.targets.weights.nonzero().flatten().tolist() == sorted(lowest.tolist())
