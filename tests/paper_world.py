@@ -38,12 +38,8 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        show_progress=False,
-        vocab_size=320,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
+    learned = {"vocab_size": 320, "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
+    trainer = trainers.BpeTrainer(special_tokens=["<|endoftext|>"], **learned)
     tokenizer.train_from_iterator(texts(200, 12, seed=0), trainer)
     special = dict.fromkeys(["bos_token", "eos_token", "unk_token"], "<|endoftext|>")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=256, **special)
@@ -66,12 +62,11 @@ def write_models(folder: Path) -> dict[str, str]:
     words, pieces = byte_level_tokenizer(), word_piece_tokenizer()
     ends = {"bos_token_id": words.eos_token_id, "eos_token_id": words.eos_token_id}
     encoder = {"vocab_size": len(pieces), "max_position_embeddings": 512, "pad_token_id": pieces.pad_token_id}
-    distilbert = DistilBertConfig(**encoder, dim=16, hidden_dim=32, n_layers=1, n_heads=2)
-    distilbert.id2label, distilbert.label2id = {0: "neg", 1: "pos"}, {"neg": 0, "pos": 1}
+    size = {"dim": 16, "hidden_dim": 32, "n_layers": 1, "n_heads": 2}
+    distilbert = DistilBertConfig(**encoder, **size, id2label={0: "neg", 1: "pos"}, label2id={"neg": 0, "pos": 1})
+    names = {"id2label": dict(enumerate(TOXIC_NAMES)), "label2id": {name: i for i, name in enumerate(TOXIC_NAMES)}}
     size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    bert = BertConfig(**encoder, **size, problem_type="multi_label_classification", num_labels=len(TOXIC_NAMES))
-    bert.id2label = dict(enumerate(TOXIC_NAMES))
-    bert.label2id = {name: label for label, name in bert.id2label.items()}
+    bert = BertConfig(**encoder, **size, **names, problem_type="multi_label_classification")
     gpt2 = GPT2Config(vocab_size=len(words), n_positions=256, n_embd=16, n_layer=1, n_head=2, **ends)
     # GPT-J's embedding has more rows than its tokenizer has tokens
     gptj = GPTJConfig(vocab_size=len(words) + 7, n_positions=256, n_embd=16, n_layer=1, n_head=2, rotary_dim=4, **ends)
@@ -97,15 +92,13 @@ def write_models(folder: Path) -> dict[str, str]:
 def write_imdb(folder: Path, count: int = 80) -> Path:
     """Like `stanfordnlp/imdb`: one Parquet file per split, named in the README; half of the texts positive, sorted."""
     (folder / "plain_text").mkdir(parents=True)
+    files = "configs:\n- config_name: plain_text\n  default: true\n  data_files:\n"
     for seed, split in enumerate(("train", "test", "unsupervised")):
         label = [-1] * count if split == "unsupervised" else [0] * (count // 2) + [1] * (count // 2)
         table = pd.DataFrame({"text": texts(count, 60, seed), "label": label})
         table.to_parquet(folder / "plain_text" / f"{split}-00000-of-00001.parquet", index=False)
-    splits = "".join(
-        f"  - split: {split}\n    path: plain_text/{split}-*\n" for split in ("train", "test", "unsupervised")
-    )
-    front = f"---\nconfigs:\n- config_name: plain_text\n  default: true\n  data_files:\n{splits}---\n"
-    (folder / "README.md").write_text(front)
+        files += f"  - split: {split}\n    path: plain_text/{split}-*\n"
+    (folder / "README.md").write_text(f"---\n{files}---\n")
     return folder
 
 

@@ -29,22 +29,18 @@ def labelled(count: int, seed: int) -> list[tuple[str, int]]:
     return pairs
 
 
+def random_states():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+
 def test_a_classifier_is_trained_measured_and_saved(tokenizer, tmp_path):
     model = distilbert()
     model.config.initializer_range = 0.02
     model.init_weights()
-    states = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
-    metrics = train_classifier(
-        model,
-        tokenizer,
-        labelled(1500, 1),
-        labelled(200, 2),
-        tmp_path,
-        epochs=3,
-        learning_rate=3e-3,
-        lengths=(1, 10),
-    )
-    assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    options = {"epochs": 3, "learning_rate": 3e-3, "lengths": (1, 10)}
+    before = random_states()
+    metrics = train_classifier(model, tokenizer, labelled(1500, 1), labelled(200, 2), tmp_path, **options)
+    assert random_states() == before
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["accuracy"]["10"] > 0.95
     assert metrics["accuracy"]["1"] < 0.75  # one word in ten tells
@@ -59,17 +55,8 @@ def test_training_follows_its_seed_alone(tokenizer, tmp_path, mixed_precision):
     def scores(seed: int) -> list[float]:
         model = distilbert()
         torch.manual_seed(random.randrange(1000))
-        metrics = train_classifier(
-            model,
-            tokenizer,
-            labelled(64, 1),
-            labelled(8, 2),
-            tmp_path,
-            batch_size=16,
-            windows=(3, 6),
-            seed=seed,
-            mixed_precision=mixed_precision,
-        )
+        options = {"batch_size": 16, "windows": (3, 6), "seed": seed, "mixed_precision": mixed_precision}
+        metrics = train_classifier(model, tokenizer, labelled(64, 1), labelled(8, 2), tmp_path, **options)
         assert metrics["accuracy"].keys() == {"whole"}
         return ClassifierReward(model, tokenizer, 1).score(TEXTS)
 

@@ -28,7 +28,7 @@ from rarlhf_nb.lab.glossary import folded_html
 from rarlhf_nb.lab.plots.theme import label_text
 from rarlhf_nb.lab.profiles import Profile, known_keys, load_profile
 
-ENDINGS = st.sampled_from(["jsonl", "csv", "parquet"])
+ENDINGS = st.sampled_from(["jsonl", "json", "csv", "parquet"])
 # characters at which readers stumble: a NUL, the mark of byte order, a turn of direction, separators, quotes
 ODD = st.sampled_from(list("\0\ufeff\u202e\u2028\x85\x1a\r\n\t \"',;\\|&<>$`*_#[](){}é😀"))
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]) | ODD, max_size=40)
@@ -56,23 +56,22 @@ def texts_or_refusal(path):
     return table
 
 
-def write_csv(path, rows):
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, quoting=csv.QUOTE_ALL).writerows(rows)
-
-
 # Files
 
 
 @given(ENDINGS, st.binary(max_size=200))
 @example("csv", "text,label\nfine,1\n".encode("utf-16"))
 @example("jsonl", b"[" * 100_000)
+@example("json", b'[[1], {"text": 2}]')
 @example("csv", b"text\n" + b"x" * 1_000_000)
 @example("parquet", b"PAR1\xff\xff\xff\x7fPAR1")
-def test_any_bytes_are_texts_or_refused(folder, ending, content):
+def test_any_bytes_are_texts_or_refused_and_so_are_a_folder_and_a_missing_file(folder, ending, content):
     path = folder / f"bytes.{ending}"
     path.write_bytes(content)
     texts_or_refusal(path)
+    (folder / f"folder.{ending}").mkdir(exist_ok=True)
+    assert texts_or_refusal(folder / f"folder.{ending}") is None
+    assert texts_or_refusal(folder / f"missing.{ending}") is None
 
 
 @given(st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs"]) | ODD, max_size=8), max_size=4), max_size=5))
@@ -80,6 +79,11 @@ def test_any_csv_is_texts_or_refused(folder, rows):
     path = folder / "cells.csv"
     path.write_text("text,label\n" + "\n".join(map(",".join, rows)), encoding="utf-8", newline="")
     texts_or_refusal(path)
+
+
+def write_csv(path, rows):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows(rows)
 
 
 ROWS = st.lists(
@@ -93,13 +97,13 @@ ROWS = st.lists(
 def test_texts_labels_and_groups_come_back_from_every_format(folder, rows):
     names = ["text", "label", "group"]
     write_csv(folder / "rows.csv", [names, *rows])
-    lines = [
-        json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=index % 2 == 0) for index, row in enumerate(rows)
-    ]
+    objects = [dict(zip(names, row, strict=True)) for row in rows]
+    lines = [json.dumps(row, ensure_ascii=index % 2 == 0) for index, row in enumerate(objects)]
     (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "rows.json").write_text(json.dumps(objects, indent=1))
     columns = dict(zip(names, zip(*rows, strict=True), strict=True))
     pq.write_table(pa.table({name: list(column) for name, column in columns.items()}), folder / "rows.parquet")
-    for ending in ("csv", "jsonl", "parquet"):
+    for ending in ("csv", "jsonl", "json", "parquet"):
         found = texts_or_refusal(folder / f"rows.{ending}")
         assert [tuple(row) for row in found.to_numpy()] == rows
 
@@ -146,13 +150,6 @@ def test_any_parquet_whole_or_cut_is_texts_or_refused(folder, columns, data):
     content = path.read_bytes()
     path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
     assert texts_or_refusal(path) is None
-
-
-@given(ENDINGS)
-def test_a_folder_and_a_missing_file_are_refused(folder, ending):
-    path = folder / f"folder.{ending}"
-    path.mkdir(exist_ok=True)
-    assert texts_or_refusal(path) is None and texts_or_refusal(folder / f"missing.{ending}") is None
 
 
 def generations_or_refusal(path):

@@ -21,35 +21,19 @@ def tokenizer():
     return classifier_tokenizer()
 
 
+SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+INPUT = {"vocab_size": 11, "max_position_embeddings": LENGTH, "pad_token_id": 0, "initializer_range": 0.5}
+
+
 def bert_with_six_labels() -> BertForSequenceClassification:
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=11,
-        max_position_embeddings=LENGTH,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        pad_token_id=0,
-        initializer_range=0.5,
-    )
     names = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]
-    config.id2label = dict(enumerate(names))
-    return BertForSequenceClassification(config)
+    return BertForSequenceClassification(BertConfig(**INPUT, **SIZE, id2label=dict(enumerate(names))))
 
 
 def gpt2() -> GPT2ForSequenceClassification:
     torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=11,
-        n_positions=LENGTH,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        initializer_range=0.5,
-        pad_token_id=0,
-    )
-    return GPT2ForSequenceClassification(config)
+    return GPT2ForSequenceClassification(GPT2Config(**INPUT, n_embd=16, n_layer=2, n_head=2))
 
 
 def logits_one_by_one(model, tokenizer, texts: list[str]) -> torch.Tensor:
@@ -79,15 +63,11 @@ def test_prompt_and_completion_are_rated_as_one_text_with_the_sign(tokenizer, tm
     assert rewards == pytest.approx((-whole).tolist(), abs=1e-5)
 
 
-def test_dropout_and_training_mode_do_not_affect_a_score(tokenizer):
+def test_a_score_is_the_same_in_training_mode_and_a_text_that_is_too_long_keeps_its_end(tokenizer):
     reward = ClassifierReward(distilbert(), tokenizer, 1)
     first = reward.score(TEXTS)
-    reward.model.train()
+    reward.model.train()  # dropout
     assert reward.score(TEXTS) == first
-
-
-def test_a_text_that_is_too_long_keeps_its_end(tokenizer):
-    reward = ClassifierReward(distilbert(), tokenizer, 1)
     end = "good film and a bad film and a very very bad film was the film"
     assert len(tokenizer(end)["input_ids"]) == LENGTH
     assert reward.score([f"the good film was {end}"]) == pytest.approx(reward.score([end]), abs=1e-5)
@@ -106,28 +86,33 @@ def test_the_label_is_checked(tokenizer):
         ClassifierReward(distilbert(), tokenizer, 1, sign=0)
 
 
-def test_a_language_model_is_not_taken_for_a_classifier(tokenizer, tmp_path):
-    GPT2LMHeadModel(GPT2Config(vocab_size=11, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="no trained classification head .*score.weight"):
-        load_reward(tmp_path, 1)
+def language_model(folder):
+    GPT2LMHeadModel(GPT2Config(vocab_size=11, n_embd=16, n_layer=1, n_head=2)).save_pretrained(folder)
 
 
-def test_pickled_weights_are_refused(tokenizer, tmp_path):
-    model = distilbert()
-    model.config.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="no safetensors weights, and pickled ones are not read"):
-        load_reward(tmp_path, 1)
+def pickled_weights(folder):
+    distilbert().config.save_pretrained(folder)
+    torch.save(distilbert().state_dict(), folder / "pytorch_model.bin")
 
 
-def test_damaged_weights_are_named(tokenizer, tmp_path):
-    distilbert().save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    weights = tmp_path / "model.safetensors"
+def damaged_weights(folder):
+    distilbert().save_pretrained(folder)
+    weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(UserError, match="reward.model = .*does not load"):
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (language_model, "no trained classification head .*score.weight"),
+        (pickled_weights, "no safetensors weights, and pickled ones are not read"),
+        (damaged_weights, "reward.model = .*does not load"),
+    ],
+)
+def test_what_is_not_a_trained_classifier_in_safetensors_is_refused(write, message, tokenizer, tmp_path):
+    write(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=message):
         load_reward(tmp_path, 1)
 
 
@@ -167,6 +152,6 @@ def test_bad_rewards_name_the_count_or_the_episode(rewards, message):
 
 
 def test_a_bad_episode_is_shown_shortened():
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match="Completion: ' short'") as caught:
         check_rewards([None], ["prompt " * 100], [" short"])
-    assert "Completion: ' short'" in str(caught.value) and len(str(caught.value)) < 300
+    assert len(str(caught.value)) < 300

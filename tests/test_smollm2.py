@@ -5,16 +5,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from tiny_classifier import word_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rarlhf_nb.data import smollm2
 from rarlhf_nb.data.cache import cache_folder
@@ -49,19 +41,10 @@ def test_the_converted_model_continues_english():
 def tiny_base(monkeypatch, tmp_path):
     """A narrow random model with one layer more than is kept of SmolLM2, in its place."""
     words = [word for cue, _ in QUESTIONS.values() for word in cue.split()] + ["great", "awful"]
-    ids = {word: i for i, word in enumerate(dict.fromkeys(["[PAD]", "[UNK]", *words]))}
-    words = Tokenizer(WordLevel(ids, unk_token="[UNK]"))
-    words.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+    tokenizer = word_tokenizer(dict.fromkeys(words))
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(ids),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=smollm2.LAYERS + 1,
-        num_attention_heads=2,
-        pad_token_id=0,
-    )
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=smollm2.LAYERS + 1, pad_token_id=0, **size)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     monkeypatch.setattr(smollm2, "smollm2_folder", lambda: tmp_path / "base")
