@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
@@ -199,14 +200,26 @@ class ActorCritic(nn.Module):
         """
         alpha = self.episode_alphas(alpha, len(prompts))
         prompt_ids, prompt_mask = self.tokenize(prompts)
-        decoder = Decoder(self, prompt_ids, prompt_mask, sampling.completion_length, alpha)
+        ids, mask, cache = self.start(prompt_ids, prompt_mask, sampling.completion_length)
         numbers = uniforms(seed, first, len(prompts), sampling.completion_length)
         drawn = Completions(numbers, self.processing_class, self.device)
         forbidden = self.forbidden_ids, self.processing_class.eos_token_id
         while drawn.growing:
-            logits, values = decoder.read(drawn.last)
+            logits, values = self.logits_and_values(ids, mask, 1, alpha, cache)
             drawn.append(sampler_logits(logits, sampling, *forbidden, first=drawn.length), values)
+            ids, mask = drawn.last, pad(mask, (0, 1), value=True)
         return self.rollout(prompts, prompt_ids, prompt_mask, drawn, alpha)
+
+    def start(
+        self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, length: int
+    ) -> tuple[torch.Tensor, torch.Tensor, Cache]:
+        """Ids and mask of the prompts after the prefix, and a cache with room for them and `length` more tokens.
+
+        Raises `UserError` if the model's context has no such room.
+        """
+        ids, mask = self.prefixed(prompt_ids, prompt_mask)
+        check_context(self, ids.shape[1], length)
+        return ids, mask, roomy_cache(self.model.config, ids.shape[1] + length)
 
     def episode_alphas(self, alpha: float | torch.Tensor | None, episodes: int) -> torch.Tensor | None:
         """The alpha of each episode (B,), None for a policy that reads none; raises the errors of `sample`."""
@@ -267,36 +280,6 @@ class ActorCritic(nn.Module):
         tokenizer.save_pretrained(folder)
         save_file(self.value_head.state_dict(), Path(folder) / VALUE_HEAD)
         (Path(folder) / PREFIX).write_text(json.dumps({"prefix_ids": self.prefix_ids}) + "\n")
-
-
-class Decoder:
-    """A policy that reads B prompts and then, token by token, up to `length` more; it keeps them in its cache.
-
-    alpha: (B,) the tail share that a conditioned policy acts for. Raises `UserError` if there is no room for them.
-    """
-
-    def __init__(
-        self,
-        policy: ActorCritic,
-        prompt_ids: torch.Tensor,
-        prompt_mask: torch.Tensor,
-        length: int,
-        alpha: torch.Tensor | None = None,
-    ) -> None:
-        self.policy, self.alpha = policy, alpha
-        self.unread, self.mask = policy.prefixed(prompt_ids, prompt_mask)
-        check_context(policy, self.unread.shape[1], length)
-        self.cache = roomy_cache(policy.model.config, self.unread.shape[1] + length)
-
-    def read(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Next-token logits (B, 1, V) and values (B, 1) after token_ids (B, 1), or (B, 0) in the first call.
-
-        The first call reads the prompt.
-        """
-        ids = torch.cat([self.unread, token_ids], 1)
-        self.mask = torch.cat([self.mask, torch.ones_like(token_ids, dtype=torch.bool)], 1)
-        self.unread = ids[:, :0]
-        return self.policy.logits_and_values(ids, self.mask, 1, self.alpha, self.cache)
 
 
 def check_context(policy: ActorCritic, prompt_length: int, completion_length: int) -> None:
@@ -451,5 +434,5 @@ def evaluate_tokens(
     forbidden = policy.forbidden_ids, policy.processing_class.eos_token_id
     log_probs = sampled_log_probs(logits, ids, sampling, *forbidden)
     missing = (0, episodes.completion_ids.shape[1] - length)
-    log_probs, values = (nn.functional.pad(x.masked_fill(~mask, 0.0), missing) for x in (log_probs, values))
+    log_probs, values = (pad(x.masked_fill(~mask, 0.0), missing) for x in (log_probs, values))
     return replace(episodes, log_probs=log_probs, values=values)

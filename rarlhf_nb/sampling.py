@@ -18,15 +18,16 @@ from rarlhf_nb.settings import SamplingSettings
 class Completions:
     """The completions of B prompts, which grow by one token at a time until each has ended with EOS.
 
-    uniforms: (B, most tokens) in [0, 1), see `seeding.uniforms`. `last` is the token that came last (B, 1), at first
-    none (B, 0); `length` is the number of tokens so far.
+    uniforms: (B, most tokens) in [0, 1), see `seeding.uniforms`. `last` is the token that came last, (B, 1); `length`
+    is the number of tokens so far.
     """
+
+    last: torch.Tensor
 
     def __init__(self, uniforms: np.ndarray, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
         self.uniforms = torch.from_numpy(uniforms).to(device)
         self.eos_id, self.pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
         self.unfinished = torch.ones(len(uniforms), 1, dtype=torch.bool, device=device)
-        self.last = torch.empty(len(uniforms), 0, dtype=torch.int64, device=device)
         self.columns = []
 
     @property

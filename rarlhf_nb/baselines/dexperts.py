@@ -16,10 +16,11 @@ they are masked before the nucleus is taken, so that they use none of its mass.
 """
 
 import torch
+from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.policy import ActorCritic, Decoder, check_vocabulary
+from rarlhf_nb.policy import ActorCritic, check_vocabulary
 from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.sampling import Completions, sampler_logits
 from rarlhf_nb.seeding import uniforms
@@ -105,12 +106,13 @@ class DExperts:
         """
         prompt_ids, prompt_mask = self.base.tokenize(prompts)
         length = sampling.completion_length
-        decoders = [Decoder(policy, prompt_ids, prompt_mask, length) for policy in self._policies()]
+        reading = [(policy, *policy.start(prompt_ids, prompt_mask, length)) for policy in self._policies()]
         drawn = Completions(uniforms(seed, first, len(prompts), length), self.processing_class, self.device)
         while drawn.growing:
-            logits = (decoder.read(drawn.last)[0] for decoder in decoders)
+            logits = [policy.logits_and_values(ids, mask, 1, cache=cache)[0] for policy, ids, mask, cache in reading]
             decoded = self.decoding_logits(*logits, sampling, first=drawn.length)
             drawn.append(decoded, decoded.new_zeros(decoded.shape[:2]))
+            reading = [(policy, drawn.last, pad(mask, (0, 1), value=True), cache) for policy, _, mask, cache in reading]
         return self.base.rollout(prompts, prompt_ids, prompt_mask, drawn)
 
     def decoding_logits(
