@@ -176,9 +176,9 @@ def test_the_wanted_texts_are_the_positive_ones_whatever_their_label():
 def test_training_curves_show_the_iterations_and_do_not_smooth_what_was_set():
     figure = figures.training_curves(TRAINING)
     assert len(figure.data) == 2 * 2 * len(figures.TRAINING_PANELS)
-    shown = [trace for trace in figure.data if trace.legendgroup == "RLHF"]
-    raw = dict(zip(figures.TRAINING_PANELS, shown[::2], strict=True))
-    smooth = dict(zip(figures.TRAINING_PANELS, shown[1::2], strict=True))
+    shown = traces(figure, "RLHF")
+    raw = dict(zip(figures.TRAINING_PANELS, shown[:8], strict=True))
+    smooth = dict(zip(figures.TRAINING_PANELS, shown[8:], strict=True))
     for key in figures.TRAINING_PANELS:
         np.testing.assert_array_equal(raw[key].y, TRAINING["rlhf"][key])
     np.testing.assert_array_equal(smooth["kl_coef"].y, TRAINING["rlhf"]["kl_coef"])
@@ -198,7 +198,7 @@ def test_frontier_joins_the_means_of_the_seeds():
     dots, line = sweep_figures.frontier(POINTS).data[:2]
     assert list(dots.x) == [4.0, 6.0, 1.0, 3.0]
     assert (list(line.x), list(line.y)) == ([5.0, 2.0], [1.5, 0.5])
-    assert list(sweep_figures.frontier(POINTS).data[3].y) == [-0.5, -2.0]
+    assert list(traces(sweep_figures.frontier(POINTS), "RLHF")[3].y) == [-0.5, -2.0]
 
 
 def test_frontier_shows_the_tail_that_was_measured():

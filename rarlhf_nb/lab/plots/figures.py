@@ -2,16 +2,17 @@
 
 import html
 import textwrap
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rarlhf_nb.lab.evaluation.cells import ENDS, counted
-from rarlhf_nb.lab.evaluation.metrics import bootstrap_weights, seed_interval, tail_mean
+from rarlhf_nb.lab.evaluation.metrics import bootstrap_weights, seed_interval, tail_means
 from rarlhf_nb.lab.evaluation.report import Report
 from rarlhf_nb.lab.evaluation.report_metrics import prompt_positions
 from rarlhf_nb.lab.methods import OTHER_COLOR, method_order
@@ -38,8 +39,8 @@ TRAINING_PANELS = {
     "kept": "kept episodes (count)",
     "completion_length": "completion length (tokens)",
 }
-EXACT = ("kl_coef", "kept")  # set, not measured, so there is nothing to smooth
-FROM_ZERO = (*EXACT, "completion_length")  # often constant, so that an automatic range would be arbitrary
+EXACT = ["kl_coef", "kept"]  # set, not measured, so there is nothing to smooth
+FROM_ZERO = [*EXACT, "completion_length"]  # often constant, so that an automatic range would be arbitrary
 NAMED = {"showlegend": False, "margin_l": 160, "margin_t": 90}  # for figures whose y axis names the methods
 
 
@@ -51,18 +52,19 @@ def prompt_score_histogram(
     test: columns prompt_score, label, group. The dashed line is `tail_threshold`; tail prompts lie to its left.
     positive_label: that of the texts that are wanted.
     """
-    groups = test["group"].value_counts().index.tolist()
-    titles = [_group_title(group, int((test["group"] == group).sum())) for group in groups]
-    figure = make_subplots(rows=len(groups), shared_xaxes=True, vertical_spacing=0.1, subplot_titles=titles)
-    edges = _bin_edges(test["prompt_score"])
-    for row, group in enumerate(groups, start=1):
-        own = test[test["group"] == group]
-        _add_histogram(figure, own, "prompt_score", edges, row, positive_label, upright=True)
+    groups = test["group"].value_counts()
+    panels = {
+        ("" if group == "all" else f"{html.escape(group)}: ") + f"{count} prompts": test[test["group"] == group]
+        for group, count in groups.items()
+    }
+    counts = _counts_by_label(panels, "prompt_score", positive_label)
+    spacing = {"facet_col_wrap": 1, "facet_row_spacing": 0.1}
+    figure = _panels(px.bar(counts, x="at", y="count", facet_col="panel", orientation="v", **spacing, **_LABEL_COLORS))
     if tail_threshold is not None:
         figure.add_vline(x=tail_threshold, line={"dash": "dash", "color": "#222222"})
-    figure.update_yaxes(title_text="prompts (count)")
-    figure.update_xaxes(title_text="prompt score (logit)", row=len(groups))
-    figure.update_annotations(x=0, xanchor="left")
+    figure.update_yaxes(title_text="prompts (count)", matches=None)
+    figure.update_xaxes(title_text="prompt score (logit)", row=1)
+    figure.update_annotations(x=0, xanchor="left", font_size=15)
     dashed = "" if tail_threshold is None else f"; dashed: tail threshold {tail_threshold:g}"
     return laid_out(figure, f"Scores of the test prompts{dashed}", 170 + 230 * len(groups), barmode="stack")
 
@@ -73,23 +75,23 @@ def distribution_shift(test: pd.DataFrame, episodes: dict[str, pd.DataFrame], po
     Counts go to the right and logits upwards, on one shared axis, by class label of the prompt's text; the line is the
     mean. test: columns prompt_score, label. positive_label: that of the texts that are wanted.
     """
-    methods = method_order(episodes)
     columns = [("Prompts", OTHER_COLOR, test.assign(reward=test["prompt_score"]))]
-    columns += [(label_text(method), method_color(method), episodes[method]) for method in methods]
-    edges = _bin_edges(pd.concat([table["reward"] for _, _, table in columns]))
-    titles = [
-        f"{name.replace(' (', '<br>(').replace(' α', '<br>α')}<br>{table['reward'].mean():.2f}"
+    columns += [(label_text(method), method_color(method), episodes[method]) for method in method_order(episodes)]
+    panels = {
+        f"{name.replace(' (', '<br>(').replace(' α', '<br>α')}<br>{table['reward'].mean():.2f}": table
         for name, _, table in columns
-    ]
-    figure = make_subplots(cols=len(columns), shared_yaxes=True, horizontal_spacing=0.008, subplot_titles=titles)
+    }
+    counts = _counts_by_label(panels, "reward", positive_label)
+    figure = px.bar(
+        counts, x="count", y="at", facet_col="panel", orientation="h", facet_col_spacing=0.008, **_LABEL_COLORS
+    )
     for col, (_, color, table) in enumerate(columns, start=1):
-        _add_histogram(figure, table, "reward", edges, col, positive_label)
         # one round count per axis, since the tick labels of neighbours would overlap
-        most = np.histogram(table["reward"], edges)[0].max()
+        most = np.histogram(table["reward"], _bin_edges(panels, "reward"))[0].max()
         figure.update_xaxes(tickvals=[float(f"{0.75 * most:.0e}")], row=1, col=col)
         figure.add_hline(y=table["reward"].mean(), line={"color": color, "width": 3}, row=1, col=col)
-    figure.update_annotations(font_size=12 if len(columns) < 10 else 10)
-    figure.update_xaxes(tickfont_size=11, rangemode="tozero")
+    _panels(figure).update_annotations(font_size=12 if len(columns) < 10 else 10)
+    figure.update_xaxes(tickfont_size=11, rangemode="tozero", matches=None, title_text="")
     figure.update_xaxes(title_text="episodes (count)", row=1, col=(len(columns) + 1) // 2)
     figure.update_yaxes(title_text=f"prompt score, {REWARD}", row=1, col=1)
     figure = laid_out(figure, "Distribution shift; number and line: mean", 560, barmode="stack")
@@ -104,12 +106,28 @@ def quantile_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed:
     figure = make_subplots(cols=2, horizontal_spacing=0.1, subplot_titles=["the hardest fifth", "all prompts"])
     for col, shares in enumerate((np.geomspace(0.01, 0.2, 40), np.arange(1, 101) / 100), start=1):
         for method in method_order(episodes):
-            table = episodes[method]
-            _add_curve(figure, method, shares, table["prompt_score"].to_numpy(), table, resamples, seed, col)
-        figure.update_xaxes(title_text="hardest share of prompts (%)", rangemode="tozero", row=1, col=col)
-    figure.update_yaxes(title_text="mean reward (logit)", row=1, col=1)
+            curve = _tail_curve(episodes[method], "prompt_score", shares, resamples, seed)
+            add_curve(figure, method, 100 * shares, *curve, col=col, mode="lines")
+    figure.update_xaxes(title_text="hardest share of prompts (%)", rangemode="tozero")
+    figure.update_yaxes(title_text="mean reward (logit)", col=1)
     figure = laid_out(figure, "Reward on the hardest prompts", 560)
     return figure.update_layout(margin_t=150)  # on a narrow page the legend takes three rows
+
+
+def cvar_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int = 0) -> go.Figure:
+    """CVaR of the reward against alpha: the mean over the worst alpha share of episodes; at 100 % over all.
+
+    resamples: if above 0, the figure has 95 % bootstrap bands over prompts.
+    """
+    shares = np.geomspace(0.01, 1, 61)
+    figure = make_subplots()
+    for method in method_order(episodes):
+        curve = _tail_curve(episodes[method], "reward", shares, resamples, seed)
+        add_curve(figure, method, 100 * shares, *curve, mode="lines")
+    ticks = [1, 2, 5, 10, 20, 50, 100]
+    figure.update_xaxes(title_text="α: share of episodes, lowest reward first (%)", type="log", tickvals=ticks)
+    figure.update_yaxes(title_text="CVaR of reward (logit)")
+    return laid_out(figure, "The tail of the rewards")
 
 
 def metric_intervals(report: Report, metrics: Sequence[str]) -> go.Figure:
@@ -117,19 +135,19 @@ def metric_intervals(report: Report, metrics: Sequence[str]) -> go.Figure:
 
     metrics: keys of the report; metrics that it lacks are left out.
     """
-    metrics = [metric for metric in metrics if metric in report.names]
-    figure = make_subplots(
-        cols=len(metrics),
-        shared_yaxes=True,
-        subplot_titles=[html.escape(report.names[metric]).replace(", ", ",<br>") for metric in metrics],
+    titles = {
+        metric: html.escape(report.names[metric]).replace(", ", ",<br>") for metric in metrics if metric in report.names
+    }
+    table = pd.concat(
+        [
+            report.table[[metric + end for end in ENDS]].set_axis(["value", "low", "high"], axis=1).assign(panel=title)
+            for metric, title in titles.items()
+        ]
     )
-    methods = method_order(report.table.index)[::-1]
-    for col, metric in enumerate(metrics, start=1):
-        for method in methods:
-            _add_interval(figure, method, *(report.table.loc[method, metric + end] for end in ENDS), col)
-    figure.update_annotations(font_size=13)
-    figure.update_yaxes(range=[-0.7, len(methods) - 0.3])
-    return laid_out(figure, "Dot: estimate; bar: 95 % interval", 180 + 36 * len(methods), **NAMED)
+    figure = _interval_dots(table.reset_index(), facet_col="panel", facet_col_spacing=0.05)
+    figure.update_xaxes(matches=None, title_text="").update_annotations(font_size=13)
+    figure.update_yaxes(range=[-0.7, len(report.table) - 0.3])
+    return laid_out(figure, "Dot: estimate; bar: 95 % interval", 180 + 36 * len(report.table), **NAMED)
 
 
 def seed_scores(scores: pd.DataFrame, metric: str, title: str) -> go.Figure:
@@ -137,16 +155,12 @@ def seed_scores(scores: pd.DataFrame, metric: str, title: str) -> go.Figure:
 
     scores: one row per method and seed; columns method, seed and the metric.
     """
-    figure = make_subplots(cols=1)
-    for method in method_order(scores["method"].unique())[::-1]:
-        values = scores.loc[scores["method"] == method, metric]
-        _add_interval(figure, method, *seed_interval(values), 1)
-        figure.add_scatter(
-            x=values,
-            y=[label_text(method)] * len(values),
-            mode="markers",
-            marker={"color": method_color(method), "size": 7, "symbol": "line-ns-open"},
-        )
+    values = {method: rows[metric] for method, rows in scores.groupby("method")}
+    table = pd.DataFrame([{"method": method} | seed_interval(found)._asdict() for method, found in values.items()])
+    figure = _interval_dots(table)
+    for method, found in values.items():
+        marker = {"color": method_color(method), "size": 7, "symbol": "line-ns-open"}
+        figure.add_scatter(x=found, y=[label_text(method)] * len(found), mode="markers", marker=marker)
     figure.update_xaxes(title_text=title)
     return laid_out(figure, f"{title}; dot and bar: mean and 95 % interval over seeds; strokes: seeds", **NAMED)
 
@@ -156,37 +170,18 @@ def tail_clusters(clusters: pd.DataFrame) -> go.Figure:
 
     clusters: columns x, y, cluster, prompt, prompt_score (see `cluster_prompts`).
     """
-    figure = go.Figure()
-    for cluster, rows in clusters.groupby("cluster"):
-        mean = rows["prompt_score"].mean()
-        figure.add_scatter(
-            x=rows["x"],
-            y=rows["y"],
-            mode="markers",
-            name=f"{cluster}: {counted(len(rows), 'prompt')}, mean score {mean:.2f}",
-            marker={"color": CLUSTER_COLORS[cluster % 8], "symbol": CLUSTER_SYMBOLS[cluster % 8], "size": 9},
-            customdata=[_wrapped(prompt) for prompt in rows["prompt"]],
-            hovertemplate="%{customdata}<extra></extra>",
-        )
+    names = {
+        cluster: f"{cluster}: {counted(len(scores), 'prompt')}, mean score {scores.mean():.2f}"
+        for cluster, scores in clusters.groupby("cluster")["prompt_score"]
+    }
+    table = clusters.sort_values("cluster", kind="stable")
+    table = table.assign(name=table["cluster"].map(names), text=table["prompt"].map(_wrapped))
+    looks = {"color_discrete_sequence": CLUSTER_COLORS, "symbol_sequence": CLUSTER_SYMBOLS, "custom_data": ["text"]}
+    figure = _panels(px.scatter(table, x="x", y="y", color="name", symbol="name", **looks))
+    figure.update_traces(marker_size=9, hovertemplate="%{customdata[0]}<extra></extra>")
     figure.update_xaxes(title_text="first principal component of the embedding")
     figure.update_yaxes(title_text="second principal component")
     return laid_out(figure, "Clusters of the tail prompts", 600).update_layout(margin_t=130)
-
-
-def cvar_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int = 0) -> go.Figure:
-    """CVaR of the reward against alpha: the mean over the worst alpha share of episodes; at 100 % over all.
-
-    resamples: if above 0, the figure has 95 % bootstrap bands over prompts.
-    """
-    shares = np.geomspace(0.01, 1, 61)
-    figure = make_subplots(cols=1)
-    for method in method_order(episodes):
-        table = episodes[method]
-        _add_curve(figure, method, shares, table["reward"].to_numpy(), table, resamples, seed)
-    ticks = [1, 2, 5, 10, 20, 50, 100]
-    figure.update_xaxes(title_text="α: share of episodes, lowest reward first (%)", type="log", tickvals=ticks)
-    figure.update_yaxes(title_text="CVaR of reward (logit)")
-    return laid_out(figure, "The tail of the rewards")
 
 
 def training_curves(training: dict[str, pd.DataFrame]) -> go.Figure:
@@ -195,19 +190,15 @@ def training_curves(training: dict[str, pd.DataFrame]) -> go.Figure:
     training: the logs training/<method>.jsonl (keys in `glossary`). Those of Quark, GRPO and RLOO have no returns
     and are left out.
     """
-    training = {method: log for method, log in training.items() if set(TRAINING_PANELS) <= set(log)}
-    figure = make_subplots(
-        rows=4,
-        cols=2,
-        shared_xaxes=True,
-        vertical_spacing=0.06,
-        subplot_titles=list(TRAINING_PANELS.values()),
-    )
-    for method in method_order(training):
-        for key in TRAINING_PANELS:
-            _add_training_lines(figure, method, training[method], key)
-    figure.update_annotations(font_size=14)
-    figure.update_xaxes(title_text="iteration", row=4)
+    complete = [method for method in method_order(training) if set(TRAINING_PANELS) <= set(training[method])]
+    logs = {method: training[method] for method in complete}
+    figure = _training_lines(logs).update_traces(line_width=1, opacity=0.3, showlegend=False, hoverinfo="skip")
+    figure.add_traces(_training_lines({method: _smoothed(log) for method, log in logs.items()}).data)
+    _panels(figure).update_annotations(font_size=14)
+    figure.update_yaxes(matches=None, showticklabels=True, title_text="")
+    for panel, key in enumerate(TRAINING_PANELS):  # whose rows are counted from below
+        if key in FROM_ZERO:
+            figure.update_yaxes(rangemode="tozero", row=4 - panel // 2, col=panel % 2 + 1)
     return laid_out(figure, "Training", 1020).update_layout(margin_t=125)
 
 
@@ -228,138 +219,121 @@ def schedule_figure(
             customdata=counts,
             hovertemplate="%{x:.4g}: %{customdata} episodes",
             name=html.escape(name),
-            line={"shape": "hv", "color": method_color("ra_rlhf"), "width": 4}
-            if last
-            else {"shape": "hv", "dash": "dot"},
+            line={"shape": "hv"} | ({"color": method_color("ra_rlhf"), "width": 4} if last else {"dash": "dot"}),
         )
     figure.update_xaxes(title_text="iteration m" if along == "iteration" else "share of the iterations (%)")
     figure.update_yaxes(title_text="kept episodes (% of the batch)", range=[0, 103])
-    return laid_out(figure, "Soft-risk schedule", height=420)
-
-
-# Traces
-
-
-def _add_histogram(
-    figure: go.Figure,
-    table: pd.DataFrame,
-    column: str,
-    edges: np.ndarray,
-    panel: int,
-    positive_label: int,
-    upright: bool = False,
-) -> None:
-    """Stacked bars by class label, in a row of panels or (upright) in a column of them.
-
-    The legend shows the first bars of each label.
-    """
-    shown = {trace.name for trace in figure.data}
-    labels = table["label"].map({1 - positive_label: 0, positive_label: 1, -1: -1}).fillna(2)
-    values, counted = ("x", "y") if upright else ("y", "x")
-    for label, (name, color) in LABELS.items():
-        counts = np.histogram(table.loc[labels == label, column], edges)[0]
-        if counts.any():
-            figure.add_bar(
-                **{values: (edges[:-1] + edges[1:]) / 2, counted: counts},
-                orientation="v" if upright else "h",
-                width=np.diff(edges),
-                name=name,
-                legendgroup=name,
-                showlegend=name not in shown,
-                marker={"color": color, "line_width": 0},
-                row=panel if upright else 1,
-                col=1 if upright else panel,
-            )
-
-
-def _add_interval(figure: go.Figure, method: str, value: float, low: float, high: float, col: int) -> None:
-    width = (
-        {} if np.isnan(low) else {"error_x": {"array": [high - value], "arrayminus": [value - low], "thickness": 2.5}}
-    )
-    marker = {"color": method_color(method), "size": 11}
-    figure.add_scatter(x=[value], y=[label_text(method)], mode="markers", marker=marker, row=1, col=col, **width)
-
-
-def _wrapped(text: str, most: int = 400) -> str:
-    """A text for a hover label: shortened, escaped, and broken into lines."""
-    return "<br>".join(html.escape(line) for line in textwrap.wrap(text[:most], 60))
-
-
-def _add_curve(
-    figure: go.Figure,
-    method: str,
-    shares: np.ndarray,
-    keys: np.ndarray,
-    table: pd.DataFrame,
-    resamples: int,
-    seed: int,
-    col: int = 1,
-) -> None:
-    """Mean reward on the lowest shares by `keys`, with a band if there are resamples."""
-    positions = prompt_positions(table)
-    weights = bootstrap_weights(positions.max() + 1, resamples, np.random.default_rng(seed))[:, positions]
-    rewards = table["reward"].to_numpy(dtype=float)
-    means = np.stack([tail_mean(rewards, keys, share, weights) for share in shares])
-    if resamples:
-        low, high = np.quantile(means[:, 1:], [0.025, 0.975], axis=1)
-        figure.add_scatter(
-            x=100 * np.concatenate([shares, shares[::-1]]),
-            y=np.concatenate([low, high[::-1]]),
-            fill="toself",
-            fillcolor=faint(method, 0.12),
-            line={"width": 0},
-            legendgroup=label_text(method),
-            showlegend=False,
-            hoverinfo="skip",
-            row=1,
-            col=col,
-        )
-    figure.add_scatter(
-        x=100 * shares,
-        y=means[:, 0],
-        name=label_text(method),
-        legendgroup=label_text(method),
-        showlegend=col == 1,
-        mode="lines",
-        line=line_style(method),
-        row=1,
-        col=col,
-    )
-
-
-def _add_training_lines(figure: go.Figure, method: str, log: pd.DataFrame, key: str) -> None:
-    panel = list(TRAINING_PANELS).index(key)
-    x, y = log["iteration"], log[key]
-    row, col = panel // 2 + 1, panel % 2 + 1
-    figure.update_yaxes(rangemode="tozero" if key in FROM_ZERO else "normal", row=row, col=col)
-    smooth = y if key in EXACT else y.rolling(max(1, len(y) // 10), center=True, min_periods=1).mean()
-    common = {"x": x, "legendgroup": label_text(method), "mode": "lines"}
-    figure.add_scatter(
-        **common,
-        y=y,
-        line={"color": faint(method, 0.3), "width": 1},
-        showlegend=False,
-        hoverinfo="skip",
-        row=row,
-        col=col,
-    )
-    figure.add_scatter(
-        **common,
-        y=smooth,
-        name=label_text(method),
-        line=line_style(method),
-        showlegend=panel == 0,
-        row=row,
-        col=col,
-    )
+    return laid_out(figure, "Soft-risk schedule")
 
 
 # Parts
 
 
-def _group_title(group: str, prompts: int) -> str:
-    return f"{prompts} prompts" if group == "all" else f"{html.escape(group)}: {prompts} prompts"
+def add_curve(
+    figure: go.Figure,
+    method: str,
+    x: np.ndarray,
+    value: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    col: int = 1,
+    **style: Any,
+) -> None:
+    """A method's line over the band of its intervals, if they are known; the legend has it once. x to high: (N,)."""
+    name, known = label_text(method), np.isfinite(low)
+    place = {"row": 1, "col": col, "legendgroup": name}
+    if known.any():
+        figure.add_scatter(
+            x=np.concatenate([x[known], x[known][::-1]]),
+            y=np.concatenate([low[known], high[known][::-1]]),
+            mode="lines",
+            fill="toself",
+            fillcolor=faint(method, 0.13),
+            line={"width": 0},
+            showlegend=False,
+            hoverinfo="skip",
+            **place,
+        )
+    figure.add_scatter(x=x, y=value, name=name, showlegend=col == 1, line=line_style(method), **place, **style)
 
 
-def _bin_edges(values: Iterable[float]) -> np.ndarray:
-    return np.histogram_bin_edges(np.asarray(values, dtype=float), bins=40)
+def _tail_curve(
+    table: pd.DataFrame, by: str, shares: np.ndarray, resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean reward on the lowest shares by the column `by`, and both ends of its 95 % interval: (N,) each."""
+    positions = prompt_positions(table)
+    weights = bootstrap_weights(positions.max() + 1, resamples, np.random.default_rng(seed))[:, positions]
+    means = tail_means(table["reward"].to_numpy(dtype=float), table[by].to_numpy(dtype=float), weights, shares)
+    ends = np.quantile(means[:, 1:], [0.025, 0.975], axis=1) if resamples else np.full((2, len(shares)), np.nan)
+    return means[:, 0], *ends
+
+
+_LABEL_COLORS = {"color": "text", "color_discrete_map": dict(LABELS.values())}
+
+
+def _counts_by_label(panels: dict[str, pd.DataFrame], column: str, positive_label: int) -> pd.DataFrame:
+    """Histograms on common bins as one table, a row per panel, class label and bin: columns panel, text, at, count."""
+    edges = _bin_edges(panels, column)
+    rows = []
+    for panel, table in panels.items():
+        labels = table["label"].map({1 - positive_label: 0, positive_label: 1, -1: -1}).fillna(2)
+        for label, (text, _) in LABELS.items():
+            counts = np.histogram(table.loc[labels == label, column], edges)[0]
+            if counts.any():
+                at = (edges[:-1] + edges[1:]) / 2
+                rows.append(pd.DataFrame({"panel": panel, "text": text, "at": at, "count": counts}))
+    return pd.concat(rows)
+
+
+def _bin_edges(panels: dict[str, pd.DataFrame], column: str) -> np.ndarray:
+    return np.histogram_bin_edges(np.concatenate([table[column] for table in panels.values()]), bins=40)
+
+
+def _interval_dots(table: pd.DataFrame, **panels: Any) -> go.Figure:
+    """A dot per method with a bar from low to high, in the order of the methods. table: method, value, low, high."""
+    methods = method_order(table["method"].unique())
+    table = table.assign(
+        name=table["method"].map(label_text),
+        above=table["high"] - table["value"],
+        below=table["value"] - table["low"],
+    )
+    figure = px.scatter(
+        table,
+        x="value",
+        y="name",
+        color="name",
+        error_x="above",
+        error_x_minus="below",
+        color_discrete_map={label_text(method): method_color(method) for method in methods},
+        category_orders={"name": [label_text(method) for method in methods]},
+        **panels,
+    )
+    return _panels(figure).update_traces(marker_size=11, error_x_thickness=2.5).update_yaxes(title_text="")
+
+
+def _training_lines(logs: dict[str, pd.DataFrame]) -> go.Figure:
+    """One panel per quantity, one line per method."""
+    table = pd.concat({label_text(method): log[["iteration", *TRAINING_PANELS]] for method, log in logs.items()})
+    table = table.rename_axis(["method", None]).reset_index("method")
+    table = table.rename(columns=TRAINING_PANELS).melt(["iteration", "method"], var_name="panel")
+    panels = {"facet_col": "panel", "facet_col_wrap": 2, "facet_row_spacing": 0.06, "facet_col_spacing": 0.09}
+    figure = px.line(table, x="iteration", y="value", color="method", **panels)
+    styles = {label_text(method): line_style(method) for method in logs}
+    return figure.for_each_trace(lambda trace: trace.update(line=styles[trace.name]))
+
+
+def _smoothed(log: pd.DataFrame) -> pd.DataFrame:
+    """The log with moving averages over a tenth of the iterations."""
+    measured = [key for key in TRAINING_PANELS if key not in EXACT]
+    return log.assign(**log[measured].rolling(max(1, len(log) // 10), center=True, min_periods=1).mean())
+
+
+def _panels(figure: go.Figure) -> go.Figure:
+    """A figure of plotly.express in the project's look: panels and legend without the names of their columns."""
+    figure.update_layout(margin=None, legend={"title_text": ""})
+    return figure.for_each_annotation(lambda note: note.update(text=note.text.removeprefix("panel=")))
+
+
+def _wrapped(text: str, most: int = 400) -> str:
+    """A text for a hover label: shortened, escaped, and broken into lines."""
+    return "<br>".join(html.escape(line) for line in textwrap.wrap(text[:most], 60))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from rarlhf_nb.lab.evaluation.finding import tail_metric
 from rarlhf_nb.lab.evaluation.metrics import seed_interval
 from rarlhf_nb.lab.evaluation.sweeps import distinct_scores, grid_settings, sweep_families
 from rarlhf_nb.lab.methods import MethodKey, method_order
+from rarlhf_nb.lab.plots.figures import add_curve
 from rarlhf_nb.lab.plots.theme import KL, faint, label_text, laid_out, line_style, method_color
 
 ALPHA_PANELS = {"cvar_10": "CVaR 10 % of reward (logit)", "reward": "mean reward (logit)", "kl": "KL (nats)"}
@@ -24,31 +26,29 @@ ROOM = np.array([0.09, 0.07])  # the size of a label, in shares of a panel
 def frontier(points: pd.DataFrame) -> go.Figure:
     """Mean reward and CVaR 10 % against KL from the SFT policy, one line per method over kl_coef.
 
-    points: scores (see `measuring.sweeps`) with the columns kl and reward, equal in all other settings; where CVaR 10 %
-    was not measured, `tail_metric` says what takes its place. Faint
-    dots are seeds, and lines join their means. A sweep of more alphas than there are kl_coefs has one line over alpha
-    per kl_coef instead: from RLHF, its alpha = 1, to the smallest alpha, which is darkest. The numbers at its points
-    are alphas; where kl_coefs differ, those of RLHF are named.
+    points: scores (see `evaluation.sweeps`) with the columns kl and reward, equal in all other settings; if CVaR 10 %
+    was not measured, `tail_metric` says what takes its place. Faint dots are seeds, and lines join their means. A sweep
+    of more alphas than there are kl_coefs has one line over alpha per kl_coef instead: from RLHF, its alpha = 1, to the
+    smallest alpha, which is darkest. The numbers at its points are alphas; if kl_coefs differ, those of RLHF are named.
     """
     points = distinct_scores(points)
     tail = tail_metric(points.columns)
-    panels = {"reward": "mean reward (logit)", tail: _tail_title(tail)}
-    methods = method_order(points["method"].unique())
-    means = points.groupby(["method", "kl_coef"], as_index=False)[["kl", *panels]].mean()
-    kl_coefs = means["kl_coef"].unique().tolist()
+    means = points.groupby(["method", "kl_coef"], as_index=False)[["kl", "reward", tail]].mean()
+    methods, kl_coefs = method_order(points["method"].unique()), means["kl_coef"].unique()
     sweeps = {name: members for name, members in sweep_families(methods).items() if len(members) > len(kl_coefs)}
     swept = {method for members in sweeps.values() for method in members.values()}
     figure = make_subplots(cols=2, horizontal_spacing=0.14)
-    for method in methods:
-        for col, metric in enumerate(panels, start=1):
-            _add_seeds(figure, method, points[points["method"] == method], metric, col)
+    for col, (metric, title) in enumerate({"reward": "mean reward (logit)", tail: _tail_title(tail)}.items(), start=1):
+        for method in methods:
+            seeds, own = points[points["method"] == method], means[means["method"] == method]
+            dots = {"mode": "markers", "marker": {"color": faint(method, 0.35), "size": 6}, "showlegend": False}
+            _add_points(figure, seeds, metric, col, method, note="one seed", **dots)
             if method not in swept:
-                _add_line(figure, method, means[means["method"] == method], metric, col)
-    for col, metric in enumerate(panels, start=1):
+                line = {"mode": "lines+markers", "line": line_style(method), "marker_size": 9}
+                _add_points(figure, own, metric, col, method, **line)
+            if method == BASELINE and sweeps and len(kl_coefs) > 1:
+                _label_kl_coefs(figure, own, metric, col)
         _add_sweep_lines(figure, sweeps, means, metric, col)
-        if sweeps and len(kl_coefs) > 1:
-            _label_kl_coefs(figure, means[means["method"] == BASELINE], metric, col)
-    for col, title in enumerate(panels.values(), start=1):
         figure.update_xaxes(title_text=KL, title_font_size=13, row=1, col=col)
         figure.update_yaxes(title_text=title, row=1, col=col)
     return laid_out(figure, "Reward against KL" + ("; numbers: trained α" if sweeps else ""), 480)
@@ -62,9 +62,9 @@ def _tail_title(metric: str) -> str:
 def alpha_curves(scores: pd.DataFrame) -> go.Figure:
     """CVaR 10 %, mean reward and KL against the trained alpha: one line per sweep, with 95 % t intervals over seeds.
 
-    scores: see `measuring.sweeps`, with the columns cvar_10, reward and kl. Every line ends at RLHF, its alpha = 1, but
-    for that of the conditioned policy, which has an alpha = 1 of its own; the dotted line is the level of RLHF. Raises
-    `UserError` where settings other than alpha and seed differ.
+    scores: see `evaluation.sweeps`, with the columns cvar_10, reward and kl. Every line ends at RLHF, its alpha = 1,
+    but for that of the conditioned policy, which has an alpha = 1 of its own; the dotted line is the level of RLHF.
+    Raises `UserError` if settings other than alpha and seed differ.
     """
     _check_one_setting(scores)
     scores = distinct_scores(scores)
@@ -75,7 +75,11 @@ def alpha_curves(scores: pd.DataFrame) -> go.Figure:
     for col, metric in enumerate(ALPHA_PANELS, start=1):
         values = {method: scores.loc[scores["method"] == method, metric].dropna() for method in methods}
         for name, members in sweeps.items():
-            _add_alpha_line(figure, name, {alpha: values[members[alpha]] for alpha in sorted(members)}, col)
+            found = {alpha: values[members[alpha]] for alpha in sorted(members)}
+            intervals = np.transpose([seed_interval(seeds) for seeds in found.values()])
+            hover = "trained α %{x:g}: %{y:.2f}, mean of %{customdata} seeds"
+            style = {"customdata": [len(seeds) for seeds in found.values()], "hovertemplate": hover, "marker_size": 8}
+            add_curve(figure, name, np.array(list(found)), *intervals, col=col, mode="lines+markers", **style)
         if end:
             _add_level(figure, values[BASELINE].mean(), col)
     figure.update_annotations(font_size=14)
@@ -97,37 +101,22 @@ def _check_one_setting(scores: pd.DataFrame) -> None:
 # Traces
 
 
-def _add_seeds(figure: go.Figure, method: str, rows: pd.DataFrame, metric: str, col: int) -> None:
+def _add_points(
+    figure: go.Figure, rows: pd.DataFrame, metric: str, col: int, method: str, note: str = "mean of seeds", **style: Any
+) -> None:
+    """The rows of one method or sweep; the legend has its line once."""
+    label = label_text(method)
+    style = {"name": label, "showlegend": col == 1, "legendgroup": label} | style
     figure.add_scatter(
         x=rows["kl"],
         y=rows[metric],
-        mode="markers",
-        marker={"color": faint(method, 0.35), "size": 6},
-        customdata=rows[["kl_coef", "seed"]],
-        hovertemplate="kl_coef %{customdata[0]}, seed %{customdata[1]}<br>KL %{x:.2f}, %{y:.2f}",
-        name=label_text(method),
-        legendgroup=label_text(method),
-        showlegend=False,
+        customdata=np.column_stack([rows["method"].map(label_text), rows["kl_coef"]]),
+        hovertemplate=f"%{{customdata[0]}}, kl_coef %{{customdata[1]}}, {note}<br>KL %{{x:.2f}}, %{{y:.2f}}<extra></extra>",
+        + note
+        + "<br>KL %{x:.2f}, %{y:.2f}<extra></extra>",
         row=1,
         col=col,
-    )
-
-
-def _add_line(figure: go.Figure, method: str, means: pd.DataFrame, metric: str, col: int) -> None:
-    """A method over kl_coef."""
-    figure.add_scatter(
-        x=means["kl"],
-        y=means[metric],
-        mode="lines+markers",
-        line=line_style(method),
-        marker={"size": 9},
-        customdata=means[["kl_coef"]],
-        hovertemplate="kl_coef %{customdata[0]}, mean of seeds<br>KL %{x:.2f}, %{y:.2f}",
-        name=label_text(method),
-        legendgroup=label_text(method),
-        showlegend=col == 1,
-        row=1,
-        col=col,
+        **style,
     )
 
 
@@ -138,27 +127,26 @@ def _add_sweep_lines(
     taken: list[np.ndarray] = []
     low, span = means[["kl", metric]].min(), np.ptp(means[["kl", metric]], axis=0)
     for (name, members), side in zip(sweeps.items(), cycle(SIDES), strict=False):
-        for place, (kl_coef, rows) in enumerate(means.groupby("kl_coef")):
-            line = rows.set_index("method").reindex([*(members[at] for at in sorted(members)), BASELINE]).dropna()
-            alphas = [MethodKey.parse(method).alpha for method in line.index]
+        order = [*(members[alpha] for alpha in sorted(members)), BASELINE]
+        for place, (_, rows) in enumerate(means.groupby("kl_coef")):
+            line = rows.set_index("method").reindex(order).dropna().rename_axis("method").reset_index()
+            alphas = [MethodKey.parse(method).alpha for method in line["method"]]
             labels = ["" if alpha is None or place else f"{alpha:g}" for alpha in alphas]
-            places = ((line[["kl", metric]] - low) / span).to_numpy()
-            figure.add_scatter(
-                x=line["kl"],
-                y=line[metric],
+            places = ((line[["kl", metric]] - low) / span).to_numpy() + ROOM * [0, 1 if side.startswith("top") else -1]
+            _add_points(
+                figure,
+                line,
+                metric,
+                col,
+                name,
+                name=f"{label_text(name)} over α",
+                showlegend=col == 1 and place == 0,
                 mode="lines+markers+text",
                 line={"color": method_color(name), "width": 2},
-                marker={"size": 9, "color": [method_color(method) for method in line.index]},
-                text=_spaced(labels, places + (ROOM * [0, 1] if side.startswith("top") else ROOM * [0, -1]), taken),
+                marker={"size": 9, "color": line["method"].map(method_color)},
+                text=_spaced(labels, places, taken),
                 textposition=side,
                 textfont={"size": 12, "color": method_color(name)},
-                customdata=[[label_text(method), kl_coef] for method in line.index],
-                hovertemplate="%{customdata[0]}, kl_coef %{customdata[1]}, mean of seeds<br>KL %{x:.2f}, %{y:.2f}",
-                name=f"{label_text(name)} over α",
-                legendgroup=label_text(name),
-                showlegend=col == 1 and place == 0,
-                row=1,
-                col=col,
             )
 
 
@@ -187,39 +175,6 @@ def _spaced(labels: Sequence[str], places: np.ndarray, taken: list[np.ndarray]) 
         taken += [place] if free else []
         shown.append(label if free else "")
     return shown
-
-
-def _add_alpha_line(figure: go.Figure, name: str, values: dict[float, Sequence[float]], col: int) -> None:
-    """A line over alpha with its band. values: alpha -> the values of the seeds."""
-    intervals = {alpha: seed_interval(found) for alpha, found in values.items()}
-    known = {alpha: found for alpha, found in intervals.items() if not np.isnan(found.low)}
-    figure.add_scatter(
-        x=[*known, *reversed(known)],
-        y=[*(found.low for found in known.values()), *(found.high for found in reversed(known.values()))],
-        fill="toself",
-        fillcolor=faint(name, 0.15),
-        line={"width": 0},
-        mode="lines",
-        legendgroup=label_text(name),
-        showlegend=False,
-        hoverinfo="skip",
-        row=1,
-        col=col,
-    )
-    figure.add_scatter(
-        x=list(intervals),
-        y=[found.value for found in intervals.values()],
-        mode="lines+markers",
-        line=line_style(name),
-        marker={"size": 8},
-        customdata=[[len(found)] for found in values.values()],
-        hovertemplate="trained α %{x:g}: %{y:.2f}, mean of %{customdata[0]} seeds",
-        name=label_text(name),
-        legendgroup=label_text(name),
-        showlegend=col == 1,
-        row=1,
-        col=col,
-    )
 
 
 def _add_level(figure: go.Figure, value: float, col: int) -> None:
