@@ -111,9 +111,7 @@ def _add_points(
         x=rows["kl"],
         y=rows[metric],
         customdata=np.column_stack([rows["method"].map(label_text), rows["kl_coef"]]),
-        hovertemplate=f"%{{customdata[0]}}, kl_coef %{{customdata[1]}}, {note}<br>KL %{{x:.2f}}, %{{y:.2f}}<extra></extra>",
-        + note
-        + "<br>KL %{x:.2f}, %{y:.2f}<extra></extra>",
+        hovertemplate="%{customdata[0]}, kl_coef %{customdata[1]}, " + note + "<br>KL %{x:.2f}, %{y:.2f}",
         row=1,
         col=col,
         **style,
