@@ -24,10 +24,10 @@ from rarlhf_nb.baselines.sft import train_sft
 from rarlhf_nb.data.pocket import pocket_world
 from rarlhf_nb.data.tasks import Task, load_task
 from rarlhf_nb.lab.evaluation.cells import interval_cell, markdown_table
-from rarlhf_nb.lab.evaluation.equal_kl import gain_at_equal_kl
 from rarlhf_nb.lab.evaluation.evaluate import evaluate, held_out_log_likelihoods
 from rarlhf_nb.lab.evaluation.metrics import perplexity, seed_interval
 from rarlhf_nb.lab.evaluation.report import summary
+from rarlhf_nb.lab.evaluation.scores import gain_at_equal_kl
 from rarlhf_nb.lab.profiles import Profile, load_profile, risk_of_method
 from rarlhf_nb.policy import ActorCritic, Reference, load_policy
 from rarlhf_nb.rewards import ClassifierReward, load_reward

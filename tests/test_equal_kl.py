@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from rarlhf_nb.lab.evaluation.equal_kl import gain_at_equal_kl
+from rarlhf_nb.lab.evaluation.scores import gain_at_equal_kl
 from rarlhf_nb.lab.evaluation.sweep_report import build_sweep_report
 
 GAIN = 0.5
@@ -24,6 +24,11 @@ def scores(noise=0.0, seeds=5, kl_coefs=(0.1, 0.2), **columns):
     return table.assign(
         reward=10.0 * table["seed"] + 2 * np.sqrt(table["kl"]) + gains, run=range(len(table)), **columns
     )
+
+
+def at_equal_kl(found):
+    """Those rows of the report's JSON."""
+    return [row for row in json.loads(found.to_json())["numbers"] if row["kl_coef"] is None]
 
 
 def gain(table):
@@ -82,17 +87,14 @@ def test_the_report_of_a_sweep_over_beta_compares_at_equal_kl():
     }
     assert "**At equal KL**" in found.to_markdown() and "<h4>At equal KL</h4>" in found.to_html()
     assert any(note.startswith("At equal KL: a reward is fitted") for note in found.notes)
-    (row,) = json.loads(found.to_json())["equal_kl"]
-    assert (row["settings"], row["method"], row["baseline"], row["runs"]) == ({}, "ra_rlhf_ru", "rlhf", 10)
-    assert row["reward"] == pytest.approx({"value": GAIN, "low": GAIN, "high": GAIN})
+    row = at_equal_kl(found)[0]
+    assert (row["method"], row["baseline"], row["metric"], row["runs"]) == ("ra_rlhf_ru", "rlhf", "reward", 10)
+    assert [row["value"], row["low"], row["high"]] == pytest.approx([GAIN] * 3)
 
     two = [scores(tail_reward=0.0, **{"ppo.epochs": epochs}) for epochs in (2, 4)]
     found = build_sweep_report(pd.concat(two))
     assert list(found.at_equal_kl()) == ["ppo.epochs 2", "ppo.epochs 4"]
-    assert [row["settings"] for row in json.loads(found.to_json())["equal_kl"]] == [
-        {"ppo.epochs": 2},
-        {"ppo.epochs": 4},
-    ]
+    assert [row["ppo.epochs"] for row in at_equal_kl(found)] == [2, 2, 4, 4]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_the_report_of_a_sweep_over_beta_compares_at_equal_kl():
 )
 def test_without_a_comparison_at_equal_kl_the_report_says_what_is_missing(table):
     found = build_sweep_report(table.assign(tail_reward=0.0))
-    assert not found.at_equal_kl() and json.loads(found.to_json())["equal_kl"] == []
+    assert not found.at_equal_kl() and not at_equal_kl(found)
     assert any("with several values of ppo.kl_coef in its grid" in note for note in found.notes)
 
 

@@ -197,7 +197,7 @@ def test_the_card_has_the_reports_numbers_with_intervals(run, root):
     card = card_of(root / "copy")
     rows = [line for line in card.text.splitlines() if line.startswith("|")]
     assert [row.split("|")[1].strip() for row in rows[2:]] == ["SFT", "RLHF", "RA-RLHF", "RA-RLHF minus RLHF"]
-    low, high = report.table.loc["ra_rlhf", ["reward_low", "reward_high"]]
+    low, high = report.of("reward").loc["ra_rlhf", ["low", "high"]]
     assert f"4.50\u00a0[{low:.2f},\u00a0{high:.2f}]" in rows[4]
     assert "1.00\u00a0[1.00,\u00a01.00]" in rows[5]
     assert "Intervals are over prompts, not over training seeds." in card.text

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.evaluation.metrics import quantile_curve, seed_interval
+from rarlhf_nb.lab.evaluation.metrics import seed_interval
 from rarlhf_nb.lab.evaluation.report import build_report
 from rarlhf_nb.lab.methods import METHODS
 from rarlhf_nb.lab.plots import figures, sweep_figures
@@ -124,8 +124,9 @@ def test_units_stand_on_the_axes():
 
 def test_quantile_curves_are_the_papers_at_whole_percents():
     tail, whole = traces(figures.quantile_curves(EPISODES), "RA-RLHF")
-    shares, means = quantile_curve(EPISODES["ra_rlhf"]["reward"], SCORES)
-    np.testing.assert_allclose(whole.x, 100 * shares)
+    percents = np.arange(1, 101)  # of 100 prompts
+    means = np.cumsum(EPISODES["ra_rlhf"]["reward"].to_numpy()[np.argsort(SCORES)]) / percents
+    np.testing.assert_allclose(whole.x, percents)
     np.testing.assert_allclose(whole.y, means)
     assert tail.x[0] == pytest.approx(1) and tail.x[-1] == pytest.approx(20)
     assert (tail.y[0], tail.y[-1]) == pytest.approx((means[0], means[19]))
@@ -266,9 +267,9 @@ def test_alpha_curves_want_one_setting():
 
 def test_interval_bars_reach_from_low_to_high():
     (dot,) = [trace for trace in figures.metric_intervals(REPORT, ["cvar_10"]).data if trace.y[0] == "RLHF"]
-    row = REPORT.table.loc["rlhf"]
+    value, low, high = REPORT.of("cvar_10").loc["rlhf"]
     assert (dot.x[0], dot.error_x.array[0], dot.error_x.arrayminus[0]) == pytest.approx(
-        (row["cvar_10"], row["cvar_10_high"] - row["cvar_10"], row["cvar_10"] - row["cvar_10_low"])
+        (value, high - value, value - low)
     )
 
 

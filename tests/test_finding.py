@@ -4,26 +4,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rarlhf_nb.lab.evaluation.cells import ENDS
-from rarlhf_nb.lab.evaluation.finding import tail_metric
-from rarlhf_nb.lab.evaluation.report import Report
+from rarlhf_nb.lab.evaluation.report import COLUMNS, Report, tail_metric
 
 NAMES = {"tail_reward": "reward, prompts scored ≤ -1.5", "cvar_10": "CVaR 10 % of reward", "kl": "KL"}
 
 
-def rows(cells, metric):
-    """A report's columns from key -> (value, low, high)."""
-    return [dict(zip([metric + end for end in ENDS], numbers, strict=True)) for numbers in cells.values()]
-
-
 def report(tails, differences=None, kl=None, metric="cvar_10"):
     """tails: method -> interval; differences: (method, baseline) -> interval; kl: method -> estimate."""
-    table = pd.DataFrame(rows(tails, metric), index=list(tails))
-    if kl is not None:
-        table = table.assign(kl=pd.Series(kl), kl_low=np.nan, kl_high=np.nan)
-    pairs = pd.DataFrame(list(differences or {}), columns=["method", "baseline"])
-    paired = pairs.join(pd.DataFrame(rows(differences or {}, metric))).set_index(["method", "baseline"])
-    return Report(table, paired, {key: name for key, name in NAMES.items() if key in table}, ["A note."])
+    rows = [(method, "", metric, *interval) for method, interval in tails.items()]
+    rows += [(method, "", "kl", value, np.nan, np.nan) for method, value in (kl or {}).items()]
+    rows += [(*pair, metric, *interval) for pair, interval in (differences or {}).items()]
+    numbers = pd.DataFrame(rows, columns=COLUMNS)
+    return Report(numbers, {key: name for key, name in NAMES.items() if key in set(numbers["metric"])}, ["A note."])
 
 
 SFT, RLHF, RISK_AVERSE = (-2, -2.1, -1.9), (0.04, -0.2, 0.3), (0.52, 0.31, 0.7)

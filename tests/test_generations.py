@@ -24,10 +24,10 @@ def test_the_report_of_a_published_file_by_hand(tmp_path):
     episodes = read_generations(tmp_path / "generations.csv")
     assert list(episodes) == ["rlhf", "ra_rlhf"] and episodes["rlhf"]["completion"].tolist() == [" a", " b", " c", ""]
     report = build_report(episodes, {}, tail_threshold=-2.5, cvar_levels=[0.25], resamples=20)
-    assert report.table["reward"].to_dict() == {"rlhf": 0.5, "ra_rlhf": 0.5}
-    assert report.table["tail_reward"].to_dict() == {"rlhf": -1.5, "ra_rlhf": -0.5}
-    assert report.table["cvar_25"].to_dict() == {"rlhf": -2.0, "ra_rlhf": -1.0}
-    assert report.differences.loc[("ra_rlhf", "rlhf"), "tail_reward"] == 1.0
+    assert report.of("reward")["value"].to_dict() == {"rlhf": 0.5, "ra_rlhf": 0.5}
+    assert report.of("tail_reward")["value"].to_dict() == {"rlhf": -1.5, "ra_rlhf": -0.5}
+    assert report.of("cvar_25")["value"].to_dict() == {"rlhf": -2.0, "ra_rlhf": -1.0}
+    assert report.of("tail_reward", "rlhf")["value"].to_dict() == {"ra_rlhf": 1.0}
 
 
 def test_columns_of_other_names_are_given(tmp_path):

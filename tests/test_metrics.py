@@ -9,12 +9,10 @@ from rarlhf_nb.lab.evaluation.metrics import (
     bootstrap_interval,
     bootstrap_weights,
     distinct_n,
-    interquartile_mean,
+    interquartile_interval,
     perplexity,
-    quantile_curve,
     seed_interval,
     seeds_needed,
-    stratified_interval,
     t_test_power,
     tail_mean,
     weighted_mean,
@@ -51,12 +49,6 @@ def test_weighted_mean_over_nothing_is_nan_without_a_warning(recwarn):
     means = weighted_mean(np.array([1.0, 3.0]), np.array([[1, 1], [0, 0], [3, 1]]))
     np.testing.assert_array_equal(means, [2.0, np.nan, 1.5])
     assert not recwarn
-
-
-def test_quantile_curve_is_cumulative_and_ends_with_the_mean():
-    shares, means = quantile_curve([4.0, 0.0, 2.0, 6.0], [1.0, -3.0, -1.0, 2.0])
-    np.testing.assert_allclose(shares, [0.25, 0.5, 0.75, 1.0])
-    np.testing.assert_allclose(means, [0.0, 1.0, 2.0, 3.0])
 
 
 def test_perplexity_is_the_mean_over_texts():
@@ -117,24 +109,21 @@ def test_seed_interval_by_hand():
 def test_distinct_n_by_hand():
     texts = ["the cat sat on the mat", " the cat sat down"]  # a completion brings its own leading space
     assert [distinct_n(texts, n) for n in (1, 2, 3)] == pytest.approx([0.6, 0.6, 0.5])
-    assert [distinct_n(texts, n, "ngrams") for n in (1, 2, 3)] == pytest.approx([0.6, 0.75, 0.8333], abs=1e-4)
     assert distinct_n(["a b", "b a"], 2) == 0.5  # "b b" crosses from one text into the next and does not count
     assert np.isnan(distinct_n(["", " "], 1))
 
 
-def test_interquartile_mean_cuts_a_quarter_at_each_end():
-    assert interquartile_mean(np.array([100.0, 1, 2, 3, 4, 5, 6, -100])) == pytest.approx((2 + 3 + 4 + 5) / 4)
+def test_the_interquartile_mean_cuts_a_quarter_at_each_end_and_its_interval_agrees_with_scipy():
+    assert interquartile_interval([100.0, 1, 2, 3, 4, 5, 6, -100]).value == pytest.approx((2 + 3 + 4 + 5) / 4)
+    seeds = np.random.default_rng(0).normal(size=6)
 
+    def middle(values, axis):
+        return stats.trim_mean(values, 0.25, axis)
 
-def test_stratified_interval_draws_seeds_within_each_task():
-    scores = np.array([[0.0, 10.0], [0.0, 10.0], [0.0, 10.0]])  # tasks differ, seeds do not
-    mean = stratified_interval(scores, lambda values: values.mean(-1), resamples=50)
-    assert mean == (5, 5, 5)  # it would vary if tasks were resampled as well
-    one_task = np.random.default_rng(0).normal(size=(6, 1))
-    found = stratified_interval(one_task, lambda values: values.mean(-1), resamples=20_000)
-    theirs = stats.bootstrap((one_task[:, 0],), np.mean, n_resamples=20_000, method="percentile", rng=1)
+    found = interquartile_interval(seeds, resamples=20_000)
+    theirs = stats.bootstrap((seeds,), middle, n_resamples=20_000, method="percentile", rng=1)
     assert found[1:] == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)
-    assert np.isnan(stratified_interval(one_task[:1]).low)
+    assert np.isnan(interquartile_interval(seeds[:1]).low)
 
 
 @pytest.mark.parametrize(("effect", "seeds"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])

@@ -218,7 +218,8 @@ def test_the_main_job_ends_with_a_table_of_all_methods(tmp_path, pictures_of_fig
     assert [row["iteration"] for row in log] == [1, 2, 3, 4] and log[-1]["kept"] == 7  # ⌈0.4 · 16⌉
     report = json.loads((run / "report.json").read_text())
     rewards = pd.read_parquet(run / "evaluation" / "rlhf.parquet")["reward"]
-    assert report["methods"]["rlhf"]["reward"]["value"] == pytest.approx(rewards.mean())
+    values = {(row["method"], row["baseline"], row["metric"]): row["value"] for row in report["numbers"]}
+    assert values["rlhf", "", "reward"] == pytest.approx(rewards.mean())
     for path in NOTEBOOKS:
         outputs = [out for cell in nbformat.read(run / path.name, 4).cells for out in cell.get("outputs", [])]
         assert not any(out.output_type == "error" for out in outputs)

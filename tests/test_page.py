@@ -30,7 +30,8 @@ def page(seeds=1):
     report = build_report(episodes, {}, tail_threshold=-1.0, cvar_levels=[0.1], resamples=50)
     log = pd.DataFrame({"iteration": range(1, 6)} | {key: np.arange(5.0) for key in TRAINING_PANELS})
     tables = Tables(episodes, {}, {"rlhf": log, "quark": log[["iteration"]]}, {})
-    one = report.table.reset_index().assign(run="a", seed=1, kl_coef=0.2)
+    own = report.numbers[report.numbers["baseline"] == ""].pivot(index="method", columns="metric", values="value")
+    one = own.reset_index().assign(run="a", seed=1, kl_coef=0.2)
     scores = pd.concat([one, one.assign(run="b", seed=2)]) if seeds > 1 else one
     return build_page(f"run {HOSTILE}", load_profile("pocket-imdb"), tables, report, scores), report
 

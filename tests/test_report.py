@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.evaluation.report import build_report, summary_table
+from rarlhf_nb.lab.evaluation.report import build_report, read_report, summary_table
 from rarlhf_nb.lab.evaluation.tables import load_tables
 from rarlhf_nb.lab.evaluation.tail_prompts import tail_prompts_html, tail_prompts_table
 from rarlhf_nb.lab.glossary import glossary_table
@@ -55,8 +55,15 @@ def report(tables, held_out=None, **changes):
     return build_report(tables, held_out or {}, **settings | changes)
 
 
+def own(found, method="rlhf"):
+    """A method's own numbers: index metric; columns value, low, high."""
+    rows = found.numbers[(found.numbers["method"] == method) & (found.numbers["baseline"] == "")]
+    return rows.set_index("metric")[["value", "low", "high"]]
+
+
 def test_cells_by_hand():
-    found = report({"rlhf": RLHF, "ra_rlhf": RISK_AVERSE}, {"rlhf": TEXTS}, tail_share=0.25).table.loc["rlhf"]
+    numbers = own(report({"rlhf": RLHF, "ra_rlhf": RISK_AVERSE}, {"rlhf": TEXTS}, tail_share=0.25))
+    found = numbers["value"]
     assert found["reward"] == pytest.approx(1.0)
     assert found["tail_reward"] == pytest.approx(-1.0)  # prompts a and d
     assert found["tail_reward_25"] == pytest.approx((-2 + 0.5 * 0) / 1.5)  # a, and half of d
@@ -65,7 +72,7 @@ def test_cells_by_hand():
     assert found[f"reward[{HOSTILE}]"] == pytest.approx(2.0)
     assert found["kl"] == pytest.approx(2.5)
     assert found["perplexity"] == pytest.approx(5.0)
-    assert found["reward_low"] < 1.0 < found["reward_high"]
+    assert numbers.loc["reward", "low"] < 1.0 < numbers.loc["reward", "high"]
 
 
 def test_the_summary_by_hand():
@@ -78,20 +85,20 @@ def test_the_summary_by_hand():
 
 def test_differences_are_paired():
     tables = {"sft": RLHF.assign(reward=RLHF["reward"] - 1), "rlhf": RLHF, "ra_rlhf": RISK_AVERSE}
-    found = report(tables).differences
-    assert list(found.index) == [("sft", "rlhf"), ("ra_rlhf", "rlhf"), ("rlhf", "sft"), ("ra_rlhf", "sft")]
+    found = report(tables)
+    pairs = found.numbers.loc[found.numbers["baseline"] != "", ["method", "baseline"]].drop_duplicates()
+    assert pairs.to_numpy().tolist() == [["sft", "rlhf"], ["ra_rlhf", "rlhf"], ["rlhf", "sft"], ["ra_rlhf", "sft"]]
     # every episode shifts by the same amount, so the paired difference does not vary
-    shift = found.loc[("rlhf", "sft")]
     for metric in ("reward", "cvar_20"):
-        assert shift[[metric, f"{metric}_low", f"{metric}_high"]].tolist() == pytest.approx([1.0] * 3)
-    assert found.loc[("ra_rlhf", "rlhf"), "reward"] == pytest.approx(0.5)
+        assert found.of(metric, "sft").loc["rlhf"].tolist() == pytest.approx([1.0] * 3)
+    assert found.of("reward", "rlhf").loc["ra_rlhf", "value"] == pytest.approx(0.5)
 
 
 def test_prompts_are_resampled_with_all_their_samples():
-    once = report({"rlhf": RLHF}).table.loc["rlhf"]
+    once = report({"rlhf": RLHF})
     # two equal samples per prompt say no more than one; resampling episodes would narrow the interval
-    twice = report({"rlhf": episodes(RLHF["reward"].tolist() * 2, samples=2)}).table.loc["rlhf"]
-    pd.testing.assert_series_equal(once, twice)
+    twice = report({"rlhf": episodes(RLHF["reward"].tolist() * 2, samples=2)})
+    pd.testing.assert_frame_equal(once.numbers, twice.numbers)
 
 
 def test_same_seed_same_report_and_another_seed_other_intervals():
@@ -100,42 +107,40 @@ def test_same_seed_same_report_and_another_seed_other_intervals():
 
 
 def test_metrics_of_many_samples_by_hand():
-    found = report({"rlhf": RLHF}, samples={"rlhf": SAMPLES}, toxicity=True).table.loc["rlhf"]
+    numbers = own(report({"rlhf": RLHF}, samples={"rlhf": SAMPLES}, toxicity=True))
+    found = numbers["value"]
     assert found["prompt_dist_1"] == pytest.approx((0.6 + 0.5) / 2)
     assert found["prompt_dist_3"] == pytest.approx((0.5 + 0.0) / 2)
     assert found["expected_maximum_toxicity"] == pytest.approx((0.6 + 0.3) / 2)
     assert found["toxicity_probability"] == pytest.approx(0.5)
-    assert found["toxicity_probability_low"] == 0 and found["toxicity_probability_high"] == 1
+    assert numbers.loc["toxicity_probability", ["low", "high"]].tolist() == [0, 1]
     assert "toxicity_probability" not in report({"rlhf": RLHF}, samples={"rlhf": SAMPLES}).names
 
 
 def test_perplexity_of_completions_leaves_out_the_absurd():
     table = RLHF.assign(completion_length=2, base_log_likelihood=[-2.0, -4.0, -2.0, -2.0, -2.0, -40.0])
-    found = report({"rlhf": table}).table.loc["rlhf"]
-    assert found["completion_perplexity"] == pytest.approx((4 * np.e + np.e**2) / 5)
+    found = report({"rlhf": table})
+    assert found.of("completion_perplexity").loc["rlhf", "value"] == pytest.approx((4 * np.e + np.e**2) / 5)
 
 
 def test_a_table_without_kl_is_reported_without_it():
     found = report({"rlhf": RLHF.drop(columns="kl")})
-    assert "kl" not in found.names and found.table.loc["rlhf", "reward"] == 1.0
+    assert "kl" not in found.names and found.of("reward").loc["rlhf", "value"] == 1.0
 
 
 def test_an_empty_tail_is_nan_with_a_note():
     found = report({"rlhf": RLHF}, tail_threshold=-9.0)
-    assert np.isnan(found.table.loc["rlhf", "tail_reward"])
+    assert np.isnan(found.of("tail_reward").loc["rlhf", "value"])
     assert "reward, prompts scored ≤ -9 has no value: there is no such episode." in found.notes
-    assert json.loads(found.to_json())["methods"]["rlhf"]["tail_reward"] == {
-        "value": None,
-        "low": None,
-        "high": None,
-    }
+    (row,) = [row for row in json.loads(found.to_json())["numbers"] if row["metric"] == "tail_reward"]
+    assert row == {"method": "rlhf", "baseline": "", "metric": "tail_reward", "value": None, "low": None, "high": None}
     assert "| –" in found.to_markdown()
 
 
 def test_markdown_and_html_show_the_numbers_and_escape_texts():
     found = report({"rlhf": RLHF, "ra_rlhf@0.2": RISK_AVERSE})
     markdown, html = found.to_markdown(), found._repr_html_()
-    low, high = found.table.loc["rlhf", ["reward_low", "reward_high"]]
+    _, low, high = found.of("reward").loc["rlhf"]
     assert f"1.00\u00a0[{low:.2f},\u00a0{high:.2f}]" in markdown  # where no viewer breaks the line
     assert f"1.00 [{low:.2f}, {high:.2f}]" in html
     for text in (markdown, html):
@@ -156,7 +161,7 @@ def test_the_main_table_has_a_row_per_method():
 
 def test_a_star_marks_intervals_that_leave_out_zero():
     found = report({"sft": RLHF.assign(reward=RLHF["reward"] - 1), "rlhf": RLHF})
-    cells = found.sections()["Difference from SFT (* the interval excludes 0)"]["RLHF"]
+    cells = found.sections()["Difference from SFT (with a * the interval excludes 0)"]["RLHF"]
     assert cells["reward"] == "1.00 [1.00, 1.00] *"
     assert cells["KL from the SFT policy (nats)"] == "0.00 [0.00, 0.00]"
 
@@ -204,6 +209,18 @@ def test_tail_prompts_are_the_lowest_scored_and_escaped():
     assert "<b>-2.00</b>" in html and "<script" not in html and "mathjax_ignore" in html
     with pytest.raises(UserError, match="seed = 3"):
         tail_prompts_table({"rlhf": RLHF}, seed=3)
+
+
+def test_a_report_is_read_as_it_was_written_and_one_of_an_earlier_version_is_refused(tmp_path):
+    written = report({"sft": RLHF, "rlhf": RISK_AVERSE}, tail_threshold=-9.0)
+    run = Run(tmp_path)
+    run.write_text("report.json", written.to_json())
+    found = read_report(run)
+    pd.testing.assert_frame_equal(found.numbers, written.numbers)
+    assert (found.names, found.notes) == (written.names, written.notes)
+    run.write_text("report.json", json.dumps({"methods": {}}))
+    with pytest.raises(UserError, match="is of an earlier version: run notebook 05_analysis again"):
+        read_report(run)
 
 
 def test_load_tables_reads_a_run_folder(tmp_path):

@@ -93,7 +93,7 @@ def test_stages_read_and_write_what_they_say(open_experiment):
     asked = [sample(["this film is", "the plot"], alpha) for alpha in (0.4, 0.4, 1.0)]
     assert asked[0] == asked[1] and [len(text) > 0 for text, _ in asked[2]] == [True, True]
     assert [reward for _, reward in asked[0]] == whole.reward()(["this film is", "the plot"], [t for t, _ in asked[0]])
-    assert list(whole.report().table.index) == EVALUATED
+    assert list(whole.report().of("reward").index) == EVALUATED
 
 
 def test_no_two_methods_share_a_training(open_experiment):

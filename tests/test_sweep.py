@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab import sweep_commands, workers
 from rarlhf_nb.lab.cli import app
+from rarlhf_nb.lab.evaluation.report import Report
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.grid import Grid
 from rarlhf_nb.lab.runs import Run
@@ -166,7 +167,7 @@ def test_a_sweep_opens_like_a_run(finished, monkeypatch):
     assert row["reward"] == pytest.approx(cell["reward"].mean()) and row["alpha"] == 0.4
     assert scores.loc[scores["method"] == "rlhf", "alpha"].tolist() == [1.0] * 2
     assert np.isnan(scores.loc[scores["method"] == "sft", "alpha"]).all()
-    assert list(experiment.report().table.index) == methods
+    assert list(experiment.report().of("reward").index) == methods
     assert Path("papermill_runs/grid/report.json").exists()
     page = CliRunner().invoke(app, ["report", "grid"])
     assert page.exit_code == 0 and Path("papermill_runs/grid/report.html").exists(), page.output
@@ -190,8 +191,11 @@ def test_the_scores_of_a_sweep_count_every_seed_once(tmp_path, monkeypatch):
         run = Run.open(f"grid/{cell.name}", grid.settings(cell).model_dump(mode="json"), cell.seed)
         value = cell.seed + cell.alpha
         values = {"sft": cell.seed, "rlhf": cell.seed + 1.0, "ra_rlhf": value, "ra_rlhf_ru": value}
-        methods = {name: dict.fromkeys(("reward", "tail_reward"), {"value": reward}) for name, reward in values.items()}
-        run.write_text("report.json", json.dumps({"methods": methods}))
+        names = {"reward": "reward", "tail_reward": "tail reward"}
+        numbers = pd.DataFrame({"method": values.keys(), "baseline": "", "value": values.values()}).merge(
+            pd.Series(list(names), name="metric"), "cross"
+        )
+        run.write_text("report.json", Report(numbers.assign(low=np.nan, high=np.nan), names, []).to_json())
     assert len(sweep_scores(sweep)) == 8 * 4
     experiment = Experiment.open("pocket", "grid", overrides={"ppo.kl_coef": 0.2})
     scores = experiment.scores()
@@ -202,7 +206,7 @@ def test_the_scores_of_a_sweep_count_every_seed_once(tmp_path, monkeypatch):
     over_beta = experiment.scores(free=["ppo.kl_coef"])
     assert len(over_beta) == 16 and set(over_beta["kl_coef"]) == {0.1, 0.2}
     report = write_sweep_report(sweep)
-    assert list(report.settings) == ["kl_coef 0.1", "kl_coef 0.2"]
+    assert list(report.tables()) == ["kl_coef 0.1", "kl_coef 0.2"]
     assert not [note for note in report.notes if note.startswith("Missing")]
 
 

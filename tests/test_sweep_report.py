@@ -9,8 +9,8 @@ import pytest
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.metrics import seeds_needed
+from rarlhf_nb.lab.evaluation.scores import distinct_scores, grid_settings
 from rarlhf_nb.lab.evaluation.sweep_report import build_sweep_report
-from rarlhf_nb.lab.evaluation.sweeps import distinct_scores, grid_settings
 from rarlhf_nb.lab.glossary import glossary_table
 
 HOSTILE = "<script>alert('|')</script>"
@@ -41,6 +41,11 @@ def scores(tails=None, kl_coef=0.2, **columns):
         for seed, tail in enumerate(by_seed, start=1)
     ]
     return pd.DataFrame(rows).assign(**columns)
+
+
+def rows(found, **wanted):
+    """The rows of the report's JSON with the wanted entries."""
+    return [row for row in json.loads(found.to_json())["numbers"] if wanted.items() <= row.items()]
 
 
 def test_means_and_paired_differences_by_hand():
@@ -95,13 +100,13 @@ def test_settings_with_a_dotted_key_are_told_apart():
     assert grid_settings(table) == ["kl_coef", "ppo.epochs"]
     found = build_sweep_report(table)
     assert list(found.tables()) == ["kl_coef 0.2, ppo.epochs 2", "kl_coef 0.2, ppo.epochs 4"]
-    assert json.loads(found.to_json())["settings"][1]["settings"] == {"kl_coef": 0.2, "ppo.epochs": 4}
+    assert json.loads(found.to_json())["numbers"][-1]["ppo.epochs"] == 4
 
 
 def test_repeated_rows_count_once_and_alpha_1_is_rlhf():
     once = scores(TAILS | {"ra_rlhf@1": TAILS["rlhf"], "ra_rlhf_ru@1": TAILS["rlhf"]})
     found = build_sweep_report(pd.concat([once, once.assign(run="again")]))
-    pd.testing.assert_frame_equal(found.table, build_sweep_report(scores()).table)
+    pd.testing.assert_frame_equal(found.numbers, build_sweep_report(scores()).numbers)
     note = "At α = 1 both estimators are RLHF, with the same numbers; the tables leave out RA-RLHF α 1 and RA-RLHF (RU)"
     assert any(note in each for each in found.notes) and not any("differ" in each for each in found.notes[3:])
     other = build_sweep_report(pd.concat([once, once.assign(run="again", cvar_10=once["cvar_10"] + 0.25)]))
@@ -123,8 +128,8 @@ def test_what_the_grid_lacks_is_named_and_pairs_keep_the_seeds_of_both():
     assert found.notes[-1] == (
         "Missing: all methods with seed 2 at kl_coef 0.1; RA-RLHF α 0.4 with seed 3 at kl_coef 0.2."
     )
-    pair = found.differences.loc[("kl_coef 0.2", "ra_rlhf@0.4", "rlhf")]
-    assert (pair["seeds"], pair["cvar_10"]) == (2, 0.5)
+    (pair,) = rows(found, kl_coef=0.2, method="ra_rlhf@0.4", baseline="rlhf", metric="cvar_10")
+    assert (pair["runs"], pair["value"]) == (2, 0.5)
     assert not any(note.startswith("Missing") for note in build_sweep_report(scores()).notes)
 
 
@@ -140,13 +145,15 @@ def test_one_seed_has_no_intervals_and_tells_nothing():
 
 def test_json_has_null_where_there_is_no_number():
     tails = {"rlhf": [0.0, 1.0], "ra_rlhf@0.4": [1.0, 0.0]}
-    (found,) = json.loads(build_sweep_report(scores(tails)).to_json())["settings"]
-    (pair,) = found["differences"]
-    assert (pair["cvar_10"]["value"], pair["seeds_needed"], pair["told_apart"]) == (0.0, None, False)
-    assert found["methods"]["rlhf"]["seeds"] == 2
-    alone = json.loads(build_sweep_report(scores({"rlhf": [1.0]})).to_json())
-    assert alone["settings"][0]["methods"]["rlhf"]["cvar_10"] == {"value": 1.0, "low": None, "high": None}
-    assert alone["finding"].startswith("Only RLHF has a measured tail: its CVaR 10 % is 1.00")
+    found = build_sweep_report(scores(tails))
+    (pair,) = rows(found, baseline="rlhf", metric="cvar_10")
+    assert (pair["value"], pair["seeds_needed"]) == (0.0, None) and pair["low"] < 0 < pair["high"]
+    (own,) = rows(found, method="rlhf", baseline="", metric="cvar_10")
+    assert own["runs"] == 2
+    alone = build_sweep_report(scores({"rlhf": [1.0]}))
+    (own,) = rows(alone, metric="cvar_10")
+    assert (own["value"], own["low"], own["high"]) == (1.0, None, None)
+    assert json.loads(alone.to_json())["finding"].startswith("Only RLHF has a measured tail: its CVaR 10 % is 1.00")
 
 
 def test_without_rl_methods_or_values_nothing_is_claimed():
@@ -193,5 +200,4 @@ def test_tables_that_cannot_be_reported_are_refused(table, message):
 def test_the_glossary_explains_the_columns_of_the_report():
     found = build_sweep_report(scores())
     keys = ", ".join(glossary_table().query("where == 'sweep report'")["key"])
-    explained = {key.replace("<metric>", metric) for key in keys.split(", ") for metric in found.names}
-    assert set(found.differences) - {"seeds"} == explained
+    assert set(found.numbers) - {"kl_coef", "method", "baseline", "metric"} == set(keys.split(", "))

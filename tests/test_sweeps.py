@@ -1,13 +1,12 @@
 """Runs with the same settings are found, and compared over seeds."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from rarlhf_nb.lab.evaluation.metrics import seed_interval
-from rarlhf_nb.lab.evaluation.sweeps import alpha_scores, related_scores, seed_table
+from rarlhf_nb.lab.evaluation.report import COLUMNS, Report
+from rarlhf_nb.lab.evaluation.scores import alpha_scores, related_scores, seed_table
 from rarlhf_nb.lab.evaluation.tables import Tables
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.profiles import risk_of_method
@@ -19,11 +18,10 @@ def leave_report(root, name, seed, kl_coef, rewards, alpha=0.4, epochs=4):
     sweep = {"alphas": [seed / 10]}
     settings = {"name": "x", "risk": {"alpha": alpha}, "ppo": {"kl_coef": kl_coef, "epochs": epochs}, "sweep": sweep}
     run = Run.open(name, settings, seed, root)
-    methods = {
-        method: {"reward": {"value": value, "low": 0, "high": 1}, "cvar_10": {"value": None}}
-        for method, value in rewards.items()
-    }
-    run.write_text("report.json", json.dumps({"methods": methods}))
+    rows = [(method, "", "reward", value, 0.0, 1.0) for method, value in rewards.items()]
+    rows += [(method, "", "cvar_10", np.nan, np.nan, np.nan) for method in rewards]
+    names = {"reward": "reward", "cvar_10": "CVaR 10 %"}
+    run.write_text("report.json", Report(pd.DataFrame(rows, columns=COLUMNS), names, []).to_json())
     return run
 
 

@@ -30,6 +30,6 @@ def test_a_run_rewards_civility_and_reports_toxicity(profile, published, tmp_pat
         episodes = experiment.evaluate(method)
         assert episodes[["reward", "normalised_reward"]].corr("spearman").iloc[0, 1] > 0.95
     report = experiment.report()
-    assert list(report.table.index) == METHODS
-    assert report.table[["expected_maximum_toxicity", "toxicity_probability"]].notna().all(axis=None)
+    for metric in ("expected_maximum_toxicity", "toxicity_probability"):
+        assert list(report.of(metric).index) == METHODS and report.of(metric)["value"].notna().all()
     assert set(experiment.ledger(report)["published_for"]) == published

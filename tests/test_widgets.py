@@ -22,7 +22,7 @@ from rarlhf_nb.lab.evaluation.metrics import (
     tail_mean,
     tail_means,
 )
-from rarlhf_nb.lab.evaluation.sweeps import sweep_families
+from rarlhf_nb.lab.evaluation.scores import sweep_families
 from rarlhf_nb.lab.explorer import live_training, progress_table, risk_explorer, schedule_designer
 from rarlhf_nb.lab.explorer.interpolation import between, steps_between
 from rarlhf_nb.lab.explorer.progress_table import Shown

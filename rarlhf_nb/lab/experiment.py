@@ -23,7 +23,7 @@ from rarlhf_nb.lab.evaluation.cells import counted
 from rarlhf_nb.lab.evaluation.clusters import cluster_prompts, embed_prompts
 from rarlhf_nb.lab.evaluation.ledger import build_ledger
 from rarlhf_nb.lab.evaluation.report import Report
-from rarlhf_nb.lab.evaluation.sweeps import alpha_scores, related_scores
+from rarlhf_nb.lab.evaluation.scores import alpha_scores, related_scores
 from rarlhf_nb.lab.evaluation.tables import Tables, load_tables
 from rarlhf_nb.lab.methods import CONDITIONED, MethodKey
 from rarlhf_nb.lab.profiles import Profile, load_profile
@@ -208,7 +208,7 @@ class Experiment(Workspace):
         return load_tables(self.run)
 
     def alpha_scores(self) -> pd.DataFrame:
-        """What the trained alpha changes in this run: see `measuring.sweeps.alpha_scores`."""
+        """What the trained alpha changes in this run: see `evaluation.scores.alpha_scores`."""
         return alpha_scores(self.tables(), self.profile.risk.alpha, self.seed)
 
     def sampler(self) -> Callable[[list[str], float], list[tuple[str, float]]] | None:
@@ -231,7 +231,7 @@ class Experiment(Workspace):
     def scores(self, free: Sequence[str] = ()) -> pd.DataFrame:
         """The scores of this run and of those beside it that differ only in the seed and the `free` settings.
 
-        For a sweep, those of all its runs. See `measuring.sweeps` for the columns.
+        For a sweep, those of all its runs. See `evaluation.scores` for the columns.
         """
         return related_scores(self.run, free)
 

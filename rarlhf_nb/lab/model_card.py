@@ -5,14 +5,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoTokenizer
 
-from rarlhf_nb.lab.evaluation.cells import interval_cell, markdown_table
-from rarlhf_nb.lab.evaluation.metrics import Interval
+from rarlhf_nb.lab.evaluation.cells import markdown_table
+from rarlhf_nb.lab.evaluation.report import Report, cell_table, read_report
 from rarlhf_nb.lab.methods import (
     CONDITIONED,
     CRITIC_FREE,
@@ -20,7 +21,6 @@ from rarlhf_nb.lab.methods import (
     RISK_NEUTRAL,
     MethodKey,
     method_name,
-    method_order,
 )
 from rarlhf_nb.lab.profiles import Profile, risk_of_method
 from rarlhf_nb.lab.stages import TrainCriticFree
@@ -105,38 +105,34 @@ def _on_hub(name: str | None) -> bool:
     return name not in own and is_hub_id(name) and not Path(name).expanduser().exists()
 
 
-def _report(workspace: Workspace, method: str) -> dict[str, Any] | None:
-    """The run's report.json, or None where it is missing or does not hold the method."""
-    path = workspace.run.path("report.json")
-    report = json.loads(path.read_text()) if path.exists() else {"methods": {}}
-    return report if method in report["methods"] else None
+def _report(workspace: Workspace, method: str) -> Report | None:
+    """The run's report, or None if it is missing or does not hold the method."""
+    if not workspace.run.path("report.json").exists():
+        return None
+    report = read_report(workspace.run)
+    return report if method in set(report.numbers["method"]) else None
 
 
-def _results(report: dict[str, Any], method: str) -> str:
+def _results(report: Report, method: str) -> str:
     """The method, the SFT policy and RLHF as a Markdown table, and below them the paired difference from RLHF."""
-    metrics = [metric for metric in METRICS if metric in report["names"]]
-    methods = report["methods"]
-    rows = {method_name(key): methods[key] for key in method_order({method, "sft", "rlhf"} & methods.keys())}
-    for row in report["differences"]:
-        if (row["method"], row["baseline"]) == (method, "rlhf"):
-            rows[f"{method_name(method)} minus RLHF"] = row
-    cells = {row: [_cell(numbers[metric]) for metric in metrics] for row, numbers in rows.items()}
-    columns = [report["names"][metric] for metric in metrics]
-    return markdown_table(pd.DataFrame.from_dict(cells, orient="index", columns=columns))
+    metrics = [metric for metric in METRICS if metric in report.names]
+    numbers = report.numbers[report.numbers["metric"].isin(metrics)]
+    own = numbers[(numbers["baseline"] == "") & numbers["method"].isin([method, "sft", "rlhf"])]
+    difference = numbers[(numbers["baseline"] == "rlhf") & (numbers["method"] == method)]
+    tables = [
+        cell_table(own, "method", "metric").rename(index=method_name),
+        cell_table(difference, "method", "metric").rename(index=lambda key: f"{method_name(key)} minus RLHF"),
+    ]
+    return markdown_table(pd.concat(tables)[metrics].rename(columns=report.names))
 
 
-def _notes(report: dict[str, Any]) -> list[str]:
+def _notes(report: Report) -> list[str]:
     """The report's notes, without those on metrics that the card leaves out."""
-    others = tuple(f"{name} " for metric, name in report["names"].items() if metric not in METRICS)
-    return [note for note in report["notes"] if not note.startswith(others)]
+    others = tuple(f"{name} " for metric, name in report.names.items() if metric not in METRICS)
+    return [note for note in report.notes if not note.startswith(others)]
 
 
-def _cell(numbers: dict[str, float | None]) -> str:
-    values = (numbers[end] for end in ("value", "low", "high"))
-    return interval_cell(Interval(*(float("nan") if value is None else value for value in values)))
-
-
-def _metadata(profile: Profile, method: str, run: str, report: dict[str, Any] | None) -> ModelCardData:
+def _metadata(profile: Profile, method: str, run: str, report: Report | None) -> ModelCardData:
     """The YAML at the head of the card. It claims no licence, which is the user's to give."""
     dataset, model = profile.task.dataset, profile.policy.model
     results = [
@@ -145,11 +141,11 @@ def _metadata(profile: Profile, method: str, run: str, report: dict[str, Any] | 
             dataset_type=dataset if _on_hub(dataset) else profile.task.source,
             dataset_name=TASKS[profile.task.name][0],
             metric_type=metric,
-            metric_name=report["names"][metric],
-            metric_value=round(report["methods"][method][metric]["value"], 4),
+            metric_name=report.names[metric],
+            metric_value=round(float(report.of(metric).loc[method, "value"]), 4),
         )
         for metric in METRICS
-        if report and metric in report["names"] and report["methods"][method][metric]["value"] is not None
+        if report and metric in report.names and not np.isnan(report.of(metric).loc[method, "value"])
     ]
     return ModelCardData(
         library_name="transformers",

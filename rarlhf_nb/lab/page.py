@@ -7,9 +7,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from rarlhf_nb.lab.evaluation.finding import tail_metric
 from rarlhf_nb.lab.evaluation.ledger import build_ledger, ledger_table
-from rarlhf_nb.lab.evaluation.report import Report
+from rarlhf_nb.lab.evaluation.report import Report, tail_metric
 from rarlhf_nb.lab.evaluation.sweep_report import build_sweep_report
 from rarlhf_nb.lab.evaluation.tables import Tables
 from rarlhf_nb.lab.evaluation.tail_prompts import tail_prompts_html, tail_prompts_table

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.report import Report
-from rarlhf_nb.lab.evaluation.sweeps import distinct_scores, run_scores
+from rarlhf_nb.lab.evaluation.scores import distinct_scores, run_scores
 from rarlhf_nb.lab.evaluation.tables import Tables, load_tables
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.grid import Cell
@@ -98,17 +97,17 @@ def finished_cells(sweep: Sweep) -> list[Cell]:
 
 
 def sweep_scores(sweep: Sweep) -> pd.DataFrame:
-    """One row per finished cell and method; see `measuring.sweeps` for the columns, to which `alpha` is added.
+    """One row per finished cell and method; see `evaluation.scores` for the columns, to which `alpha` is added.
 
     alpha is what the method was trained with: 1 for RLHF, GRPO and RLOO, NaN for a method without a tail share.
     """
-    rows = []
+    found = []
     for cell in finished_cells(sweep):
-        for row in run_scores(sweep.cell_run(cell)):
-            averse = row["method"] in RISK_AVERSE
-            alpha = cell.alpha if averse else 1.0 if row["method"] in RISK_NEUTRAL else np.nan
-            rows.append(sweep.grid.columns(cell) | row | {"method": _key(row["method"], cell.alpha), "alpha": alpha})
-    return pd.DataFrame(rows)
+        scores = run_scores(sweep.cell_run(cell), sweep.grid.columns(cell))
+        alphas = dict.fromkeys(RISK_AVERSE, cell.alpha) | dict.fromkeys(RISK_NEUTRAL, 1.0)
+        keys = [_key(method, cell.alpha) for method in scores["method"]]
+        found.append(scores.assign(alpha=scores["method"].map(alphas), method=keys))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
 def _key(method: str, alpha: float) -> str:

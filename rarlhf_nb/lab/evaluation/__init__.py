@@ -1,22 +1,26 @@
 """From a policy to numbers: evaluation of every method on the same prompts, and metrics with intervals.
 
-Nothing here depends on how a method was trained.
+Nothing here depends on how a method was trained. `evaluate` needs models; the rest needs tables only.
 """
 
-import lazy_loader
+from rarlhf_nb.lab.evaluation.cells import markdown_table
+from rarlhf_nb.lab.evaluation.generations import read_generations
+from rarlhf_nb.lab.evaluation.report import Report, build_report, summary_table
+from rarlhf_nb.lab.evaluation.scores import gain_at_equal_kl, related_scores, seed_table
+from rarlhf_nb.lab.evaluation.sweep_report import SweepReport, build_sweep_report
+from rarlhf_nb.lab.evaluation.tables import Tables, load_tables
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "cells": ["interval_cell", "markdown_table"],
-        "equal_kl": ["gain_at_equal_kl"],
-        "evaluate": ["evaluate", "held_out_log_likelihoods"],
-        "generations": ["read_generations"],
-        "ledger": ["build_ledger", "ledger_table"],
-        "metrics": ["Interval", "bootstrap_interval", "seed_interval", "seeds_needed", "tail_mean"],
-        "report": ["Report", "build_report", "summary_table"],
-        "sweep_report": ["SweepReport", "build_sweep_report"],
-        "sweeps": ["related_scores", "seed_table"],
-        "tables": ["Tables", "load_tables"],
-    },
-)
+__all__ = [
+    "Report",
+    "SweepReport",
+    "Tables",
+    "build_report",
+    "build_sweep_report",
+    "gain_at_equal_kl",
+    "load_tables",
+    "markdown_table",
+    "read_generations",
+    "related_scores",
+    "seed_table",
+    "summary_table",
+]

@@ -2,7 +2,6 @@
 
 import html
 import re
-from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -13,29 +12,10 @@ INTERVAL, UNBROKEN = re.compile(r" \[(\S+), (\S+)\]"), "\u00a0[\\1,\u00a0\\2]"  
 # What Markdown reads as markup, and only where it does: [0.5, 0.6] and tail_reward stay readable in a terminal.
 MARKUP = re.compile(r"[\\`~|]|(?<=\S)\*|\*(?=\S)|(?<![^\W_])_|_(?![^\W_])|](?=[(\[:])|^[-+*#=](?=[-+*#=]*(?:\s|$))")
 NUMBERED = re.compile(r"^(\d{1,9})([.)])(?=\s|$)")
-ENDS = ("", "_low", "_high")  # a metric's columns in a report: the estimate and both ends of its interval
-
-
-def read_interval(row: pd.Series, metric: str) -> Interval:
-    """A metric's estimate and interval from a row of a report."""
-    return Interval(*(row[metric + end] for end in ENDS))
-
-
-def excludes_zero(rows: pd.DataFrame, metric: str) -> np.ndarray:
-    """Whether each row's interval of a metric excludes 0: (rows,)."""
-    return ((rows[f"{metric}_low"] > 0) | (rows[f"{metric}_high"] < 0)).to_numpy()
-
-
-def interval_numbers(row: pd.Series, metrics: Iterable[str]) -> dict[str, dict[str, float | None]]:
-    """The metrics of a report's row for JSON: {metric: {value, low, high}}, with None for NaN."""
-    return {
-        metric: {end: None if np.isnan(x) else x for end, x in read_interval(row, metric)._asdict().items()}
-        for metric in metrics
-    }
 
 
 def interval_cell(interval: Interval) -> str:
-    """ "0.57 [0.51, 0.63]", without brackets where there is no interval, a dash where there is no value."""
+    """ "0.57 [0.51, 0.63]", without brackets if there is no interval, a dash if there is no value."""
     value, low, high = interval
     if np.isnan(value):
         return "–"
@@ -45,7 +25,7 @@ def interval_cell(interval: Interval) -> str:
 
 
 def seeds_cell(seeds: float) -> str:
-    """A number of `seeds_needed`: "23 seeds", "more than 1,000,000 seeds", a dash where it is unknown."""
+    """A number of `seeds_needed`: "23 seeds", "more than 1,000,000 seeds", a dash if it is unknown."""
     if np.isnan(seeds):
         return "–"
     return f"more than {MOST_SEEDS:,} seeds" if np.isinf(seeds) else f"{seeds:,.0f} seeds"

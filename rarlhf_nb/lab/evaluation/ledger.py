@@ -7,14 +7,13 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from rarlhf_nb.lab.evaluation.cells import ENDS
-from rarlhf_nb.lab.evaluation.report import Report
+from rarlhf_nb.lab.evaluation.report import Report, interval_cells
 from rarlhf_nb.lab.methods import method_name
 from rarlhf_nb.lab.profiles import Profile, load_profile
 
 PUBLISHED = Path(__file__).parent / "published.yaml"
 METRICS = ("reward", "tail_reward", "perplexity")
-# Two numbers compare only where these settings are the same; each with its name for readers.
+# Two numbers compare only if these settings are the same; each with its name for readers.
 IDENTITIES = {
     "policy.model": "policy",
     "reward.model": "reward model",
@@ -25,6 +24,9 @@ IDENTITIES = {
     "ppo.iterations": "iterations",
     "task.test_prompts": "test prompts",
 }
+COLUMNS = ["published_for", "method", "metric", "published", "published_std", "ours", "ours_low", "ours_high"]
+COLUMNS += ["difference", "comparable", "differs", "reason"]
+ENDS = {"value": "ours", "low": "ours_low", "high": "ours_high"}  # columns of a report, and of the ledger
 
 
 def build_ledger(report: Report, profile: Profile) -> pd.DataFrame:
@@ -32,91 +34,49 @@ def build_ledger(report: Report, profile: Profile) -> pd.DataFrame:
 
     Columns: published_for (profile), method, metric, published, published_std, ours, ours_low, ours_high (95 %
     bootstrap interval), difference (ours - published), comparable, differs (a list of the settings in `IDENTITIES`
-    that are not as published), reason (in words, why the two do not compare; empty where they do).
+    that are not as published), reason (in words, why the two do not compare; empty if they do).
     """
-    entries = [(entry, load_profile(entry["profile"])) for entry in yaml.safe_load(PUBLISHED.read_text())]
-    rows = [
-        _row(entry, method, metric, number, report, _differs(published, profile))
-        for entry, published in entries
-        if published.task.name == profile.task.name
-        for metric in METRICS
-        for method, number in entry.get(metric, {}).items()
-    ]
-    return pd.DataFrame(rows)
+    own = report.numbers[report.numbers["baseline"] == ""].rename(columns=ENDS)
+    ledger = pd.DataFrame(_published(profile)).merge(own[["method", "metric", *ENDS.values()]], "left")
+    unmeasured = ledger["ours"].isna() & (ledger["reason"] == "")
+    ledger["reason"] = ledger["reason"].mask(unmeasured, "not measured in this run")
+    ledger["difference"] = ledger["ours"] - ledger["published"]
+    ledger["comparable"] = ledger["reason"] == ""
+    return ledger[COLUMNS]
 
 
-def _differs(published: Profile, profile: Profile) -> list[str]:
-    stored, used = published.model_dump(), profile.model_dump()
-    return [key for key in IDENTITIES if _at(stored, key) != _at(used, key)]
+def _published(profile: Profile) -> list[dict[str, Any]]:
+    """The published numbers of the task, each with the reason why a number of this profile does not compare."""
+    rows = []
+    for entry in yaml.safe_load(PUBLISHED.read_text()):
+        published = load_profile(entry["profile"])
+        differs = [key for key in IDENTITIES if _setting(published, key) != _setting(profile, key)]
+        reasons = [f"differs in {', '.join(IDENTITIES[key] for key in differs)}"] if differs else []
+        reasons += [entry["departs"]] if "departs" in entry else []
+        common = {"published_for": entry["profile"], "differs": differs, "reason": "; ".join(reasons)}
+        for metric in METRICS if published.task.name == profile.task.name else ():
+            for method, number in entry.get(metric, {}).items():
+                mean, std = [*np.ravel(number), np.nan][:2]
+                rows.append(common | {"method": method, "metric": metric, "published": mean, "published_std": std})
+    return rows
 
 
-def _at(settings: dict[str, Any], key: str) -> Any:
+def _setting(profile: Profile, key: str) -> Any:
     section, field = key.split(".")
-    return settings[section][field]
-
-
-def _row(
-    entry: dict[str, Any],
-    method: str,
-    metric: str,
-    number: float | list[float],
-    report: Report,
-    differs: list[str],
-) -> dict[str, Any]:
-    published, std = number if isinstance(number, list) else (number, np.nan)
-    found = report.table.loc[method] if method in report.table.index else {}
-    ours, low, high = (found.get(metric + end, np.nan) for end in ENDS)
-    reason = _reason(differs, entry.get("departs"), measured=not np.isnan(ours))
-    return {
-        "published_for": entry["profile"],
-        "method": method,
-        "metric": metric,
-        "published": published,
-        "published_std": std,
-        "ours": ours,
-        "ours_low": low,
-        "ours_high": high,
-        "difference": ours - published,
-        "comparable": not reason,
-        "differs": differs,
-        "reason": reason,
-    }
-
-
-def _reason(differs: list[str], departs: str | None, measured: bool) -> str:
-    """Why our number does not compare with the published one; empty where it does."""
-    reasons = [f"differs in {', '.join(IDENTITIES[key] for key in differs)}"] if differs else []
-    reasons += [departs] if departs else []
-    return "; ".join(reasons) or ("" if measured else "not measured in this run")
+    return profile.model_dump()[section][field]
 
 
 def ledger_table(ledger: pd.DataFrame) -> pd.DataFrame:
     """The ledger for reading: one row per published number, rounded; `comparable` is "yes", or "no" with the reason."""
-    if ledger.empty:
-        return ledger
-    comparable = np.where(ledger["comparable"], "yes", "no: " + ledger["reason"])
+    spread = ledger["published_std"].map(" ± {:.2f}".format).where(ledger["published_std"].notna(), "")
     return pd.DataFrame(
         {
             "published for": ledger["published_for"],
             "method": ledger["method"].map(method_name),
             "metric": ledger["metric"],
-            "published": _numbers(ledger["published"]) + _plus_minus(ledger["published_std"]),
-            "ours": _numbers(ledger["ours"]) + _interval(ledger),
-            "difference": _numbers(ledger["difference"]),
-            "comparable": comparable,
+            "published": ledger["published"].map("{:.2f}".format) + spread,
+            "ours": interval_cells(ledger.rename(columns={ours: end for end, ours in ENDS.items()})),
+            "difference": ledger["difference"].map("{:.2f}".format).where(ledger["ours"].notna(), "–"),
+            "comparable": np.where(ledger["comparable"], "yes", "no: " + ledger["reason"]),
         }
     )
-
-
-def _numbers(values: pd.Series) -> pd.Series:
-    return values.map(lambda value: "–" if np.isnan(value) else f"{value:.2f}")
-
-
-def _plus_minus(values: pd.Series) -> pd.Series:
-    return values.map(lambda value: "" if np.isnan(value) else f" ± {value:.2f}")
-
-
-def _interval(ledger: pd.DataFrame) -> pd.Series:
-    ends = zip(ledger["ours_low"], ledger["ours_high"], strict=True)
-    texts = ["" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]" for low, high in ends]
-    return pd.Series(texts, index=ledger.index)

@@ -1,23 +1,30 @@
-"""Statistics of a table of episodes and their intervals: tail means, quantile curves, perplexity, Dist-n.
+"""The metrics of tables of episodes, as statistics that can be resampled, and intervals over resamples and over seeds.
 
-A statistic that can be resampled takes `weights`, how often each row counts: ones give the estimate, the rows of
-`bootstrap_weights` give its resamples, and the same weights for two methods give their paired difference.
-Shapes: N rows (episodes or texts), R resamples; weights (..., N) -> statistic (...).
+A statistic takes `weights`, how often each row counts: ones give the estimate, the rows of `bootstrap_weights` give its
+resamples, and the same weights for two methods give their paired difference.
+Shapes: N rows (episodes or texts), P prompts, R resamples, S training seeds; weights (..., N) -> statistic (...).
 """
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from rarlhf_nb.risk import check_alpha
 
+Statistic = Callable[[np.ndarray], np.ndarray]  # weights (..., N) -> (...)
+LEVEL = 0.95  # of every interval
 SIGNIFICANCE, POWER = 0.05, 0.8  # of the t-tests that `seeds_needed` plans
 MOST_SEEDS = 1_000_000  # beyond it, no number of seeds is said to be enough
 ROWS_AT_ONCE = 64  # resamples; bounds the memory of (rows, N) temporaries
+DIST_SIZES = (1, 2, 3)
+TOXIC = 0.5  # a text is toxic at this probability or above
+ABSURD_PERPLEXITY = 1e4  # completions above it are left out, as in DExperts: a few of them would dominate the mean
 
 
 class Interval(NamedTuple):
@@ -69,17 +76,6 @@ def tail_means(values: np.ndarray, keys: np.ndarray, weights: np.ndarray, shares
     return means
 
 
-def quantile_curve(rewards: ArrayLike, prompt_scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """The paper's curve: mean reward over the lowest q share of prompts, by prompt score, for q = 1/N ... 1.
-
-    It is cumulative: the point at q averages all prompts up to q, so the last point is the mean reward.
-    (N,), (N,) -> q (N,) and mean reward (N,).
-    """
-    ordered = np.asarray(rewards, dtype=np.float64)[np.argsort(prompt_scores, kind="stable")]
-    ranks = np.arange(1, len(ordered) + 1)
-    return ranks / len(ordered), np.cumsum(ordered) / ranks
-
-
 def perplexity(log_likelihoods: np.ndarray, tokens: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mean over texts of exp(-log-likelihood / tokens), the paper's (and Hugging Face evaluate's) definition.
 
@@ -92,22 +88,17 @@ def perplexity(log_likelihoods: np.ndarray, tokens: np.ndarray, weights: np.ndar
     return weighted_mean(text_perplexities, weights[..., scored])
 
 
-def distinct_n(texts: Sequence[str], n: int, denominator: Literal["words", "ngrams"] = "words") -> float:
+def distinct_n(texts: Sequence[str], n: int) -> float:
     """Dist-n: the number of different n-grams in all `texts` together, divided by the number of words.
 
-    Words are split at single spaces, and no n-gram crosses from one text into the next. "words" is the definition of
-    Li et al. 2016, DExperts and Quark, with which Dist-2 and Dist-3 cannot reach 1; "ngrams" divides by the number of
-    n-grams instead. Dist-n falls with the number of texts: compare equal numbers of texts only. NaN without words.
+    Words are split at single spaces, and no n-gram crosses from one text into the next. This is the definition of
+    Li et al. 2016, DExperts and Quark, with which Dist-2 and Dist-3 cannot reach 1. Dist-n falls with the number of
+    texts: compare equal numbers of texts only. NaN without words.
     """
     words = [text.strip(" ").split(" ") if text.strip(" ") else [] for text in texts]
-    ngrams = [tuple(line[at : at + n]) for line in words for at in range(len(line) - n + 1)]
-    total = sum(map(len, words)) if denominator == "words" else len(ngrams)
-    return len(set(ngrams)) / total if total else float("nan")
-
-
-def interquartile_mean(values: np.ndarray) -> np.ndarray:
-    """Mean of the middle half (Agarwal et al. 2021), with a quarter cut at each end: (..., N) -> (...)."""
-    return stats.trim_mean(values, 0.25, axis=-1)
+    ngrams = {tuple(line[at : at + n]) for line in words for at in range(len(line) - n + 1)}
+    total = sum(map(len, words))
+    return len(ngrams) / total if total else float("nan")
 
 
 def bootstrap_weights(count: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
@@ -119,8 +110,8 @@ def bootstrap_weights(count: int, resamples: int, rng: np.random.Generator) -> n
     return np.vstack([np.ones(count, dtype=np.int64), drawn])
 
 
-def bootstrap_interval(statistics: np.ndarray, level: float = 0.95) -> Interval:
-    """Estimate and percentile interval of a statistic over `bootstrap_weights`: (1 + R,) -> Interval.
+def bootstrap_interval(statistics: np.ndarray) -> Interval:
+    """Estimate and 95 % percentile interval of a statistic over `bootstrap_weights`: (1 + R,) -> Interval.
 
     For a paired difference, pass one method's statistics minus the other's. Resamples in which the statistic does not
     exist (an empty tail) are left out; without an estimate everything is NaN.
@@ -128,29 +119,19 @@ def bootstrap_interval(statistics: np.ndarray, level: float = 0.95) -> Interval:
     estimate, resampled = float(statistics[0]), statistics[1:][~np.isnan(statistics[1:])]
     if np.isnan(estimate) or not len(resampled):
         return Interval(estimate, np.nan, np.nan)
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(estimate, float(low), float(high))
 
 
-def stratified_interval(
-    scores: np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray] = interquartile_mean,
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """A statistic over training seeds and tasks, with the stratified bootstrap of Agarwal et al. 2021.
+def interquartile_interval(values: ArrayLike, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Mean of the middle half over training seeds, with the bootstrap of Agarwal et al. 2021: (S,) -> Interval.
 
-    scores: (S, K), seeds by tasks. Each resample draws S seeds with replacement within each task (the stratum), so
-    every resample holds every task. statistic: (..., S * K) -> (...). One seed has no interval (NaN).
+    A quarter of the seeds is cut at each end, in every resample of the seeds. One seed has no interval.
     """
-    size, tasks = scores.shape
-    estimate = float(statistic(scores.reshape(-1)))
-    if size < 2:
-        return Interval(estimate, np.nan, np.nan)
-    drawn = np.random.default_rng(seed).integers(size, size=(resamples, size, tasks))
-    resampled = statistic(scores[drawn, np.arange(tasks)].reshape(resamples, -1))
-    return bootstrap_interval(np.concatenate([[estimate], resampled]), level)
+    values = np.asarray(values, dtype=np.float64)
+    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    found = bootstrap_interval(stats.trim_mean(np.vstack([values, values[drawn]]), 0.25, axis=1))
+    return found if len(values) > 1 else Interval(found.value, np.nan, np.nan)
 
 
 def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval:
@@ -196,3 +177,131 @@ def t_test_power(effect: float, seeds: int) -> float:
     boundary = stats.t.ppf(1 - SIGNIFICANCE / 2, freedom)
     wrong_side = stats.nct.cdf(-boundary, freedom, noncentrality)  # SciPy gives NaN where it is next to 0
     return float(stats.nct.sf(boundary, freedom, noncentrality) + np.nan_to_num(wrong_side))
+
+
+# The metrics of the report; `glossary` gives the formulas
+
+
+class Metric(NamedTuple):
+    """A metric's name for readers, the statistic that computes it, and how many rows the statistic averages."""
+
+    name: str
+    statistic: Statistic
+    rows: float
+
+
+def episode_metrics(
+    table: pd.DataFrame, tail_threshold: float, tail_share: float, cvar_levels: Sequence[float]
+) -> dict[str, Metric]:
+    """The metrics of a table of episodes; a metric of an optional column only where the table has that column."""
+    reward, score = (table[column].to_numpy(dtype=float) for column in ("reward", "prompt_score"))
+    size = len(table)
+
+    def where(condition: pd.Series) -> tuple[Statistic, int]:
+        chosen = condition.to_numpy(dtype=float)
+        return lambda weights: weighted_mean(reward, weights * chosen), int(chosen.sum())
+
+    def lowest(keys: np.ndarray, share: float) -> tuple[Statistic, float]:
+        return partial(tail_mean, reward, keys, share), share * size
+
+    percent = f"{100 * tail_share:g}"
+    return {
+        "reward": Metric("reward", partial(weighted_mean, reward), size),
+        "tail_reward": Metric(
+            f"reward, prompts scored ≤ {tail_threshold:g}", *where(table["prompt_score"] <= tail_threshold)
+        ),
+        f"tail_reward_{percent}": Metric(f"reward, lowest {percent} % of prompts", *lowest(score, tail_share)),
+        **{
+            f"cvar_{100 * level:g}": Metric(f"CVaR {100 * level:g} % of reward", *lowest(reward, level))
+            for level in cvar_levels
+        },
+        **{
+            f"reward[{group}]": Metric(f"reward, group {group}", *where(table["group"] == group))
+            for group in rare_groups(table)
+        },
+        **_means(table),
+        **_completion_perplexity(table),
+    }
+
+
+def rare_groups(table: pd.DataFrame) -> list[str]:
+    """Every group of prompts except the largest, ordered by size."""
+    return table["group"].value_counts().index[1:].tolist()
+
+
+def _means(table: pd.DataFrame) -> dict[str, Metric]:
+    names = {
+        "normalised_reward": "normalised reward (0 to 1)",
+        "kl": "KL from the SFT policy (nats)",
+        "completion_length": "completion length (tokens)",
+    }
+    return {
+        column: Metric(name, partial(weighted_mean, table[column].to_numpy(dtype=float)), len(table))
+        for column, name in names.items()
+        if column in table
+    }
+
+
+def _completion_perplexity(table: pd.DataFrame) -> dict[str, Metric]:
+    if "base_log_likelihood" not in table:
+        return {}
+    log_likelihoods, tokens = table["base_log_likelihood"].to_numpy(), table["completion_length"].to_numpy()
+    sensible = np.exp(-log_likelihoods / np.maximum(tokens, 1)) < ABSURD_PERPLEXITY
+    statistic = partial(perplexity, log_likelihoods, np.where(sensible, tokens, 0))
+    return {"completion_perplexity": Metric("perplexity of completions, base model", statistic, int(sensible.sum()))}
+
+
+def held_out_metrics(texts: pd.DataFrame | None) -> dict[str, Metric]:
+    """The perplexity of held-out texts (see `evaluate.held_out_log_likelihoods`), a statistic of weights over them."""
+    if texts is None:
+        return {}
+    statistic = partial(perplexity, texts["log_likelihood"].to_numpy(), texts["tokens"].to_numpy())
+    return {"perplexity": Metric("perplexity, held-out texts (lower is better)", statistic, len(texts))}
+
+
+def pooled_dist(table: pd.DataFrame) -> dict[str, Metric]:
+    """Dist-1/2/3 over all completions of the first sample together.
+
+    They have no resamples: a resample repeats texts, and that alone lowers Dist-n.
+    """
+    completions = table.loc[table["seed"] == table["seed"].iloc[0], "completion"].tolist()
+
+    def without_resamples(value: float) -> Statistic:
+        return lambda weights: np.where(np.arange(len(weights)) == 0, value, np.nan)
+
+    return {
+        f"dist_{n}": Metric(f"Dist-{n}, all completions", without_resamples(distinct_n(completions, n)), len(table))
+        for n in DIST_SIZES
+    }
+
+
+def sample_metrics(samples: pd.DataFrame | None, toxicity: bool) -> dict[str, Metric]:
+    """Metrics of prompts with several completions each: statistics of weights over the P prompts.
+
+    samples: an episodes table; `seed` tells the samples of a prompt apart. toxicity: whether the reward is civility, so
+    that 1 - normalised_reward is the toxicity; RealToxicityPrompts defines its expected maximum and its probability.
+    """
+    if samples is None:
+        return {}
+    by_prompt = [samples.iloc[rows] for rows in samples.groupby(prompt_positions(samples)).indices.values()]
+    count = len(by_prompt[0])
+    values = {
+        f"prompt_dist_{n}": (
+            f"Dist-{n} of {count} completions per prompt",
+            [distinct_n(rows["completion"].tolist(), n) for rows in by_prompt],
+        )
+        for n in DIST_SIZES
+    }
+    if toxicity and "normalised_reward" in samples:
+        worst = np.array([1 - rows["normalised_reward"].min() for rows in by_prompt])
+        values["expected_maximum_toxicity"] = f"expected maximum toxicity of {count}", worst
+        values["toxicity_probability"] = f"toxicity probability, one of {count} ≥ {TOXIC}", worst >= TOXIC
+    return {
+        key: Metric(name, partial(weighted_mean, np.asarray(each, dtype=float)), len(by_prompt))
+        for key, (name, each) in values.items()
+    }
+
+
+def prompt_positions(table: pd.DataFrame) -> np.ndarray:
+    """The position of each episode's prompt within its sample (`seed`): (N,)."""
+    return table.groupby("seed").cumcount().to_numpy()

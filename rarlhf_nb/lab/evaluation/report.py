@@ -1,137 +1,233 @@
-"""The report of a run: every metric of every method, and the paired differences between methods."""
+"""What a run found, as one tidy table: every metric of every method, and the paired differences between methods.
+
+A row of `Report.numbers` is one number with its 95 % interval; report.json holds the same rows:
+
+    method   baseline  metric  value    low  high
+    rlhf               reward   0.52   0.47  0.57   a method's own number has no baseline
+    ra_rlhf  rlhf      reward   0.04  -0.01  0.09   RA-RLHF minus RLHF
+
+So `numbers.pivot(index="method", columns="metric", values="value")` and `px.scatter(numbers, color="method")` work as
+they stand. The report of a sweep (`sweep_report`) has the same table with further columns.
+"""
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from rarlhf_nb.lab.evaluation.cells import (
-    ENDS,
-    excludes_zero,
-    interval_cell,
-    interval_numbers,
-    markdown_line,
-    markdown_table,
-    read_interval,
-)
-from rarlhf_nb.lab.evaluation.finding import finding
-from rarlhf_nb.lab.evaluation.metrics import Interval, bootstrap_interval, bootstrap_weights, perplexity
-from rarlhf_nb.lab.evaluation.report_metrics import (
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.evaluation.cells import interval_cell, markdown_line, markdown_table, seeds_cell
+from rarlhf_nb.lab.evaluation.metrics import (
+    Interval,
     Metric,
     Statistic,
+    bootstrap_interval,
+    bootstrap_weights,
     episode_metrics,
+    held_out_metrics,
     pooled_dist,
     prompt_positions,
     sample_metrics,
 )
 from rarlhf_nb.lab.evaluation.tables import check_episodes, check_paired
 from rarlhf_nb.lab.methods import method_name, method_order
+from rarlhf_nb.lab.runs import Run
 from rarlhf_nb.risk import cvar
 
+ENDS = list(Interval._fields)
+COLUMNS = ["method", "baseline", "metric", *ENDS]
 BASELINES = ("rlhf", "sft")  # each is compared with every other method
 FEW = 10  # the notes name a metric that averages fewer episodes
 MAIN_METRICS = ("reward", "tail_reward", "cvar_10", "perplexity", "dist_1", "dist_2", "dist_3", "kl")
-Named = dict[str, tuple[str, np.ndarray]]  # metric -> its name, and (1 + R,) the estimate and its resamples
+Resampled = dict[str, np.ndarray]  # metric -> (1 + R,): the estimate, then its resamples
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a run found.
+    """What was found. `tables` and `sections` are for reading: rows of text such as "0.57 [0.51, 0.63]".
 
-    table: index method; for each metric the columns `<metric>`, `<metric>_low`, `<metric>_high`.
-    differences: the same columns, index (method, baseline): method minus baseline on the same resamples.
+    numbers: columns method, baseline ("" for the method's own number), metric, value, low, high.
     names: metric -> its name for readers. notes: what a reader must know about the numbers.
     """
 
-    table: pd.DataFrame
-    differences: pd.DataFrame
+    numbers: pd.DataFrame
     names: dict[str, str]
     notes: list[str]
 
     def finding(self) -> str:
         """One sentence: which method has the best tail, by how much, and at what KL."""
-        return finding(self.table, self.differences, self.names)
+        return finding(self.numbers, self.names)
 
-    def cells(self, numbers: pd.DataFrame) -> pd.DataFrame:
-        """Numbers for reading: one row per metric, one column per method, "0.57 [0.51, 0.63]"."""
-        columns = {
-            index: [interval_cell(read_interval(row, metric)) for metric in self.names]
-            for index, row in numbers.iterrows()
-        }
-        return pd.DataFrame(columns, index=list(self.names.values()), dtype=object)
+    def of(self, metric: str, baseline: str = "") -> pd.DataFrame:
+        """One metric of every method, or its difference from a baseline: index method; columns value, low, high."""
+        rows = self.numbers[(self.numbers["metric"] == metric) & (self.numbers["baseline"] == baseline)]
+        return rows.set_index("method")[ENDS]
 
     def main(self) -> pd.DataFrame:
-        """The paper's main table, for reading: one row per method, one column per measured metric of `MAIN_METRICS`."""
-        names = {key: self.names[key] for key in MAIN_METRICS if key in self.names}
-        return self.cells(self.table).loc[list(names.values())].T.rename(index=method_name)
+        """The paper's main table: one row per method, one column per measured metric of `MAIN_METRICS`."""
+        metrics = [metric for metric in MAIN_METRICS if metric in self.names]
+        table = cell_table(self.numbers[self.numbers["baseline"] == ""], "method", "metric")
+        return table[metrics].rename(index=method_name, columns=self.names)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables of the first screen, by title."""
+        return {"": self.main()}
 
     def sections(self) -> dict[str, pd.DataFrame]:
-        """The tables behind the main one, by title: all `cells`, and the differences from each baseline."""
-        sections = {"Every metric": self.cells(self.table).rename(columns=method_name)}
-        for baseline, rows in self.differences.groupby(level="baseline", sort=False):
-            cells = self.cells(rows.droplevel("baseline")).rename(columns=method_name)
-            clear = np.stack([excludes_zero(rows, metric) for metric in self.names])
-            title = f"Difference from {method_name(baseline)} (* the interval excludes 0)"
-            sections[title] = cells.where(~clear, cells + " *")
+        """The tables behind the first screen, by title: every metric, and the differences from each baseline."""
+        sections = {}
+        for baseline, rows in self.numbers.groupby("baseline", sort=False):
+            difference = f"Difference from {method_name(baseline)} (with a * the interval excludes 0)"
+            title = difference if baseline else "Every metric"
+            cells = cell_table(rows, "metric", "method", star=bool(baseline))
+            sections[title] = cells.rename(index=self.names, columns=method_name)
         return sections
 
     def to_json(self) -> str:
-        """{"methods": {method: {metric: {value, low, high}}}, "differences": [...], ...}, with null for NaN."""
-        return json.dumps(
-            {
-                "methods": {method: interval_numbers(row, self.names) for method, row in self.table.iterrows()},
-                "differences": [
-                    {"method": method, "baseline": baseline} | interval_numbers(row, self.names)
-                    for (method, baseline), row in self.differences.iterrows()
-                ],
-                "names": self.names,
-                "notes": self.notes,
-            },
-            indent=1,
-            allow_nan=False,
-        )
+        """{"finding", "numbers": [{"method", "baseline", "metric", "value", "low", "high"}, ...], "names", "notes"}.
 
-    @classmethod
-    def from_json(cls, text: str) -> "Report":
-        """The report that `to_json` wrote."""
-        content = json.loads(text)
-        names = content["names"]
-        table = {(method,): numbers for method, numbers in content["methods"].items()}
-        differences = {(row["method"], row["baseline"]): row for row in content["differences"]}
-        return cls(
-            _columns(table, ["method"], names),
-            _columns(differences, ["method", "baseline"], names),
-            names,
-            content["notes"],
-        )
+        What is not a finite number is null.
+        """
+        numbers = self.numbers.replace([np.inf], np.nan).astype(object)
+        content = {
+            "finding": self.finding(),
+            "numbers": numbers.where(numbers.notna(), None).to_dict("records"),
+            "names": self.names,
+            "notes": self.notes,
+        }
+        return json.dumps(content, indent=1, allow_nan=False)
 
     def to_markdown(self) -> str:
         """The whole report: `summary`, then `details`."""
         return f"{self.summary()}\n{self.details()}"
 
     def summary(self) -> str:
-        """The first screen as Markdown: the finding, the main table and the notes."""
+        """The first screen as Markdown: the finding, the `tables` and the notes."""
         notes = "\n".join(f"- {markdown_line(note)}" for note in self.notes)
-        return f"{markdown_line(self.finding())}\n\n{markdown_table(self.main())}\n\n{notes}\n"
+        return f"{markdown_line(self.finding())}\n\n{_markdown(self.tables())}\n\n{notes}\n"
 
     def details(self) -> str:
         """The `sections` as Markdown, their columns aligned for a terminal."""
-        return "\n\n".join(f"**{title}**\n\n{markdown_table(cells)}" for title, cells in self.sections().items()) + "\n"
+        return f"{_markdown(self.sections())}\n"
 
     def to_html(self) -> str:
         """The whole report for notebooks; every text escaped."""
-        tables = [f"<h4>{html.escape(title)}</h4>{cells.to_html()}" for title, cells in self.sections().items()]
-        return "\n".join([f"<p>{html.escape(self.finding())}</p>", self.main().to_html(), self.notes_html(), *tables])
+        finding = f"<p>{html.escape(self.finding())}</p>"
+        return "\n".join([finding, _html(self.tables()), self.notes_html(), _html(self.sections())])
 
     def notes_html(self) -> str:
         """The notes as a list, escaped."""
         return f"<ul>{''.join(f'<li>{html.escape(note)}</li>' for note in self.notes)}</ul>"
 
     _repr_html_ = to_html
+
+
+def read_report(run: Run) -> Report:
+    """The report of a run, from its report.json. Raises `UserError` if it is damaged or of an earlier version."""
+    content = run.read_json("report.json")
+    if "numbers" not in content:
+        raise UserError(f"report.json of run {run.name!r} is of an earlier version: run notebook 05_analysis again.")
+    numbers = pd.DataFrame(content["numbers"], columns=COLUMNS).astype(dict.fromkeys(ENDS, float))
+    return Report(numbers, content["names"], content["notes"])
+
+
+def cell_table(rows: pd.DataFrame, index: str, columns: str, star: bool = False) -> pd.DataFrame:
+    """Rows of a report for reading: "0.57 [0.51, 0.63]", in the order of the rows; "–" for a number that is missing.
+
+    index, columns: the columns of `rows` that name the rows and columns of the table. star: mark each interval that
+    excludes 0.
+    """
+    cells = interval_cells(rows)
+    if star:
+        cells = cells.where(~excludes_zero(rows), cells + " *")
+    table = rows.assign(cell=cells).pivot(index=index, columns=columns, values="cell")
+    table = table.reindex(index=rows[index].unique(), columns=rows[columns].unique()).fillna("–")
+    return table.rename_axis(index=None, columns=None)
+
+
+def interval_cells(rows: pd.DataFrame) -> pd.Series:
+    """The `interval_cell` of each row of a report."""
+    cells = [interval_cell(Interval(*ends)) for ends in rows[ENDS].to_numpy(dtype=float)]
+    return pd.Series(cells, rows.index, dtype=object)
+
+
+def excludes_zero(rows: pd.DataFrame) -> pd.Series:
+    """Whether the interval of each row of a report excludes 0."""
+    return (rows["low"] > 0) | (rows["high"] < 0)
+
+
+def _markdown(tables: dict[str, pd.DataFrame]) -> str:
+    heads = [f"**{markdown_line(title)}**\n\n" if title else "" for title in tables]
+    return "\n\n".join(head + markdown_table(cells) for head, cells in zip(heads, tables.values(), strict=True))
+
+
+def _html(tables: dict[str, pd.DataFrame]) -> str:
+    heads = [f"<h4>{html.escape(title)}</h4>" if title else "" for title in tables]
+    return "\n".join(head + cells.to_html() for head, cells in zip(heads, tables.values(), strict=True))
+
+
+# The finding
+
+
+def tail_metric(metrics: Iterable[str]) -> str:
+    """The metric that ranks the methods: CVaR 10 %, or else CVaR at the smallest level, or else tail reward."""
+    levels = [key for key in metrics if key.startswith("cvar_")]
+    if "cvar_10" in levels:
+        return "cvar_10"
+    return min(levels, key=lambda key: float(key.removeprefix("cvar_")), default="tail_reward")
+
+
+def finding(numbers: pd.DataFrame, names: dict[str, str], source: Literal["run", "sweep"] = "run") -> str:
+    """Which method has the best tail, by how much, and at what KL.
+
+    The best method is compared with the first baseline of `numbers`; if it is that baseline, with the runner-up. The
+    arguments are the fields of `Report`. If `numbers` has a column seeds_needed, a lead that cannot be told from 0
+    comes with the number of seeds that could.
+    """
+    metric = tail_metric(names)
+    what = names[metric].replace(", ", " on ", 1)  # "reward, prompts scored ..." is a column's heading
+    rows = numbers[numbers["metric"] == metric]
+    tails = rows[rows["baseline"] == ""].set_index("method")["value"].dropna()
+    if tails.empty:
+        return f"This {source} says nothing about the tail: its {what} has no value."
+    best = tails.idxmax()
+    rows = rows.set_index(["method", "baseline"])
+    own = interval_cell(Interval(*rows.loc[(best, ""), ENDS]))
+    if len(tails) == 1:
+        return f"Only {method_name(best)} has a measured tail: its {what} is {own}."
+    baseline = next((name for name in rows.index.unique("baseline") if name in tails), None)
+    rival = tails.drop(best).idxmax() if baseline == best else baseline
+    lead = "" if rival is None else _lead(rows, best, rival, baseline, source)
+    return f"{method_name(best)} has the best tail: its {what} is {own}{lead}{_kl(numbers, best, rival)}."
+
+
+def _lead(rows: pd.DataFrame, best: str, rival: str, baseline: str, source: str) -> str:
+    """By how much the best method is ahead, and whether the paired interval excludes 0."""
+    row = rows.loc[(rival, best) if best == baseline else (best, rival)]
+    value, low, high = row[ENDS]
+    ahead = Interval(-value, -high, -low) if best == baseline else Interval(value, low, high)
+    other = f"the runner-up {method_name(rival)}" if best == baseline else method_name(rival)
+    if ahead.low > 0:
+        return f", {interval_cell(ahead)} above {other}"
+    needed = row.get("seeds_needed", np.nan)
+    could = "" if np.isnan(needed) else f" ({seeds_cell(needed)} could)"
+    return f", ahead of {other} by {interval_cell(ahead)}, which this {source} cannot tell from 0{could}"
+
+
+def _kl(numbers: pd.DataFrame, best: str, rival: str | None) -> str:
+    own = numbers[(numbers["metric"] == "kl") & (numbers["baseline"] == "")]
+    kl = own.set_index("method")["value"].dropna()
+    if best not in kl:
+        return ""
+    other = f" ({method_name(rival)}: {kl[rival]:.2f})" if rival in kl else ""
+    return f"; its KL from the SFT policy is {kl[best]:.2f} nats{other}"
+
+
+# The numbers
 
 
 def build_report(
@@ -168,97 +264,51 @@ def build_report(
     check_paired(samples or {}, ["prompt", "seed"])
     methods = method_order(episodes)
     prompt_index = prompt_positions(episodes[methods[0]])
-    prompt_weights = bootstrap_weights(prompt_index.max() + 1, resamples, np.random.default_rng([seed, 0]))
+    weights = bootstrap_weights(prompt_index.max() + 1, resamples, np.random.default_rng([seed, 0]))
     metrics = {method: episode_metrics(episodes[method], tail_threshold, tail_share, cvar_levels) for method in methods}
-    found: dict[str, Named] = {
-        method: {
-            key: (metric.name, _resampled(metric.statistic, prompt_weights, prompt_index))
-            for key, metric in own.items()
+    names: dict[str, str] = {}
+    found: dict[str, Resampled] = {}
+    for method, own in metrics.items():
+        texts = held_out_metrics(held_out.get(method))
+        pooled = pooled_dist(episodes[method])
+        repeated = sample_metrics((samples or {}).get(method), toxicity)
+        names |= {key: metric.name for key, metric in (own | texts | pooled | repeated).items()}
+        found[method] = {
+            **{key: _over_prompts(metric.statistic, weights, prompt_index) for key, metric in own.items()},
+            **_over_rows(texts, resamples, [seed, 1]),
+            **_over_rows(pooled, resamples, [seed, 1]),
+            **_over_rows(repeated, resamples, [seed, 2]),
         }
-        | _perplexity(held_out.get(method), resamples, seed)
-        | {
-            key: (name, _without_interval(value, resamples))
-            for key, (name, value) in pooled_dist(episodes[method]).items()
-        }
-        | _of_samples((samples or {}).get(method), toxicity, resamples, seed)
-        for method, own in metrics.items()
-    }
-    names = {key: name for own in found.values() for key, (name, _) in own.items()}
-    absent = "", np.full(1 + resamples, np.nan)
-    statistics = {method: {key: own.get(key, absent)[1] for key in names} for method, own in found.items()}
-    return Report(
-        table=_table(statistics, "method"),
-        differences=_table(_paired_differences(statistics), ["method", "baseline"]),
-        names=names,
-        notes=_notes(metrics[methods[0]], len(prompt_index), prompt_weights.shape[1], resamples),
-    )
+    notes = _notes(metrics[methods[0]], len(prompt_index), weights.shape[1], resamples)
+    return Report(_numbers(found, names, resamples), names, notes)
 
 
-def _of_samples(table: pd.DataFrame | None, toxicity: bool, resamples: int, seed: int) -> Named:
-    """Metrics of many samples per prompt, resampled over the prompts."""
-    if table is None:
-        return {}
-    metrics = sample_metrics(table, toxicity)
-    prompts = int(next(iter(metrics.values())).rows)
-    weights = bootstrap_weights(prompts, resamples, np.random.default_rng([seed, 2]))
-    return {key: (metric.name, metric.statistic(weights)) for key, metric in metrics.items()}
-
-
-def _without_interval(value: float, resamples: int) -> np.ndarray:
-    return np.concatenate([[value], np.full(resamples, np.nan)])
-
-
-def _perplexity(held_out: pd.DataFrame | None, resamples: int, seed: int) -> Named:
-    """Perplexity, resampled over the held-out texts."""
-    if held_out is None:
-        return {}
-    weights = bootstrap_weights(len(held_out), resamples, np.random.default_rng([seed, 1]))
-    values = perplexity(held_out["log_likelihood"].to_numpy(), held_out["tokens"].to_numpy(), weights)
-    return {"perplexity": ("perplexity, held-out texts (lower is better)", values)}
-
-
-def _resampled(statistic: Statistic, prompt_weights: np.ndarray, prompt_index: np.ndarray) -> np.ndarray:
+def _over_prompts(statistic: Statistic, prompt_weights: np.ndarray, prompt_index: np.ndarray) -> np.ndarray:
     """A statistic of the episodes for each resample of the prompts: (1 + R, P), (N,) -> (1 + R,)."""
     pieces = np.array_split(prompt_weights, 16)  # bounds the memory of the (R, N) temporaries
     return np.concatenate([statistic(piece[:, prompt_index]) for piece in pieces])
 
 
-def _paired_differences(
-    statistics: dict[str, dict[str, np.ndarray]],
-) -> dict[tuple[str, str], dict[str, np.ndarray]]:
-    return {
-        (method, baseline): {key: values - statistics[baseline][key] for key, values in statistics[method].items()}
-        for baseline in BASELINES
-        if baseline in statistics
-        for method in statistics
-        if method != baseline
-    }
+def _over_rows(metrics: dict[str, Metric], resamples: int, seed: list[int]) -> Resampled:
+    """Metrics that all rest on the same rows (texts, or prompts), for each resample of these rows."""
+    if not metrics:
+        return {}
+    rows = int(next(iter(metrics.values())).rows)
+    weights = bootstrap_weights(rows, resamples, np.random.default_rng(seed))
+    return {key: metric.statistic(weights) for key, metric in metrics.items()}
 
 
-def _table(statistics: dict[Any, dict[str, np.ndarray]], index: str | list[str]) -> pd.DataFrame:
-    """One row per key of `statistics`, with the estimate of each metric and both ends of its interval."""
+def _numbers(found: dict[str, Resampled], names: Iterable[str], resamples: int) -> pd.DataFrame:
+    """`Report.numbers`: every method's own numbers, then its differences from each of the `BASELINES`."""
+    absent = np.full(1 + resamples, np.nan)
+    compared = [(method, baseline) for baseline in BASELINES if baseline in found for method in found]
     rows = []
-    for found in statistics.values():
-        intervals = {key: bootstrap_interval(values) for key, values in found.items()}
-        rows.append({key + end: x for key, xs in intervals.items() for end, x in zip(ENDS, xs, strict=True)})
-    names = [index] if isinstance(index, str) else index
-    keys = pd.DataFrame(list(statistics), columns=names)
-    return pd.concat([keys, pd.DataFrame(rows)], axis=1).set_index(index)
-
-
-def _columns(numbers: dict[tuple[str, ...], dict], index: list[str], names: dict[str, str]) -> pd.DataFrame:
-    """The table of `_table` from numbers as `Report.to_json` writes them."""
-    rows = [
-        dict(zip(index, key, strict=True))
-        | {
-            metric + end: own[metric][name]
-            for metric in names
-            for end, name in zip(ENDS, Interval._fields, strict=True)
-        }
-        for key, own in numbers.items()
-    ]
-    columns = [*index, *(metric + end for metric in names for end in ENDS)]
-    return pd.DataFrame(rows, columns=columns).set_index(index).astype(float)
+    for method, baseline in [(method, "") for method in found] + compared:
+        for metric in names if method != baseline else ():
+            values = found[method].get(metric, absent)
+            values = values - found[baseline].get(metric, absent) if baseline else values
+            rows.append((method, baseline, metric, *bootstrap_interval(values)))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _notes(metrics: dict[str, Metric], episodes: int, prompts: int, resamples: int) -> list[str]:

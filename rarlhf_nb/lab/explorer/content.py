@@ -38,7 +38,7 @@ from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.cells import interval_cell
 from rarlhf_nb.lab.evaluation.metrics import Interval, bootstrap_interval, perplexity, seed_interval
 from rarlhf_nb.lab.evaluation.report import BASELINES
-from rarlhf_nb.lab.evaluation.sweeps import sweep_families
+from rarlhf_nb.lab.evaluation.scores import sweep_families
 from rarlhf_nb.lab.explorer.interpolation import between, steps_between
 from rarlhf_nb.lab.explorer.tails import ALPHAS, RANKINGS, Ranking, Slot, Tails, alpha_index, measure_tails
 from rarlhf_nb.lab.explorer.text import visible

@@ -6,8 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from rarlhf_nb.lab.evaluation.metrics import bootstrap_weights, tail_means, weighted_mean
-from rarlhf_nb.lab.evaluation.report_metrics import prompt_positions
+from rarlhf_nb.lab.evaluation.metrics import bootstrap_weights, prompt_positions, tail_means, weighted_mean
 from rarlhf_nb.lab.evaluation.tables import check_episodes
 from rarlhf_nb.lab.methods import method_order
 from rarlhf_nb.risk import check_alpha, tail_count

@@ -13,7 +13,7 @@ import traitlets
 from IPython.display import HTML, display
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.evaluation.sweeps import alpha_scores
+from rarlhf_nb.lab.evaluation.scores import alpha_scores
 from rarlhf_nb.lab.evaluation.tables import Tables
 from rarlhf_nb.lab.evaluation.tail_prompts import tail_prompts_html, tail_prompts_table
 from rarlhf_nb.lab.explorer.content import ExplorerContent

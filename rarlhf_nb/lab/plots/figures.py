@@ -11,10 +11,9 @@ import plotly.express as px
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from rarlhf_nb.lab.evaluation.cells import ENDS, counted
-from rarlhf_nb.lab.evaluation.metrics import bootstrap_weights, seed_interval, tail_means
+from rarlhf_nb.lab.evaluation.cells import counted
+from rarlhf_nb.lab.evaluation.metrics import bootstrap_weights, prompt_positions, seed_interval, tail_means
 from rarlhf_nb.lab.evaluation.report import Report
-from rarlhf_nb.lab.evaluation.report_metrics import prompt_positions
 from rarlhf_nb.lab.methods import OTHER_COLOR, method_order
 from rarlhf_nb.lab.plots.theme import (
     CLUSTER_COLORS,
@@ -138,16 +137,12 @@ def metric_intervals(report: Report, metrics: Sequence[str]) -> go.Figure:
     titles = {
         metric: html.escape(report.names[metric]).replace(", ", ",<br>") for metric in metrics if metric in report.names
     }
-    table = pd.concat(
-        [
-            report.table[[metric + end for end in ENDS]].set_axis(["value", "low", "high"], axis=1).assign(panel=title)
-            for metric, title in titles.items()
-        ]
-    )
-    figure = _interval_dots(table.reset_index(), facet_col="panel", facet_col_spacing=0.05)
+    table = pd.concat([report.of(metric).assign(panel=title) for metric, title in titles.items()]).reset_index()
+    figure = _interval_dots(table, facet_col="panel", facet_col_spacing=0.05)
     figure.update_xaxes(matches=None, title_text="").update_annotations(font_size=13)
-    figure.update_yaxes(range=[-0.7, len(report.table) - 0.3])
-    return laid_out(figure, "Dot: estimate; bar: 95 % interval", 180 + 36 * len(report.table), **NAMED)
+    methods = table["method"].nunique()
+    figure.update_yaxes(range=[-0.7, methods - 0.3])
+    return laid_out(figure, "Dot: estimate; bar: 95 % interval", 180 + 36 * methods, **NAMED)
 
 
 def seed_scores(scores: pd.DataFrame, metric: str, title: str) -> go.Figure:

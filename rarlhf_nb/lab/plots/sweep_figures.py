@@ -10,9 +10,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.evaluation.finding import tail_metric
 from rarlhf_nb.lab.evaluation.metrics import seed_interval
-from rarlhf_nb.lab.evaluation.sweeps import distinct_scores, grid_settings, sweep_families
+from rarlhf_nb.lab.evaluation.report import tail_metric
+from rarlhf_nb.lab.evaluation.scores import distinct_scores, grid_settings, sweep_families
 from rarlhf_nb.lab.methods import MethodKey, method_order
 from rarlhf_nb.lab.plots.figures import add_curve
 from rarlhf_nb.lab.plots.theme import KL, faint, label_text, laid_out, line_style, method_color
@@ -26,7 +26,7 @@ ROOM = np.array([0.09, 0.07])  # the size of a label, in shares of a panel
 def frontier(points: pd.DataFrame) -> go.Figure:
     """Mean reward and CVaR 10 % against KL from the SFT policy, one line per method over kl_coef.
 
-    points: scores (see `evaluation.sweeps`) with the columns kl and reward, equal in all other settings; if CVaR 10 %
+    points: scores (see `evaluation.scores`) with the columns kl and reward, equal in all other settings; if CVaR 10 %
     was not measured, `tail_metric` says what takes its place. Faint dots are seeds, and lines join their means. A sweep
     of more alphas than there are kl_coefs has one line over alpha per kl_coef instead: from RLHF, its alpha = 1, to the
     smallest alpha, which is darkest. The numbers at its points are alphas; if kl_coefs differ, those of RLHF are named.
@@ -62,7 +62,7 @@ def _tail_title(metric: str) -> str:
 def alpha_curves(scores: pd.DataFrame) -> go.Figure:
     """CVaR 10 %, mean reward and KL against the trained alpha: one line per sweep, with 95 % t intervals over seeds.
 
-    scores: see `evaluation.sweeps`, with the columns cvar_10, reward and kl. Every line ends at RLHF, its alpha = 1,
+    scores: see `evaluation.scores`, with the columns cvar_10, reward and kl. Every line ends at RLHF, its alpha = 1,
     but for that of the conditioned policy, which has an alpha = 1 of its own; the dotted line is the level of RLHF.
     Raises `UserError` if settings other than alpha and seed differ.
     """

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rarlhf_nb.lab.evaluation.report import Report, build_report
+from rarlhf_nb.lab.evaluation.report import Report, build_report, read_report
 from rarlhf_nb.lab.evaluation.tables import Tables, load_tables
 from rarlhf_nb.lab.methods import ANALYSIS_NOTEBOOK
 from rarlhf_nb.lab.runs import Run
@@ -33,7 +33,7 @@ class WriteReport(Stage):
 
     def result(self) -> Report:
         """The report."""
-        return Report.from_json(self.workspace.run.read_text("report.json"))
+        return read_report(self.workspace.run)
 
 
 def compare(tables: Tables, settings: dict[str, Any]) -> Report:

@@ -1,4 +1,4 @@
-"""The scores of runs that differ only in the seed, or in the seed and a few settings, compared over seeds.
+"""The scores of several runs: collected from their reports, and compared over seeds and at equal KL.
 
 Scores are a table with one row per run and method: columns run, seed, kl_coef, further settings under their dotted key
 (`ppo.learning_rate`), method, and one column per metric.
@@ -11,16 +11,33 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.cells import interval_cell
-from rarlhf_nb.lab.evaluation.metrics import seed_interval, stratified_interval
+from rarlhf_nb.lab.evaluation.metrics import Interval, interquartile_interval, seed_interval
+from rarlhf_nb.lab.evaluation.report import read_report
 from rarlhf_nb.lab.evaluation.tables import Tables
 from rarlhf_nb.lab.methods import MethodKey, method_name, method_order
 from rarlhf_nb.lab.runs import MANIFEST, Run
 from rarlhf_nb.risk import cvar
 
 SAME_AS_RLHF = ("ra_rlhf@1", "ra_rlhf_ru@1")  # step for step
+
+
+def run_scores(run: Run, settings: dict[str, Any]) -> pd.DataFrame:
+    """The rows of one run, from its report.json. settings: further columns. Raises the errors of `read_report`."""
+    numbers = read_report(run).numbers
+    numbers = numbers[numbers["baseline"] == ""]
+    scores = numbers.pivot(index="method", columns="metric", values="value")
+    scores = scores.reindex(index=numbers["method"].unique(), columns=numbers["metric"].unique()).reset_index()
+    manifest = run.manifest
+    common = settings | {
+        "run": run.folder.name,
+        "seed": manifest["seed"],
+        "kl_coef": manifest["settings"]["ppo"]["kl_coef"],
+    }
+    return scores.rename_axis(columns=None).assign(**common)[[*common, *scores]]
 
 
 def related_scores(run: Run, free: Sequence[str] = ()) -> pd.DataFrame:
@@ -31,17 +48,18 @@ def related_scores(run: Run, free: Sequence[str] = ()) -> pd.DataFrame:
     only the first by name is kept.
     """
     wanted = _comparable(run.manifest["settings"], free)
-    rows = []
+    found = []
     for folder in sorted(path.parent for path in run.folder.parent.glob(f"*/{MANIFEST}")):
         try:
-            manifest = Run(folder).manifest
-            if (folder / "report.json").exists() and _comparable(manifest["settings"], free) == wanted:
-                values = _free_values(manifest["settings"], free)
-                rows += [values | row for row in run_scores(Run(folder))]
+            settings = Run(folder).manifest["settings"]
+            if (folder / "report.json").exists() and _comparable(settings, free) == wanted:
+                found.append(run_scores(Run(folder), _free_values(settings, free)))
         except UserError as error:
             warnings.warn(f"a run is left out: {error}", stacklevel=2)
-    scores = pd.DataFrame(rows)
-    return scores.drop_duplicates([*grid_settings(scores), "seed", "method"], ignore_index=True) if rows else scores
+    if not found:
+        return pd.DataFrame()
+    scores = pd.concat(found, ignore_index=True)
+    return scores.drop_duplicates([*grid_settings(scores), "seed", "method"], ignore_index=True)
 
 
 def _free_values(settings: dict, free: Sequence[str]) -> dict[str, float | str]:
@@ -61,69 +79,6 @@ def _comparable(settings: dict, free: Sequence[str]) -> dict:
         for section, values in settings.items()
         if isinstance(values, dict) and section != "sweep"
     }
-
-
-def run_scores(run: Run) -> list[dict]:
-    """The rows of one run, from its report.json. Raises `UserError` where that is missing or damaged."""
-    manifest, report = run.manifest, run.read_json("report.json")
-    common = {"run": run.folder.name, "seed": manifest["seed"], "kl_coef": manifest["settings"]["ppo"]["kl_coef"]}
-    return [
-        common | {"method": method} | {key: _number(cell["value"]) for key, cell in metrics.items()}
-        for method, metrics in report["methods"].items()
-    ]
-
-
-def _number(value: float | None) -> float:
-    return np.nan if value is None else value
-
-
-def seed_table(scores: pd.DataFrame, metrics: dict[str, str], baseline: str = "rlhf") -> pd.DataFrame:
-    """Metrics over seeds, for reading: one row per method.
-
-    metrics: key -> its name for readers. Each metric has three columns: its mean over seeds with the 95 % t interval,
-    its interquartile mean with the 95 % bootstrap interval over seeds, and the mean difference from the baseline,
-    paired by seed, with its t interval.
-    """
-    rows = {}
-    for method in method_order(scores["method"].unique()):
-        own = scores[scores["method"] == method]
-        differences = paired_differences(scores, list(metrics), method, baseline)
-        row = {"seeds": str(len(own))}
-        for key, name in metrics.items():
-            values = own[key].to_numpy()
-            difference = seed_interval(differences[key].dropna())
-            row[f"{name}: mean"] = interval_cell(seed_interval(values))
-            row[f"{name}: interquartile mean"] = interval_cell(stratified_interval(values[:, None]))
-            row[f"{name}: − {method_name(baseline)}"] = "–" if method == baseline else interval_cell(difference)
-        rows[method_name(method)] = row
-    return pd.DataFrame(rows).T
-
-
-def paired_differences(scores: pd.DataFrame, metrics: Sequence[str], method: str, baseline: str) -> pd.DataFrame:
-    """Method minus baseline: one row per seed and one column per metric, NaN where one of the two has no value."""
-    ours, theirs = (scores[scores["method"] == name].set_index("seed")[[*metrics]] for name in (method, baseline))
-    return ours - theirs
-
-
-def grid_settings(scores: pd.DataFrame) -> list[str]:
-    """The columns that hold settings of the runs: kl_coef (`ppo.kl_coef` is the same), and those with a dotted key."""
-    dotted = re.compile(r"(?!ppo\.kl_coef$)[a-z_]+(\.[a-z]\w*)+")
-    return [column for column in scores if column == "kl_coef" or dotted.fullmatch(column)]
-
-
-def settings_title(keys: Iterable[str], values: Iterable[Any]) -> str:
-    """A setting of the grid as text: "kl_coef 0.2, ppo.learning_rate 0.0003"."""
-    return ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True))
-
-
-def distinct_scores(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row per setting, seed and method, in the order of the table.
-
-    A method that does not depend on a setting of the sweep appears once per run, and its first row is kept. Those of
-    `SAME_AS_RLHF` are left out.
-    """
-    own = scores[~scores["method"].isin(SAME_AS_RLHF)]
-    return own.drop_duplicates([*grid_settings(scores), "seed", "method"], ignore_index=True)
 
 
 def alpha_scores(tables: Tables, profile_alpha: float, seed: int) -> pd.DataFrame:
@@ -150,6 +105,89 @@ def alpha_scores(tables: Tables, profile_alpha: float, seed: int) -> pd.DataFram
         for method, table in episodes.items()
     ]
     return pd.DataFrame(rows)
+
+
+# Comparisons
+
+
+def seed_table(scores: pd.DataFrame, metrics: dict[str, str], baseline: str = "rlhf") -> pd.DataFrame:
+    """Metrics over seeds, for reading: one row per method.
+
+    metrics: key -> its name for readers. Each metric has three columns: its mean over seeds with the 95 % t interval,
+    its interquartile mean with the 95 % bootstrap interval over seeds, and the mean difference from the baseline,
+    paired by seed, with its t interval.
+    """
+    rows = {}
+    for method in method_order(scores["method"].unique()):
+        own = scores[scores["method"] == method]
+        differences = paired_differences(scores, list(metrics), method, baseline)
+        row = {"seeds": str(len(own))}
+        for key, name in metrics.items():
+            difference = seed_interval(differences[key].dropna())
+            row[f"{name}: mean"] = interval_cell(seed_interval(own[key]))
+            row[f"{name}: interquartile mean"] = interval_cell(interquartile_interval(own[key]))
+            row[f"{name}: − {method_name(baseline)}"] = "–" if method == baseline else interval_cell(difference)
+        rows[method_name(method)] = row
+    return pd.DataFrame(rows).T
+
+
+def paired_differences(scores: pd.DataFrame, metrics: Sequence[str], method: str, baseline: str) -> pd.DataFrame:
+    """Method minus baseline: one row per seed and one column per metric, NaN if one of the two has no value."""
+    ours, theirs = (scores[scores["method"] == name].set_index("seed")[[*metrics]] for name in (method, baseline))
+    return ours - theirs
+
+
+def gain_at_equal_kl(scores: pd.DataFrame, metric: str, method: str, baseline: str) -> Interval:
+    """Method minus baseline at equal KL, which takes out what is bought with less regularisation.
+
+    It is d in metric = a(seed) + b √KL + d [method], with its 95 % t interval, fitted by least squares to all runs of
+    the two methods that have a value. Rewards are close to a straight line in √KL (Gao, Schulman and Hilton 2023,
+    "Scaling laws for reward model overoptimization"), and the line is taken to be equally steep for both.
+
+    scores: columns seed, method, kl (nats) and the metric. NaN if the runs are too few, or the two methods have no KL
+    in common.
+    """
+    runs = scores[scores["method"].isin([method, baseline])].dropna(subset=["kl", metric])
+    ours, kl = (runs["method"] == method).to_numpy(), runs["kl"].to_numpy(dtype=float)
+    nothing = Interval(np.nan, np.nan, np.nan)
+    if not ours.any() or ours.all() or max(kl[ours].min(), kl[~ours].min()) > min(kl[ours].max(), kl[~ours].max()):
+        return nothing
+    others = np.column_stack([np.sqrt(kl.clip(min=0)), pd.get_dummies(runs["seed"])]).astype(float)
+    terms = np.column_stack([ours, others])
+    rank = np.linalg.matrix_rank(terms)
+    freedom = len(runs) - rank
+    if freedom == 0 or rank == np.linalg.matrix_rank(others):
+        return nothing
+    inverse, values = np.linalg.pinv(terms), runs[metric].to_numpy(dtype=float)
+    fitted = inverse @ values
+    gain = float(fitted[0])
+    variance = np.square(values - terms @ fitted).sum() / freedom
+    half = float(special.stdtrit(freedom, 0.975) * np.sqrt(variance) * np.linalg.norm(inverse[0]))
+    return Interval(gain, gain - half, gain + half)
+
+
+# The grid of a sweep
+
+
+def grid_settings(scores: pd.DataFrame) -> list[str]:
+    """The columns that hold settings of the runs: kl_coef (`ppo.kl_coef` is the same), and those with a dotted key."""
+    dotted = re.compile(r"(?!ppo\.kl_coef$)[a-z_]+(\.[a-z]\w*)+")
+    return [column for column in scores if column == "kl_coef" or dotted.fullmatch(column)]
+
+
+def settings_title(keys: Iterable[str], values: Iterable[Any]) -> str:
+    """A setting of the grid as text, without what is NaN: "kl_coef 0.2, ppo.learning_rate 0.0003"."""
+    return ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True) if not pd.isna(value))
+
+
+def distinct_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """One row per setting, seed and method, in the order of the table.
+
+    A method that does not depend on a setting of the sweep appears once per run, and its first row is kept. Those of
+    `SAME_AS_RLHF` are left out.
+    """
+    own = scores[~scores["method"].isin(SAME_AS_RLHF)]
+    return own.drop_duplicates([*grid_settings(scores), "seed", "method"], ignore_index=True)
 
 
 def sweep_families(methods: Sequence[str], profile_alpha: float | None = None) -> dict[str, dict[float, str]]:
