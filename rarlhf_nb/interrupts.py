@@ -2,18 +2,17 @@
 
 import signal
 import threading
-from collections.abc import Callable
 from typing import Any
 
 
 class InterruptLater:
     """Inside the block Ctrl-C, or a notebook's stop button, only sets `asked`; a second one interrupts at once.
 
-    then: called at the first one. Outside the main thread, which no interrupt reaches, the block changes nothing.
+    Outside the main thread, which no interrupt reaches, the block changes nothing.
     """
 
-    def __init__(self, then: Callable[[], None] | None = None) -> None:
-        self.asked, self.then = False, then
+    def __init__(self) -> None:
+        self.asked = False
 
     def __enter__(self) -> "InterruptLater":
         self.in_main_thread = threading.current_thread() is threading.main_thread()
@@ -29,5 +28,3 @@ class InterruptLater:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        if self.then is not None:
-            self.then()

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from test_sweep import write_notebook
 
-from rarlhf_nb.errors import storage_trouble
+from rarlhf_nb.lab.messages import storage_trouble
 
 # fills what is left of the disk, then trains on as a notebook does
 FILLS = """

@@ -1,11 +1,20 @@
 """How the commands report a user's error."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
 
-from rarlhf_nb.errors import UserError, storage_trouble
+from rarlhf_nb.errors import UserError
+
+STORAGE_TROUBLE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "access is denied",
+    errno.EPERM: "access is denied",
+}
 
 
 @contextmanager
@@ -25,3 +34,13 @@ def reported_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("interrupted: the same command goes on from here", err=True)
         raise typer.Exit(130) from None
+
+
+def storage_trouble(error: BaseException | str) -> str | None:
+    """What is wrong with the disk, if that caused this error (or a library's message about one); otherwise None."""
+    if isinstance(error, OSError) and error.errno in STORAGE_TROUBLE:
+        return STORAGE_TROUBLE[error.errno] + (f": {error.filename}" if error.filename else "")
+    text = str(error)
+    if "No space left on device" in text or "StorageFull" in text:  # as Python and Rust say it
+        return STORAGE_TROUBLE[errno.ENOSPC]
+    return STORAGE_TROUBLE[errno.EROFS] if "Read-only file system" in text else None

@@ -14,8 +14,9 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import strip_color
 from traitlets.config import Config
 
-from rarlhf_nb.errors import UserError, storage_trouble
+from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.lock import held
+from rarlhf_nb.lab.messages import storage_trouble
 from rarlhf_nb.lab.runs import NOTEBOOKS, Run, checkout
 
 INSTALLED = Path(__file__).parent / "notebooks"  # of a package without a checkout

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import pyarrow
 from rarlhf_nb.errors import UserError, first_line
 from rarlhf_nb.files import checksum, files_of, sealed, unsealed
 from rarlhf_nb.lab.records import RECORDS, Record, check_files, record_file
-from rarlhf_nb.provenance import git_commit, installed_versions
+from rarlhf_nb.provenance import installed_versions
 from rarlhf_nb.settings import flat
 
 MANIFEST = "manifest.json"
@@ -236,3 +237,13 @@ def checkout(folder: Path | None = None) -> Path | None:
 def default_root() -> Path:
     """`papermill_runs/` in the checkout, or in the current folder if there is no checkout."""
     return (checkout() or Path.cwd()) / "papermill_runs"
+
+
+def git_commit() -> str | None:
+    """The commit of the package, if it lies in a repository."""
+    if shutil.which("git") is None:
+        return None
+    answer = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    )
+    return answer.stdout.strip() or None

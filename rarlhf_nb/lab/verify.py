@@ -15,10 +15,10 @@ from rarlhf_nb.lab.evaluation.tables import ALPHAS, HELD_OUT, SAMPLES
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.lock import held
 from rarlhf_nb.lab.records import damaged_files, read_records
-from rarlhf_nb.lab.runs import MANIFEST, Run
+from rarlhf_nb.lab.runs import MANIFEST, Run, git_commit
 from rarlhf_nb.lab.stages import training_stage
 from rarlhf_nb.monitor import INCIDENTS
-from rarlhf_nb.provenance import git_commit, installed_versions
+from rarlhf_nb.provenance import installed_versions
 
 SCRATCH = ".verify"  # in the run folder, removed at the end
 TIMES = {"seconds"}  # the one thing that a repetition need not share
