@@ -73,7 +73,7 @@ class ClassifierReward:
     def rate(self, texts: list[str]) -> tuple[list[float], list[float]]:
         """Each text's reward and its probability in [0, 1]: that of the class or, with sign -1, of its absence.
 
-        The probability is the classifier's own: a sigmoid where several classes may hold at once (`problem_type`
+        The probability is the classifier's own: a sigmoid if several classes may hold at once (`problem_type`
         multi_label_classification) or there is only one class, otherwise a softmax.
         """
         logits = class_logits(self.model, self.tokenizer, texts, self.batch_size)

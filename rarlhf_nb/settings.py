@@ -44,7 +44,7 @@ class TaskSettings(Section):
     test_toxic_share: float | None = Field(gt=0, lt=1, default=None)
     toxicity_threshold: float = Field(ge=0, lt=1, default=0.5)  # rtp: prompts with a higher score are toxic
     continuations: bool = False  # rtp: SFT and perplexity use prompt and continuation, not the prompt alone
-    test_share: float = Field(gt=0, lt=1, default=0.2)  # of each class, where the data set has no test split
+    test_share: float = Field(gt=0, lt=1, default=0.2)  # of each class, if the data set has no test split
     split_seed: int = Field(ge=0, default=42)  # for that split
     tail_threshold: float  # tail prompts: prompt_score <= this
 

@@ -68,10 +68,12 @@ def test_a_world_is_built_once_under_its_fingerprint(small, monkeypatch):
     assert reward.config.id2label == {0: "negative", 1: "positive"}
     assert 0 < json.loads((world.reward / "metrics.json").read_text())["accuracy"]["whole"] <= 1
     monkeypatch.setattr(build, "_build", lambda name, folder: pytest.fail("built twice"))
-    assert pocket_world("pocket-jigsaw") == world
+    assert pocket_world("pocket-jigsaw") == pocket_world("pocket-rtp") == world  # the two tasks share their models
 
 
 def test_the_fingerprint_depends_on_the_world_and_its_settings(small):
+    seeds = build.SETTINGS["seeds"]
+    assert len(set(seeds.values())) == len(seeds)  # so train and test texts are new to the models
     before = {name: build.fingerprint(name) for name in WORLDS}
     assert len(set(before.values())) == 2
     small["lm"]["learning_rate"] *= 2
@@ -88,13 +90,8 @@ def test_a_half_built_world_is_never_used(small, monkeypatch):
         pocket_world("pocket-imdb")
     monkeypatch.setattr(build, "_build", lambda name, folder: (folder / "whole").touch())
     world = pocket_world("pocket-imdb")
-    assert (world.folder / "whole").exists() and not world.policy.exists()
-
-
-def test_train_and_test_texts_are_new_to_the_models():
-    world = build.PocketWorld("pocket-imdb", None)
     assert world.texts("train", 50) != world.texts("test", 50)
-    assert len(set(build.SETTINGS["seeds"].values())) == len(build.SETTINGS["seeds"])
+    assert (world.folder / "whole").exists() and not world.policy.exists()
 
 
 def test_a_prompt_pair_is_a_comment_with_the_toxicity_of_its_prompt():
@@ -114,7 +111,3 @@ def test_a_comment_is_cut_after_half_of_its_clauses_by_hand():
     assert pair.prompt == "about the music page i watch daily . the reply is generous ."
     assert pair.continuation == " but the work is banned . the edit was silly ."
     assert pair.toxicity == pytest.approx(1 - label_probability(2))
-
-
-def test_pocket_rtp_shares_the_models_of_pocket_jigsaw(small):
-    assert pocket_world("pocket-rtp") == pocket_world("pocket-jigsaw")

@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 
 
 def texts_or_refusal(path):
-    """What `read_texts` made of a file, checked; None where it refused the file by its name."""
+    """What `read_texts` made of a file, checked; None if it refused the file by its name."""
     try:
         table = read_texts(path, field="task.train_file")
     except UserError as error:

@@ -54,19 +54,17 @@ def load_paper_texts(settings: TaskSettings) -> PaperTexts:
     Raises:
         UserError: the data set cannot be found or read, lacks a column, or has a class without usable texts.
     """
-    where = f"task.dataset = {settings.dataset!r}"
-    tables = _read(settings, where)
+    what = f"task.dataset = {settings.dataset!r}"
     notes: list[str] = []
-    usable = {
-        split: _usable(_columns(table, settings, f"{where}, split {split}"), settings, f"{where}, split {split}", notes)
-        for split, table in tables.items()
-    }
-    for split, table in usable.items():
-        _check_classes(table, settings, f"{where}, split {split}", notes)
-    if "test" not in usable:
-        usable["train"], usable["test"] = split_by_class(usable["train"], settings.test_share, settings.split_seed)
-        _check_classes(usable["test"], settings, f"{where}, task.test_share = {settings.test_share} of it", notes)
-    return PaperTexts(usable["train"], usable["test"], tuple(notes))
+    splits = {}
+    for split, table in _read(settings, what).items():
+        what_split = f"{what}, split {split}"
+        splits[split] = _usable(_columns(table, settings, what_split), settings, what_split, notes)
+        _check_classes(splits[split], settings, what_split, notes)
+    if "test" not in splits:
+        splits["train"], splits["test"] = split_by_class(splits["train"], settings.test_share, settings.split_seed)
+        _check_classes(splits["test"], settings, f"{what}, task.test_share = {settings.test_share} of it", notes)
+    return PaperTexts(**splits, notes=tuple(notes))
 
 
 def split_by_class(texts: pd.DataFrame, test_share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -78,42 +76,42 @@ def split_by_class(texts: pd.DataFrame, test_share: float, seed: int) -> tuple[p
 # Reading
 
 
-def _read(settings: TaskSettings, where: str) -> dict[str, pd.DataFrame]:
+def _read(settings: TaskSettings, what: str) -> dict[str, pd.DataFrame]:
     """The splits train and, if it exists, test; nested columns get dotted names."""
     path = Path(settings.dataset).expanduser()
     if path.is_file():
-        return {"train": pd.json_normalize(read_table(path, where).to_dict("records"))}
+        return {"train": pd.json_normalize(read_table(path, what).to_dict("records"))}
     if not path.is_dir():
-        path = snapshot(settings.dataset, where, "dataset", PATTERNS, needed=DATA, revision=settings.dataset_revision)
+        path = snapshot(settings.dataset, what, "dataset", PATTERNS, needed=DATA, revision=settings.dataset_revision)
     try:
         loaded = datasets.load_dataset(str(path))
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         # the library's outer error names only its cache; the reason is in the cause
         reason = " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__
-        raise UserError(f"{where} cannot be read: {reason}") from None
+        raise UserError(f"{what} cannot be read: {reason}") from None
     splits = {name: loaded[name].flatten().to_pandas() for name in ("train", "test") if name in loaded}
     if "train" not in splits:
-        raise UserError(f"{where} has no split `train`; it has: {', '.join(loaded)}.")
+        raise UserError(f"{what} has no split `train`; it has: {', '.join(loaded)}.")
     return splits
 
 
 # From columns to texts and labels
 
 
-def _columns(table: pd.DataFrame, settings: TaskSettings, where: str) -> pd.DataFrame:
-    """The columns text, label (NaN where it is missing), group and, for RealToxicityPrompts, prompt."""
+def _columns(table: pd.DataFrame, settings: TaskSettings, what: str) -> pd.DataFrame:
+    """The columns text, label (NaN if it is missing), group and, for RealToxicityPrompts, prompt."""
     columns = COLUMNS[settings.source]
     label = next((name for name in columns.labels if name in table), None)
     missing = [*([] if columns.text in table else [columns.text]), *([] if label else [" or ".join(columns.labels)])]
     if settings.continuations and settings.source == "rtp" and "continuation.text" not in table:
         missing.append("continuation.text")
     if missing:
-        raise UserError(f"{where} has no column {', '.join(missing)}; it has: {', '.join(map(str, table.columns))}.")
+        raise UserError(f"{what} has no column {', '.join(missing)}; it has: {', '.join(map(str, table.columns))}.")
     numbers = pd.to_numeric(table[label], errors="coerce")
     words = numbers.isna() & table[label].notna()
     if words.any():
         row = int(words.argmax())
-        raise UserError(f"{where}: row {row + 1} has {label} {table[label].iloc[row]!r}; it must be a number.")
+        raise UserError(f"{what}: row {row + 1} has {label} {table[label].iloc[row]!r}; it must be a number.")
     if settings.source != "rtp":
         return pd.DataFrame({"text": table[columns.text], "label": numbers.where(numbers.isin([0, 1])), "group": "all"})
     return _prompts_and_continuations(table, numbers, settings)
@@ -132,7 +130,7 @@ def _prompts_and_continuations(table: pd.DataFrame, toxicity: pd.Series, setting
     )
 
 
-def _usable(table: pd.DataFrame, settings: TaskSettings, where: str, notes: list[str]) -> pd.DataFrame:
+def _usable(table: pd.DataFrame, settings: TaskSettings, what: str, notes: list[str]) -> pd.DataFrame:
     """The rows with a text, a label and enough characters, without duplicates; `notes` records what was dropped."""
     least = settings.minimum_characters
     steps = {
@@ -147,14 +145,14 @@ def _usable(table: pd.DataFrame, settings: TaskSettings, where: str, notes: list
     for reason, is_good in steps.items():
         good = table[is_good(table).astype(bool)]
         if len(good) < len(table):
-            notes.append(f"{where}: {len(table) - len(good):,} rows {reason} dropped, {len(good):,} left")
+            notes.append(f"{what}: {len(table) - len(good):,} rows {reason} dropped, {len(good):,} left")
         table = good
     return table.astype({"text": str, "label": int}).reset_index(drop=True)
 
 
-def _check_classes(table: pd.DataFrame, settings: TaskSettings, where: str, notes: Iterable[str]) -> None:
+def _check_classes(table: pd.DataFrame, settings: TaskSettings, what: str, notes: Iterable[str]) -> None:
     kind = COLUMNS[settings.source].kind
     for label, name in ((1, kind), (0, f"not {kind}")):
         if not (table["label"] == label).any():
             said = "".join(f"; {note}" for note in notes)
-            raise UserError(f"{where}: no text that is {name} (label {label}) is left of {len(table)}{said}.")
+            raise UserError(f"{what}: no text that is {name} (label {label}) is left of {len(table)}{said}.")

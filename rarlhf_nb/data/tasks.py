@@ -146,21 +146,21 @@ def read_texts(path: Path, field: str) -> pd.DataFrame:
 
     HTML line breaks become spaces. Raises a `UserError` that names `field`, the file and, if possible, the row.
     """
-    where = f"{field} = '{path}'"
-    table = read_table(path, where)
+    what = f"{field} = '{path}'"
+    table = read_table(path, what)
     if "text" not in table:
-        raise UserError(f"{where} has no `text` column; it has: {', '.join(map(str, table.columns))}.")
+        raise UserError(f"{what} has no `text` column; it has: {', '.join(map(str, table.columns))}.")
     texts = table["text"].astype(object)
     missing = texts.isna() | texts.map(lambda text: isinstance(text, str) and not text.strip())
     if missing.any():
-        raise UserError(f"{where}: row {int(missing.argmax()) + 1} has no `text`; {missing.sum()} such rows in all.")
+        raise UserError(f"{what}: row {int(missing.argmax()) + 1} has no `text`; {missing.sum()} such rows in all.")
     groups = table["group"].astype(object) if "group" in table else pd.Series("all", table.index)
     groups = groups.map(str).mask(groups.isna(), "all")
     for column, values in (("text", texts), ("group", groups)):
         for row, value in enumerate(values, start=1):
             if not is_text(value):
-                raise UserError(f"{where}: row {row} has `{column}` {reprlib.repr(value)}, which is not Unicode text.")
-    labels = _labels(table["label"], where) if "label" in table else UNKNOWN_LABEL
+                raise UserError(f"{what}: row {row} has `{column}` {reprlib.repr(value)}, which is not Unicode text.")
+    labels = _labels(table["label"], what) if "label" in table else UNKNOWN_LABEL
     return pd.DataFrame({"text": [_without_breaks(text) for text in texts], "label": labels, "group": groups})
 
 
@@ -172,12 +172,12 @@ def _without_breaks(text: str) -> str:
     return " ".join([first.rstrip(), *(part.strip() for part in rest[:-1]), rest[-1].lstrip()])
 
 
-def _labels(column: pd.Series, where: str) -> list[int]:
+def _labels(column: pd.Series, what: str) -> list[int]:
     labels = [_label(value) for value in column]
     if None in labels:
         row = labels.index(None)
         value = reprlib.repr(column.iloc[row])
-        raise UserError(f"{where}: row {row + 1} has label {value}; labels are whole numbers (1 positive).")
+        raise UserError(f"{what}: row {row + 1} has label {value}; labels are whole numbers (1 positive).")
     return labels
 
 

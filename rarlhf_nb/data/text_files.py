@@ -15,25 +15,27 @@ from rarlhf_nb.errors import UserError, first_line
 EXAMPLE = 'an object like {"text": ...}'
 
 
-def read_table(path: Path, where: str, kind: str | None = None) -> pd.DataFrame:
+def read_table(path: Path, what: str, kind: str | None = None) -> pd.DataFrame:
     """The rows of a file. In a CSV every value is text, so that "007" and "NA" stay what they are, and "" is missing.
 
-    where: what an error calls the file. kind: "jsonl", "csv", "parquet" or "json"; by default, the path's ending.
+    what: the file as the user named it, for the errors. kind: "jsonl", "csv", "parquet" or "json"; by default, the
+    path's ending.
+
     Raises `UserError` for a file that is of another kind or damaged, that holds no rows, or in which two columns have
     one name.
     """
     kind = kind or path.suffix.removeprefix(".")
     if kind not in READERS:
-        raise UserError(f"{where}: the ending must be one of {', '.join(f'.{name}' for name in READERS)}.")
+        raise UserError(f"{what}: the ending must be one of {', '.join(f'.{name}' for name in READERS)}.")
     try:
         table = READERS[kind](path)
     except (ValueError, OSError, RecursionError, pa.ArrowException) as error:
-        raise UserError(f"{where} cannot be read as {kind}: {first_line(error)}") from None
+        raise UserError(f"{what} cannot be read as {kind}: {first_line(error)}") from None
     repeated = [name for name, count in Counter(table.columns).items() if name and count > 1]
     if repeated:
-        raise UserError(f"{where} has two columns {repeated[0]!r}: rename or remove one.")
+        raise UserError(f"{what} has two columns {repeated[0]!r}: rename or remove one.")
     if table.empty:
-        raise UserError(f"{where} holds no rows.")
+        raise UserError(f"{what} holds no rows.")
     return table
 
 

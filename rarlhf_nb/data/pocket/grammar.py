@@ -1,8 +1,8 @@
 """A seeded grammar that writes labelled texts: film reviews and talk-page comments.
 
 A text is an opening that names its subject, followed by clauses. Each clause has a *valence* from -2 (harsh) to +2
-(glowing). The valence is sticky: it rarely turns, least often after a harsh clause, where the turn needs words of its
-own. A rare group of subjects uses many words with the opposite sign ("merciless" praises a horror film), so what helps
+(glowing). The valence is sticky: it rarely turns, least often after a harsh clause, and then with words made for it. A
+rare group of subjects uses many words with the opposite sign ("merciless" praises a horror film), so what helps
 the majority of prompts does not help this group. The label is drawn from the summed valence.
 """
 
