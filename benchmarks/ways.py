@@ -84,12 +84,12 @@ class RankedByPrompt(CVaRPPOTrainer):
 class LargerBatch(CVaRPPOTrainer):
     """The work that an update saves buys episodes: B² / kept(m) are sampled, and the B lowest of them are updated."""
 
-    def run_iteration(self) -> dict[str, float]:
+    def next_prompts(self) -> dict[str, list]:
         whole = replace(self.schedule, batch_size=B)
         size = sampled_for(whole.kept(self.iteration + 1), B)
         self.schedule = replace(whole, batch_size=size)
         self.args = self.args.model_copy(update={"batch_size": size})
-        return super().run_iteration()
+        return super().next_prompts()
 
 
 def sampled_for(kept: int, batch_size: int) -> int:

@@ -83,11 +83,10 @@ class AlphaConditionedTrainer(CVaRPPOTrainer):
         places = [0.0, *((np.arange(between) + draws) / max(between, 1)), 1.0]
         return [float(self.conditioned.alpha_min**place) for place in places]
 
-    def draw(self, prompts: list[str], seed: int, first: int) -> Rollout:
-        """Line 1: a completion of each prompt for its group's alpha."""
+    def alphas(self, share: slice) -> torch.Tensor:
+        """The tail share of each prompt in a rank's share of the batch, that of its group: (N,)."""
         sizes = torch.tensor([len(rows) for rows in self.groups])
-        alphas = torch.tensor(self.group_alphas()).repeat_interleave(sizes)
-        return self.policy.sample(prompts, self.sampling, seed, first, alphas[first : first + len(prompts)])
+        return torch.tensor(self.group_alphas()).repeat_interleave(sizes)[share]
 
     def group_kept(self, kept: int) -> list[int]:
         """The episodes in each group's tail, where the schedule keeps `kept` of the whole batch."""

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, reduce
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pad_sequence
 
 from rarlhf_nb.errors import UserError
@@ -88,6 +89,21 @@ class Ranks:
         """The sum over all ranks for each key, to the last digit the same on all."""
         found = self.all_gather(numbers)
         return {key: sum(own[key] for own in found) for key in numbers}
+
+    @contextmanager
+    def average_gradients(self, wrapped: torch.nn.Module) -> Iterator[None]:
+        """Inside the block each rank adds up a gradient of its own; at the end all get the mean of these.
+
+        Under FSDP every backward pass averages instead, and the block changes nothing.
+        """
+        if not isinstance(wrapped, DistributedDataParallel):
+            yield
+            return
+        with wrapped.no_sync():
+            yield
+        for parameter in wrapped.parameters():
+            if parameter.grad is not None:
+                parameter.grad = reduce(parameter.grad)
 
     def all_gather_rows(self, rows: Rows) -> Rows:
         """The rows of every rank as one dataclass of rows, in the order of the ranks, on this rank's device."""

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,7 +27,7 @@ from rarlhf_nb.checkpoint import (
 from rarlhf_nb.distributed import Ranks, connect
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.interrupts import InterruptLater
-from rarlhf_nb.monitor import TrainingStopped, Watch
+from rarlhf_nb.monitor import Incident, Monitor, TrainingStopped
 from rarlhf_nb.policy import ActorCritic
 from rarlhf_nb.rewards import Reward
 from rarlhf_nb.settings import Section, WatchSettings, flat
@@ -35,10 +37,10 @@ class TrainingLoop(ABC):
     """A trainer that repeats one step: `CVaRPPOTrainer` and `QuarkTrainer` differ in that step alone.
 
     `train()` runs all iterations. Iterating over the trainer runs them one at a time and yields the statistics of each.
-    Both go on from the last checkpoint where there is one; the result is the same, number for number, as without an
-    interruption. Ctrl-C saves a checkpoint after the iteration under way. Where the training goes wrong, both raise
-    `TrainingStopped`, whose message names the last good checkpoint. Of several processes (see `ranks`) one logs, saves
-    and shows the progress.
+    Both go on from the last checkpoint if there is one; the result is the same, number for number, as without an
+    interruption. Ctrl-C saves a checkpoint after the iteration under way. If the training goes wrong, both raise
+    `TrainingStopped`, whose message names the last good checkpoint. Of several processes (see `distributed`) one logs,
+    saves and shows the progress.
 
     Args:
         policy: the policy, trained in place.
@@ -81,16 +83,19 @@ class TrainingLoop(ABC):
         self.accelerator = Accelerator(
             mixed_precision=mixed_precision, log_with=list(report_to) or None, project_dir=project_dir
         )
+        if report_to:
+            self.accelerator.init_trackers("rarlhf_nb", config=flat(self.settings))
         self.ranks = Ranks(self.accelerator)
         self._check_ranks(checkpoints)
         self.log_file, self.checkpoints = log_file if self.ranks.main else None, checkpoints
-        self.watch = Watch(watch, self.log_file, self.unit, aloud=self.ranks.main)
+        self.watch = watch
+        self.monitor = Monitor(watch, self.log_file, self.unit, verbose=self.ranks.main)
         self.iteration = 0  # the last one's number, counted from 1
-        self.rows: list[dict[str, float]] = []  # the log so far
+        self.rows: list[dict[str, float]] = []  # the statistics so far
         self.optimizer: torch.optim.Optimizer  # made by the subclass
 
     def _check_ranks(self, checkpoints: Checkpoints | None) -> None:
-        """Raise `UserError`, on every rank, where the processes of this training do not belong together."""
+        """Raise `UserError`, on every rank, if the processes of this training do not belong together."""
         if self.ranks.count == 1:
             return
         prompts = self.train_dataset["prompt"] if self.train_dataset is not None else []
@@ -98,11 +103,33 @@ class TrainingLoop(ABC):
         own = {"mixed_precision": self.accelerator.mixed_precision, "the checksum of the prompts": digest[:12]}
         self.ranks.check_agreement(flat(self.settings) | own)
         if self.ranks.sharded and checkpoints is not None:
-            raise UserError("checkpoints: none can be saved where FSDP shards the training; give none.")
+            raise UserError("checkpoints: none can be saved if FSDP shards the training; give none.")
 
     @abstractmethod
-    def run_iteration(self) -> dict[str, float]:
-        """Run the next iteration, which counts `iteration` up, and return its statistics."""
+    def step(self) -> dict[str, float]:
+        """Run one iteration, in a block of `counted`, and return its statistics. It is given `next_prompts`."""
+
+    def next_prompts(self) -> dict[str, list]:
+        """The arguments of the next `step`; none by default."""
+        return {}
+
+    @contextmanager
+    def counted(self) -> Iterator[dict[str, float]]:
+        """A block that is one iteration: counts, times and monitors it; gives the statistics, which the block fills in.
+
+        Raises `TrainingStopped` if the iteration went wrong.
+        """
+        started = time.perf_counter()
+        self.iteration += 1
+        self.monitor.begin(self.iteration)
+        stats = {self.unit: self.iteration}
+        try:
+            yield stats
+        except FloatingPointError as error:  # from such probabilities nothing can be drawn
+            self.monitor.notice([Incident("not_finite", str(error), {}, fatal=True)], None)
+        stats["seconds"] = time.perf_counter() - started
+        self.rows.append(stats)
+        self.monitor.conclude(stats)
 
     @abstractmethod
     def own_state(self) -> Checkpoint:
@@ -123,7 +150,7 @@ class TrainingLoop(ABC):
             while self.iteration < self.iterations:
                 with interrupt:
                     try:
-                        stats = self.run_iteration()
+                        stats = self.step(**self.next_prompts())
                     except TrainingStopped as stop:
                         raise self._with_last_good_checkpoint(stop) from None
                     self.log(stats)
@@ -143,7 +170,7 @@ class TrainingLoop(ABC):
     def _with_last_good_checkpoint(self, stop: TrainingStopped) -> TrainingStopped:
         """The error of a training that was stopped, with the checkpoint from which another may go on.
 
-        Logs the iteration as evidence. Where it was stopped at once, the checkpoint that it began with is dropped: a
+        Logs the iteration as evidence. If it was stopped at once, the checkpoint that it began with is dropped: a
         checkpoint is good if the weights in it passed the checks of the next iteration.
         """
         if stop.stats is not None:
@@ -169,8 +196,7 @@ class TrainingLoop(ABC):
         return pd.DataFrame(self.rows)
 
     def log(self, stats: dict[str, float]) -> None:
-        """Append the statistics to `log_file` and hand them to the trackers."""
-        self.rows.append(stats)
+        """Append the statistics of an iteration to `log_file` and hand them to the trackers."""
         self._write_log([stats], "w" if self.iteration == 1 else "a")
         self.accelerator.log(stats, step=self.iteration)
 
@@ -193,10 +219,10 @@ class TrainingLoop(ABC):
         return Checkpoint(tensors, state)
 
     def resume(self, other_settings: bool = False) -> None:
-        """Go on from the last checkpoint, where there is one and nothing was trained yet; the log is cut back to it.
+        """Go on from the last checkpoint if there is one and nothing was trained yet; the log is cut back to it.
 
         Weights, the optimizer's moments, an adaptive beta and the number of the iteration are the checkpoint's, and all
-        else is this trainer's, with its learning rate. Raises `UserError` where the checkpoint belongs to a training
+        else is this trainer's, with its learning rate. Raises `UserError` if the checkpoint belongs to a training
         with other settings, unless `other_settings` says that this is meant.
         """
         if self.checkpoints is None or self.iteration:
@@ -210,7 +236,6 @@ class TrainingLoop(ABC):
         load_optimizer(self.optimizer, tensors, self.optimizer.state_dict()["param_groups"])
         self.load_own_state(Checkpoint(tensors, state["own"]))
         self.iteration, self.rows = state["iteration"], state["rows"]
-        self.watch.past = list(self.rows)
         self._write_log(self.rows, "w")
         if self.ranks.main:
             print(f"{self.title}: resumed at {self.unit} {self.iteration}")

@@ -10,20 +10,26 @@ Departures from the paper and its authors' code:
 """
 
 import math
-import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import torch
 from datasets import Dataset
 
 from rarlhf_nb.checkpoint import Checkpoint, Checkpoints
+from rarlhf_nb.distributed import join
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.loop import TrainingLoop
 from rarlhf_nb.micro_batches import MicroBatches, Pieces
+from rarlhf_nb.monitor import (
+    check_advantages,
+    check_completions,
+    check_finite,
+    check_kl,
+    check_losses,
+    usual_value_loss,
+)
 from rarlhf_nb.policy import ActorCritic, Reference, evaluate_tokens
 from rarlhf_nb.ppo import (
     dense_rewards,
@@ -104,8 +110,6 @@ class CVaRPPOTrainer(TrainingLoop):
         self.kl_coef = args.kl_coef
         self.rollout: Rollout | None = None
         self.targets: Targets | None = None
-        if report_to:
-            self.accelerator.init_trackers("rarlhf_nb", config=args.model_dump() | risk.model_dump())
 
     def sections(self) -> dict[str, Section]:
         """By name, the sections of the profile that determine the training."""
@@ -116,99 +120,77 @@ class CVaRPPOTrainer(TrainingLoop):
         return Checkpoint({}, {"kl_coef": self.kl_coef, "micro_batch_size": self.micro_batches.size})
 
     def load_own_state(self, own: Checkpoint) -> None:
-        """Restore beta where a controller has moved it, and the micro-batches that "auto" has found."""
+        """Restore beta if a controller has moved it, and the micro-batches if memory has decided them."""
         if self.args.kl_target is not None:
             self.kl_coef = own.state["kl_coef"]
-        if self.args.micro_batch_size == "auto":
-            self.micro_batches.size, self.micro_batches.unknown = own.state["micro_batch_size"], False
-
-    def run_iteration(self) -> dict[str, float]:
-        """One iteration on the next B prompts of the shuffled data set."""
-        return self.step(**self.next_prompts())
+        if not isinstance(self.args.micro_batch_size, int):
+            self.micro_batches.size = own.state["micro_batch_size"]
 
     def step(self, prompts: list[str], **columns: list) -> dict[str, float]:
         """One iteration of Algorithm 1 on B prompts; returns its statistics. `columns` are handed to the rewards.
 
         Raises `UserError` unless there are exactly B prompts, and for rewards that are not one finite number each, and
-        `TrainingStopped` where the training goes wrong (see `watch`).
+        `TrainingStopped` if the training goes wrong (see `monitor`).
         """
         if len(prompts) != self.args.batch_size:
             raise UserError(
                 f"prompts holds {len(prompts)}, but the schedule counts in batches of batch_size = "
                 f"{self.args.batch_size}; give that many, or set batch_size."
             )
-        started = time.perf_counter()
-        self.iteration += 1
-        self.watch.begin(self.iteration)
-        kept = self.schedule.kept(self.iteration)
-        rollout = self.sample(prompts, columns)  # Alg. 1, lines 1 and 2
-        targets = self.shape_rewards(rollout, kept)  # lines 2 and 3
-        targets = self.select(rollout, targets, kept)  # line 4
-        losses = self.update(rollout, targets)  # line 5
-        stats = self.statistics(rollout, targets, losses)
-        self.kl_coef = self.adapted_kl_coef(rollout, targets)  # line 6
-        self.rollout, self.targets = rollout, targets
-        stats |= {"seconds": time.perf_counter() - started}
-        self.watch.conclude(stats)
+        with self.counted() as stats:
+            kept = self.schedule.kept(self.iteration)
+            rollout = self.sample(prompts, columns)  # Alg. 1, lines 1 and 2
+            targets = self.shape_rewards(rollout, kept)  # lines 2 and 3
+            targets = self.select(rollout, targets, kept)  # line 4
+            losses = self.update(rollout, targets)  # line 5
+            stats |= self.statistics(rollout, targets, losses)
+            self.kl_coef = self.adapted_kl_coef(rollout, targets)  # line 6
+            self.rollout, self.targets = rollout, targets
         return stats
 
     def sample(self, prompts: list[str], columns: dict[str, list]) -> Rollout:
-        """Alg. 1, lines 1 and 2: completions, environment rewards, log-probabilities, values and KL."""
-        share = self.ranks.share(len(prompts))
+        """Alg. 1, lines 1 and 2: completions, environment rewards, log-probabilities, values and KL.
+
+        Each rank samples and scores its share of the prompts, and gets the whole batch.
+        """
+        share, seed = self.ranks.share(len(prompts)), hash_seed(self.seed, self.iteration)
         own = {name: column[share] for name, column in columns.items()}
-        with self.ranks.summon_full_params(self.wrapped), self.watch.sampling(), self.ranks.shared_errors():
-            rollout = self.sample_share(prompts[share], own, first=share.start)
+        with self.ranks.summon_full_params(self.wrapped), self.ranks.shared_errors():
+            with self.accelerator.autocast():
+                rollout = self.policy.sample(prompts[share], self.sampling, seed, share.start, self.alphas(share))
+            rollout = replace(rollout, env_rewards=self.env_rewards(rollout, own))
+            rollout = self.micro_batches.run(len(rollout), lambda pieces: self.read(rollout, pieces))
         rollout = self.ranks.all_gather_rows(rollout)
-        self.watch.completions(rollout)
-        self.watch.kl(rollout)
+        rollout = replace(rollout, kl=episode_kl(rollout.log_probs, rollout.ref_log_probs, rollout.completion_mask))
+        self.monitor.notice(check_completions(rollout, self.watch.collapse_bound), rollout)
+        self.monitor.notice(check_kl(rollout.kl, self.watch.kl_bound), rollout)
         return rollout
 
-    def sample_share(self, prompts: list[str], columns: dict[str, list], first: int) -> Rollout:
-        """The part of the rollout that this process samples and scores; `first` is its place in the batch."""
-        seed = hash_seed(self.seed, self.iteration)
-        with self.accelerator.autocast():
-            episodes = self.draw(prompts, seed, first)
-        env_rewards = self.env_rewards(episodes, columns)
-        with torch.no_grad(), self.accelerator.autocast():
-            ref_log_probs, log_probs, values = self.micro_batches.run(
-                len(episodes), lambda pieces: self.read(episodes, pieces)
-            )
-        kl = episode_kl(log_probs, ref_log_probs, episodes.completion_mask)
-        read = {"log_probs": log_probs, "values": values, "ref_log_probs": ref_log_probs}
-        return replace(episodes, env_rewards=env_rewards, kl=kl, **read)
+    def alphas(self, share: slice) -> torch.Tensor | None:
+        """The tail shares that the policy is told for the prompts of a rank; None, since this policy reads none."""
+        return None
 
-    def draw(self, prompts: list[str], seed: int, first: int) -> Rollout:
-        """Line 1: a completion of each prompt."""
-        return self.policy.sample(prompts, self.sampling, seed, first)
-
-    def read(self, episodes: Rollout, pieces: Pieces) -> tuple[torch.Tensor, ...]:
-        """The reference's log-probabilities, and those and the values of the policy that drew them: (B, T) each."""
-        parts = [episodes.take(rows) for rows in pieces]
-        ref_log_probs = [self.reference.token_log_probs(part, self.sampling) for part in parts]
-        own = [self.behaviour(part) for part in parts]
-        columns = (ref_log_probs, [part.log_probs for part in own], [part.values for part in own])
-        return tuple(torch.cat(column) for column in columns)
-
-    def behaviour(self, episodes: Rollout) -> Rollout:
-        """Log-probabilities and values under the policy that drew the episodes: the sampler's own numbers.
-
-        In half precision, reading token by token and at once round differently, by more than an update moves a
-        ratio; so there the episodes are read again, as the update will read them.
-        """
-        full = self.accelerator.mixed_precision == "no" and torch.finfo(self.policy.model.dtype).bits >= 32
-        return episodes if full else evaluate_tokens(self.policy, episodes, self.sampling)
-
-    def env_rewards(self, episodes: Rollout, columns: dict[str, list]) -> torch.Tensor:
+    def env_rewards(self, rollout: Rollout, columns: dict[str, list]) -> torch.Tensor:
         """The sum of the reward functions for each episode, checked: (B,)."""
-        rewards = [
-            check_rewards(
-                reward(prompts=episodes.prompts, completions=episodes.completions, **columns),
-                episodes.prompts,
-                episodes.completions,
-            )
-            for reward in self.reward_funcs
-        ]
+        texts = {"prompts": rollout.prompts, "completions": rollout.completions}
+        rewards = [check_rewards(reward(**texts, **columns), **texts) for reward in self.reward_funcs]
         return torch.tensor(rewards, dtype=torch.float32, device=self.policy.device).sum(0)
+
+    @torch.no_grad()
+    def read(self, rollout: Rollout, pieces: Pieces) -> Rollout:
+        """The rollout with the reference's log-probabilities, in half precision also read again by the policy.
+
+        There, reading token by token and at once round differently, by more than an update moves a ratio; so the
+        episodes are read as the update will read them.
+        """
+        half = self.accelerator.mixed_precision != "no" or torch.finfo(self.policy.model.dtype).bits < 32
+        parts = []
+        with self.accelerator.autocast():
+            for part in map(rollout.take, pieces):
+                ref_log_probs = self.reference.token_log_probs(part, self.sampling)
+                part = evaluate_tokens(self.policy, part, self.sampling) if half else part
+                parts.append(replace(part, ref_log_probs=ref_log_probs))
+        return join(parts, self.policy.device)
 
     def shape_rewards(self, rollout: Rollout, kept: int) -> Targets:
         """Lines 2 and 3: the dense rewards of eq. 5, their episode returns, advantages and the critic's targets."""
@@ -235,7 +217,7 @@ class CVaRPPOTrainer(TrainingLoop):
         return replace(targets, tail=tail, updated=everyone, weights=weights)
 
     def drawn_weights(self, rollout: Rollout, targets: Targets, kept: int) -> torch.Tensor:
-        """The weights of all B episodes where only a share of those above VaR is drawn for the update: (B,).
+        """The weights of all B episodes if only a share of those above VaR is drawn for the update: (B,).
 
         An episode's chance is proportional to the sum of its whitened |advantages|; at 0 it would add nothing to the
         policy's gradient.
@@ -252,74 +234,75 @@ class CVaRPPOTrainer(TrainingLoop):
         The gradients of the micro-batches and of the ranks add up to that of the whole batch, since every loss is
         divided by the number of all selected tokens, drawn or not.
         """
-        batch = self.update_batch(rollout, targets)
-        scored = rollout.take(targets.updated)
-        self.watch.advantages(targets.advantages[targets.updated], batch.rollout.completion_mask, scored)
-        tokens, epochs = batch.rollout.completion_mask.sum(), []
-        batch = batch.take(batch.weights.nonzero().flatten())
-        rows, counted = self.ranks.shard(len(batch.rollout))
-        own = batch.take(rows)
-        own = replace(own, weights=own.weights * counted.to(own.weights.device))
-        self.micro_batches.settle(len(rows), lambda few: self.rehearse(own.take(few), tokens), self.moment_bytes)
+        updated = rollout.take(targets.updated)
+        self.monitor.notice(check_advantages(targets.advantages[targets.updated], updated.completion_mask), updated)
+        batch, tokens = self.update_batch(rollout, targets), updated.completion_mask.sum()
+        own = self.rank_batch(batch)
+
+        def gradient(pieces: Pieces) -> list[dict[str, float]]:
+            self.optimizer.zero_grad()
+            return [self.backward(own.take(rows), tokens) for rows in pieces]
+
+        epochs = []
         for _ in range(self.args.epochs):
-            losses = self.micro_batches.run(len(rows), lambda pieces: self.gradient(own, pieces, tokens), joint=True)
-            epochs.append(self.ranks.sum(losses))
+            with self.ranks.average_gradients(self.wrapped):
+                terms = self.micro_batches.run(len(own.rollout), gradient)
+            epochs.append(self.ranks.sum({key: sum(part[key] for part in terms) for key in terms[0]}))
             # without a limit nothing is clipped, and the norm tells whether the gradient is finite
             norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.args.max_grad_norm or math.inf)
-            self.watch.losses(epochs[-1], scored, self.args.ratio_threshold)
-            if not self.watch.allows_step(epochs[-1], norm.item(), scored):
+            self.check_epoch(epochs, norm.item(), rollout, updated)
+            if not self.monitor.allows_step():
                 break
             self.optimizer.step()
         self.optimizer.zero_grad()
-        return pd.DataFrame(epochs).mean().to_dict() | {"gradient_tokens": batch.rollout.tokens * len(epochs)}
+        means = {key: sum(losses[key] for losses in epochs) / len(epochs) for key in epochs[0]}
+        return means | {"gradient_tokens": batch.rollout.tokens * len(epochs)}
 
     def update_batch(self, rollout: Rollout, targets: Targets) -> Batch:
-        """The selected episodes, with advantages whitened over their tokens or over the whole batch's."""
-        rows, updated = targets.updated, rollout.take(targets.updated)
+        """The episodes of the update, with advantages whitened over their tokens or over the whole batch's."""
+        rows, mask = targets.updated, rollout.completion_mask
         if self.risk.whitening == "kept":
-            advantages = whiten(targets.advantages[rows], updated.completion_mask)
+            advantages = whiten(targets.advantages[rows], mask[rows])
         else:
-            advantages = whiten(targets.advantages, rollout.completion_mask)[rows]
-        return Batch(updated, advantages, targets.value_targets[rows], targets.weights)
+            advantages = whiten(targets.advantages, mask)[rows]
+        batch = Batch(rollout.take(rows), advantages, targets.value_targets[rows], targets.weights)
+        return batch.take(batch.weights.nonzero().flatten())
 
-    def gradient(self, batch: Batch, pieces: Pieces, tokens: torch.Tensor) -> dict[str, float]:
-        """The gradient of one epoch, begun anew; returns this rank's part of the losses."""
-        self.optimizer.zero_grad()
-        losses = []
-        for rows in pieces:
-            # the ranks' gradients are added up once, with those of the last micro-batch
-            with nullcontext() if rows is pieces[-1] else self.accelerator.no_sync(self.wrapped):
-                losses.append(self.backward(batch.take(rows), tokens))
-        return {key: sum(part[key] for part in losses) for key in losses[0]}
-
-    def rehearse(self, batch: Batch, tokens: torch.Tensor) -> dict[str, float]:
-        """A micro-batch's passes on this rank alone, to see if they fit into memory; the epoch drops their gradient."""
-        with self.accelerator.no_sync(self.wrapped):
-            return self.backward(batch, tokens)
-
-    @property
-    def moment_bytes(self) -> int:
-        """What Adam will hold from its first step on; 0 once it holds it."""
-        trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        return 0 if self.optimizer.state else 2 * sum(weight.nbytes for weight in trained)
+    def rank_batch(self, batch: Batch) -> Batch:
+        """This rank's share of an update, which an episode of weight 0 may fill up to the size of the others'."""
+        rows, counted = self.ranks.shard(len(batch.rollout))
+        own = batch.take(rows)
+        return replace(own, weights=own.weights * counted.to(own.weights.device))
 
     def backward(self, batch: Batch, tokens: torch.Tensor) -> dict[str, float]:
         """Eq. 11 on a micro-batch, its sum over tokens divided by `tokens`: adds the gradient, returns the terms."""
-        args, weights = self.args, batch.weights.unsqueeze(1)
-        mask = batch.rollout.completion_mask & (weights > 0)
+        args, old, weights = self.args, batch.rollout, batch.weights.unsqueeze(1)
+        mask = old.completion_mask & (weights > 0)
         with self.accelerator.autocast():
-            now = evaluate_tokens(self.policy, batch.rollout, self.sampling, forward=self.wrapped)
-        ratio = (now.log_probs - batch.rollout.log_probs).detach().exp()
+            now = evaluate_tokens(self.policy, old, self.sampling, forward=self.wrapped)
+        ratio = (now.log_probs - old.log_probs).detach().exp()
         terms = {
-            "policy_loss": policy_losses(now.log_probs, batch.rollout.log_probs, batch.advantages, args.cliprange),
-            "value_loss": value_losses(now.values, batch.rollout.values, batch.value_targets, args.cliprange_value),
+            "policy_loss": policy_losses(now.log_probs, old.log_probs, batch.advantages, args.cliprange),
+            "value_loss": value_losses(now.values, old.values, batch.value_targets, args.cliprange_value),
             "ratio_mean": ratio,
             "clip_fraction": ((ratio - 1).abs() > args.cliprange).to(ratio.dtype),
         }
         terms = {key: (weights * term).masked_fill(~mask, 0.0).sum() / tokens for key, term in terms.items()}
-        # accelerate averages the gradients of the ranks, which must be summed
+        # the gradients of the ranks are averaged, but must be summed
         self.accelerator.backward(self.ranks.count * (terms["policy_loss"] + args.vf_coef * terms["value_loss"]))
         return {key: term.item() for key, term in terms.items()}
+
+    def check_epoch(
+        self, epochs: list[dict[str, float]], gradient_norm: float, rollout: Rollout, updated: Rollout
+    ) -> None:
+        """Notice what is wrong with the last of the epochs so far, in which `updated` is updated on."""
+        losses, usual = epochs[-1], usual_value_loss(self.rows, epochs[0]["value_loss"], rollout.env_rewards)
+        found = check_losses(losses, usual, self.watch.value_loss_bound, self.args.ratio_threshold)
+        self.monitor.notice(found, updated)
+        # an overflowing ratio is left to ratio_threshold, and the gradient matters only if a step would follow
+        numbers = {key: value for key, value in losses.items() if key != "ratio_mean"}
+        numbers |= {} if self.monitor.skipping else {"gradient norm": gradient_norm}
+        self.monitor.notice(check_finite(numbers), updated)
 
     def adapted_kl_coef(self, rollout: Rollout, targets: Targets) -> float:
         """Line 6, eq. 12: the next beta, from the mean KL of the updated episodes; fixed without `kl_target`."""
@@ -343,7 +326,7 @@ class CVaRPPOTrainer(TrainingLoop):
             "completion_length": mask.sum(1).float().mean(),
         }
         stats = {key: value.item() for key, value in stats.items()}
-        return {"iteration": self.iteration, "kept": len(tail)} | stats | {"kl_coef": self.kl_coef} | losses
+        return {"kept": len(tail)} | stats | {"kl_coef": self.kl_coef} | losses
 
     def next_prompts(self) -> dict[str, list]:
         """The batch of the next iteration: B rows from a stream of seeded shuffles of the data set."""

@@ -184,10 +184,9 @@ def test_each_group_has_its_alpha_and_the_ends_are_always_there():
         assert 0 <= inside.min() < 0.05 and 0.95 < inside.max() <= 1
         assert inside.mean() == pytest.approx(0.5, abs=0.08)
     trainer.iteration = 7
-    episodes = trainer.draw((PROMPTS * 2)[:11], seed=1, first=0)
     expected = [alpha for alpha, size in zip(seen[6], (3, 2, 2, 2, 2), strict=True) for _ in range(size)]
-    torch.testing.assert_close(episodes.alpha, torch.tensor(expected))
-    assert torch.equal(trainer.draw(PROMPTS[:4], seed=1, first=5).alpha, episodes.alpha[5:9])
+    torch.testing.assert_close(trainer.sample((PROMPTS * 2)[:11], {}).alpha, torch.tensor(expected))
+    assert torch.equal(trainer.alphas(slice(5, 9)), torch.tensor(expected[5:9]))
 
 
 def test_var_rewards_and_whitening_are_each_groups_own():

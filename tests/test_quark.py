@@ -38,7 +38,7 @@ def make_trainer(policy=None, reward=good_minus_bad, prompts=PROMPTS, sampling=S
 
 def explored(trainer):
     """A trainer with a quantised pool, prompts and completions of several lengths in it."""
-    trainer.explore()
+    trainer.explore(0)
     trainer.pool.quantise(trainer.args.quantiles)
     return trainer
 

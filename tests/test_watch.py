@@ -15,7 +15,7 @@ from rarlhf_nb.checkpoint import Checkpoints
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.explorer.live_training import LiveTraining, Setting
 from rarlhf_nb.lab.profiles import load_profile
-from rarlhf_nb.monitor import TrainingStopped, Watch
+from rarlhf_nb.monitor import Monitor, TrainingStopped, check_completions, check_kl
 from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.settings import QuarkSettings, WatchSettings
 from rarlhf_nb.trainer import CVaRPPOTrainer
@@ -54,7 +54,7 @@ def spoil(trainer, part, change, at=2):
 
     def spoiled(*arguments, **named):
         result = whole(*arguments, **named)
-        return change(trainer, result) if trainer.watch.iteration == at else result
+        return change(trainer, result) if trainer.iteration == at else result
 
     setattr(owner, name, spoiled)
 
@@ -123,13 +123,14 @@ def test_a_gradient_that_is_not_finite_cannot_be_answered_with_a_warning_alone()
 
 
 def test_an_incident_shows_the_episodes_that_it_is_about(tmp_path):
-    watch = Watch(WatchSettings(kl="warn"), tmp_path / "rlhf.jsonl")
+    monitor = Monitor(WatchSettings(kl="warn"), tmp_path / "rlhf.jsonl", "iteration", verbose=True)
     texts = [str(i) for i in range(40)]
+    completions, kl = texts[:16] + ["same"] * 24, 5 * torch.arange(40.0)
+    rollout = Rollout(texts, completions, *[None] * 4, env_rewards=torch.arange(40.0), kl=kl)
     with pytest.warns(UserWarning, match=r"the mean KL is 97\.5 nats per completion, above watch\.kl_bound = 50"):
-        watch.kl(Rollout(texts, texts, *[None] * 4, env_rewards=torch.zeros(40), kl=5 * torch.arange(40.0)))
+        monitor.notice(check_kl(kl, bound=50), rollout)
     with pytest.warns(UserWarning, match="24 of 40 completions are the same"):
-        completions = texts[:16] + ["same"] * 24
-        watch.completions(Rollout(texts, completions, *[None] * 4, env_rewards=torch.arange(40.0)))
+        monitor.notice(check_completions(rollout, collapse_bound=0.5), rollout)
     far, same = lines(tmp_path / "rlhf.incidents.jsonl")
     assert [episode["kl"] for episode in far["episodes"]] == [5.0 * i for i in range(39, 23, -1)]
     assert [episode["prompt"] for episode in same["episodes"]] == texts[16:32]
@@ -140,7 +141,7 @@ def test_an_incident_shows_the_episodes_that_it_is_about(tmp_path):
 def test_a_sound_training_is_the_same_without_the_watch_bit_for_bit(make_trainer, tmp_path, recwarn):
     watched = make_trainer(log_file=tmp_path / "watched.jsonl")
     blind = make_trainer(log_file=tmp_path / "blind.jsonl")
-    blind.watch = MagicMock()  # notices nothing and lets every step be made
+    blind.monitor = MagicMock()  # notices nothing and lets every step be made
     blind.accelerator.clip_grad_norm_ = lambda *arguments: torch.tensor(0.0)
     for trainer in (watched, blind):
         trainer.train()

@@ -15,7 +15,6 @@ Departures from the paper or, where stated, from the authors' code:
 
 import copy
 import math
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,6 +33,7 @@ from rarlhf_nb.checkpoint import Checkpoint, Checkpoints
 from rarlhf_nb.distributed import join
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.loop import TrainingLoop
+from rarlhf_nb.monitor import check_completions, check_finite, check_kl
 from rarlhf_nb.policy import ActorCritic, check_context
 from rarlhf_nb.ppo import masked_sum
 from rarlhf_nb.rewards import Reward, check_rewards
@@ -166,40 +166,34 @@ class QuarkTrainer(TrainingLoop):
             group["lr"] = group["initial_lr"] * self.schedule.lr_lambdas[0](self.schedule.last_epoch)
         self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
-    def run_iteration(self) -> dict[str, float]:
+    def step(self) -> dict[str, float]:
         """One gradient step; before the first of every `sample_interval` steps, an exploration and new quantiles."""
-        started = time.perf_counter()
-        self.watch.begin(self.iteration + 1)
-        if self.iteration % self.args.sample_interval == 0:
-            self.explored = self.explore()
-            self.pool.quantise(self.args.quantiles)
-        episodes, bins = self.next_batch()
-        stats = self.update(episodes, bins)
-        self.iteration += 1
-        row = {
-            "step": self.iteration,
-            **stats,
-            "gradient_examples": self.iteration * self.args.batch_size,
-            "gradient_tokens": episodes.tokens,
-            "pool_size": len(self.pool),
-            **self.explored,
-            "seconds": time.perf_counter() - started,
-        }
-        self.watch.conclude(row)
-        return row
+        with self.counted() as stats:
+            exploration, place = divmod(self.iteration - 1, self.args.sample_interval)
+            if place == 0:
+                self.explored = self.explore(exploration)
+                self.pool.quantise(self.args.quantiles)
+            episodes, bins = self.batch(exploration, place)
+            stats |= self.update(episodes, bins)
+            stats |= {
+                "gradient_examples": self.iteration * self.args.batch_size,
+                "gradient_tokens": episodes.tokens,
+                "pool_size": len(self.pool),
+            }
+            stats |= self.explored
+        return stats
 
-    def explore(self) -> dict[str, float]:
+    def explore(self, exploration: int) -> dict[str, float]:
         """Add one completion of each of the next prompts to the pool: first p_0's, later those under the best token."""
-        exploration = self.iteration // self.args.sample_interval
         size = len(self.train_dataset)
         count = self.args.exploration_prompts or size
         indices = shuffled_stream(size, self.seed, exploration * count, count)
         share = self.ranks.share(count)
-        with self.watch.sampling(), self.ranks.shared_errors():
+        with self.ranks.shared_errors():
             episodes = self.explore_share(indices[share], exploration, share.start)
         episodes = self.ranks.all_gather_rows(episodes)
         self.pool.add(episodes, episodes.env_rewards.tolist())
-        self.watch.completions(episodes)
+        self.monitor.notice(check_completions(episodes, self.watch.collapse_bound), episodes)
         lengths = episodes.completion_mask.sum(1).float()
         return {
             "env_reward_mean": pd.Series(episodes.env_rewards.tolist()).mean(),
@@ -226,11 +220,13 @@ class QuarkTrainer(TrainingLoop):
         texts = {"prompts": episodes.prompts, "completions": episodes.completions}
         return np.sum([check_scores(reward(**texts, **columns), **texts) for reward in self.reward_funcs], axis=0)
 
-    def next_batch(self) -> tuple[Rollout, torch.Tensor]:
-        """The next B completions from a stream of seeded shuffles of the pool, and their quantiles (B,)."""
-        exploration, at = divmod(self.iteration, self.args.sample_interval)
+    def batch(self, exploration: int, place: int) -> tuple[Rollout, torch.Tensor]:
+        """The B completions of a step, the `place`-th after an exploration, and their quantiles (B,).
+
+        They come from a stream of seeded shuffles of the pool.
+        """
         batch = self.args.batch_size
-        indices = shuffled_stream(len(self.pool), hash_seed(self.seed, exploration), at * batch, batch)
+        indices = shuffled_stream(len(self.pool), hash_seed(self.seed, exploration), place * batch, batch)
         episodes = self.pool.take(indices, self.policy.processing_class.pad_token_id)
         rewards = torch.tensor([self.pool.rewards[i] for i in indices])
         return replace(episodes, env_rewards=rewards), self.pool.bins[indices]
@@ -242,7 +238,7 @@ class QuarkTrainer(TrainingLoop):
         terms = self.terms(own, bins[rows])
         kl = masked_sum(terms.kl_per_token.detach(), own.completion_mask)
         episodes = replace(episodes, kl=self.ranks.unshard(kl, len(episodes)))
-        self.watch.kl(episodes)
+        self.monitor.notice(check_kl(episodes.kl, self.watch.kl_bound), episodes)
         mask = own.completion_mask & counted.to(own.completion_mask.device).unsqueeze(1)
         means = {key: value.masked_fill(~mask, 0.0).sum() / tokens for key, value in vars(terms).items()}
         learning_rate = self.schedule.get_last_lr()[0]
@@ -252,7 +248,9 @@ class QuarkTrainer(TrainingLoop):
         stats = self.ranks.sum({key: value.item() for key, value in means.items()})
         # without a limit nothing is clipped, and the norm tells whether the gradient is finite
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.args.max_grad_norm or math.inf)
-        if self.watch.allows_step({"loss": stats["loss"]}, norm.item(), episodes):
+        numbers = {"loss": stats["loss"]} | ({} if self.monitor.skipping else {"gradient norm": norm.item()})
+        self.monitor.notice(check_finite(numbers), episodes)
+        if self.monitor.allows_step():
             self.optimizer.step()
             self.schedule.step()
         self.optimizer.zero_grad()
