@@ -1,10 +1,12 @@
 """A training on transformers' `Trainer` that goes on where it was interrupted, number for number.
 
-`Trainer` itself saves and loads weights, optimizer, schedule and random states; it unpickles with `weights_only=True`,
-which runs no code. Added are the moments to save at, checksums, and what a subclass has to remember besides.
+`Trainer` itself saves and loads weights, optimizer, schedule and random states, the latter three from pickles with
+`weights_only=True`, which runs no code. Added here are the moments to save at, checksums, and what a subclass has to
+remember besides.
 """
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -60,19 +62,15 @@ class _Finished(Exception):
     """The checkpoint is that of the last step: `Trainer` would make one more."""
 
 
+@dataclass
 class _Checkpointing(TrainerCallback):
     """Has `Trainer` save a checkpoint when one is due and at Ctrl-C, and completes what it saves and loads."""
 
-    def __init__(
-        self,
-        trainer: ResumableTrainer,
-        checkpoints: Checkpoints,
-        settings: dict[str, Any],
-        found: Path | None,
-        interrupt: InterruptLater,
-    ) -> None:
-        self.trainer, self.checkpoints, self.settings = trainer, checkpoints, settings
-        self.found, self.interrupt = found, interrupt
+    trainer: ResumableTrainer
+    checkpoints: Checkpoints
+    settings: dict[str, Any]
+    found: Path | None
+    interrupt: InterruptLater
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -18,16 +18,16 @@ from rarlhf_nb.lab.glossary import logged_keys
 from rarlhf_nb.lab.profiles import load_profile
 from rarlhf_nb.policy import Reference, load_policy
 from rarlhf_nb.risk import SoftRiskSchedule
-from rarlhf_nb.settings import CriticFreeSettings, RiskSettings, SamplingSettings
+from rarlhf_nb.settings import CriticFreeSettings, LoraSettings, RiskSettings, SamplingSettings
 
 SAMPLING = SamplingSettings(completion_length=5, minimum_completion_length=2)
 RISK = RiskSettings(alpha=0.5, warm_start=2, rho=0.5)
 
 
-def start(folder):
+def start(folder, lora=None):
     if not (folder / "start").exists():
         tiny_policy().save(folder / "start")
-    return load_policy(folder / "start")  # TRL loads its reference from there
+    return load_policy(folder / "start", lora, seed=1)  # TRL loads its reference from there
 
 
 def train(folder, algorithm="grpo", reward=good_minus_bad, policy=None, risk=RISK, micro=None, own=None, **options):
@@ -108,9 +108,10 @@ def test_micro_batches_change_nothing(algorithm, tmp_path):
         torch.testing.assert_close(one, other, atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("lora", [None, LoraSettings(r=2, alpha=4, dropout=0.2)], ids=["whole", "lora"])
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
-def test_an_interrupted_training_ends_like_one_that_never_was(algorithm, tmp_path, capsys):
-    whole, expected = train(tmp_path, algorithm)
+def test_an_interrupted_training_ends_like_one_that_never_was(algorithm, lora, tmp_path, capsys):
+    whole, expected = train(tmp_path, algorithm, policy=start(tmp_path, lora))
     calls = []
 
     def interrupting(**columns):
@@ -120,9 +121,9 @@ def test_an_interrupted_training_ends_like_one_that_never_was(algorithm, tmp_pat
         return good_minus_bad(**columns)
 
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, algorithm, interrupting, checkpoints=every_step(tmp_path))
+        train(tmp_path, algorithm, interrupting, start(tmp_path, lora), checkpoints=every_step(tmp_path))
     torch.manual_seed(5)
-    resumed, log = train(tmp_path, algorithm, checkpoints=every_step(tmp_path))
+    resumed, log = train(tmp_path, algorithm, policy=start(tmp_path, lora), checkpoints=every_step(tmp_path))
     assert f"{algorithm.upper()}: resumed at step 6\n" in capsys.readouterr().out
     assert same_weights(whole, resumed)
     pd.testing.assert_frame_equal(log.drop(columns="seconds"), expected.drop(columns="seconds"))
