@@ -24,13 +24,13 @@ test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # TRL alone, in a folder before the environment's own: all else is the lock's.
-newest-trl: $(STAMP)  ## the contract of critic_free with the newest TRL, which may have moved
+newest-trl: $(STAMP)  ## the contract of baselines.grpo with the newest TRL, which may have moved
 	@rm -rf .venv/newest-trl
 	@timeout 30 $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 10 \
 	  --no-deps --target .venv/newest-trl trl || { \
 	  echo "error: pip could not install the newest TRL; is PyPI reachable?" >&2; exit 1; }
 	@ls -d .venv/newest-trl/trl-*
-	PYTHONPATH=.venv/newest-trl $(BIN)/python -m pytest tests/test_critic_free.py -k contract
+	PYTHONPATH=.venv/newest-trl $(BIN)/python -m pytest tests/test_grpo.py -k contract
 
 soak: $(STAMP)  ## a run killed thirty times against one that was not, and 20,000 examples of every property
 	$(BIN)/python -m benchmarks.soak $(ARGS)

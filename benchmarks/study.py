@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
-from rarlhf_nb.baselines.critic_free_methods import train_critic_free
+from rarlhf_nb.baselines.critic_free import train_critic_free
 from rarlhf_nb.baselines.sft import train_sft
 from rarlhf_nb.data.pocket import pocket_world
 from rarlhf_nb.data.tasks import Task, load_task

@@ -12,7 +12,7 @@ __version__ = "0.8.1"
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "baselines.critic_free": ["CVaRConfig", "CVaRGRPOTrainer", "CVaRRLOOTrainer"],
+        "baselines.grpo": ["CVaRConfig", "CVaRGRPOTrainer", "CVaRRLOOTrainer"],
         "data.pocket": ["pocket_world"],
         "lab.experiment": ["Experiment"],
         "lab.profiles": ["load_profile"],

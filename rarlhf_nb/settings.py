@@ -234,7 +234,7 @@ Answer = Literal["warn", "skip", "stop"]  # skip: no further optimizer step in t
 
 
 class CriticFreeSettings(Section):
-    """GRPO and RLOO of TRL, alone and on the tail (see `training.critic_free_methods`).
+    """GRPO and RLOO of TRL, alone and on the tail (see `baselines.critic_free`).
 
     Epochs, clipping and max_grad_norm are those of `ppo`; alpha and the schedule are those of `risk`, whose
     warm-up is the same share of these iterations.

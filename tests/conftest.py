@@ -26,6 +26,7 @@ LONG = ("test_sweep", "test_resumable", "test_notebooks", "test_soak", "test_dis
 LONG += (
     "test_verify",
     "test_checkpoint",
+    "test_grpo",
     "test_critic_free",
     "test_properties_of_input",
     "test_stages",

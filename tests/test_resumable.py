@@ -1,41 +1,129 @@
-"""SFT or a classifier's training that is interrupted or killed ends like one that never was."""
+"""A training that is interrupted, killed or whose checkpoint is damaged ends like one that never was."""
 
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from test_classifier import labelled
-from tiny import tiny_policy
+from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
 from tiny_classifier import classifier_tokenizer, distilbert
 
+from rarlhf_nb.baselines.critic_free import train_critic_free
+from rarlhf_nb.baselines.quark import QuarkTrainer
 from rarlhf_nb.baselines.sft import train_sft
 from rarlhf_nb.checkpoint import Checkpoints, read_state
+from rarlhf_nb.conditioned import AlphaConditionedTrainer
 from rarlhf_nb.data.classifier import train_classifier
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import load_policy
-from rarlhf_nb.settings import LoraSettings, SFTSettings
+from rarlhf_nb.settings import ConditionedSettings, CriticFreeSettings, LoraSettings, QuarkSettings, SFTSettings
+from rarlhf_nb.trainer import CVaRPPOTrainer
 
-TEXTS = ["the film is very good", "the plot was good", "very good film"] * 20
+SAMPLING = sampling_settings(minimum_completion_length=2)
+TRAIN = Dataset.from_dict({"prompt": PROMPTS})
+LORA = LoraSettings(r=2, alpha=4)
 
 
-def settings(**changes) -> SFTSettings:
-    return SFTSettings(**{"learning_rate": 1e-2, "batch_size": 10, "epochs": 2.5, "max_length": 16} | changes)
+def start(folder, lora):
+    if not (folder / "start").exists():
+        tiny_policy().save(folder / "start")
+    return load_policy(folder / "start", lora, seed=1)
 
 
-ACCUMULATED = settings(batch_size=7, gradient_accumulation_steps=2)  # the last step of an epoch has one batch alone
-KINDS = {  # and steps after which to stop: within an epoch, at its end, within the second one, at the end of all
-    "plain": (settings(), (3, 6, 8, 15)),
-    "lora": (settings(), (3, 6, 8, 15)),
-    "accumulated": (ACCUMULATED, (3, 5, 8, 13)),
-    "packed": (settings(batch_size=4, packing=True, max_steps=12), (3, 5, 8, 12)),
+def loop(make, folder, checkpoints=None, lora=None, each=lambda: None, **changes):
+    def reward(**texts):
+        each()
+        return good_minus_bad(**texts)
+
+    log_file = folder / "log.jsonl"
+    trainer = make(start(folder, lora), reward, log_file=log_file, checkpoints=checkpoints, **changes)
+    trainer.train()
+    assert [json.loads(line) for line in log_file.read_text().splitlines()] == trainer.rows
+    return trainer.policy, trainer.rows
+
+
+def ppo(policy, reward, seed=1, log_file=None, checkpoints=None, **changes):
+    args = ppo_settings(**{"iterations": 7, "kl_target": 2.0, "kl_horizon": 100} | changes)
+    options = {"seed": seed, "log_file": log_file, "checkpoints": checkpoints}
+    return CVaRPPOTrainer(policy, reward, args, risk_settings(), SAMPLING, TRAIN, **options)
+
+
+def conditioned(policy, reward, **options):
+    groups = ConditionedSettings(groups=3, iterations=7)
+    args = (ppo_settings(), risk_settings(), SAMPLING, groups)
+    return AlphaConditionedTrainer(policy, reward, *args, train_dataset=TRAIN, seed=1, **options)
+
+
+def quark(policy, reward, **options):
+    args = QuarkSettings(quantiles=3, steps=7, sample_interval=3, batch_size=4, learning_rate=1e-2, warmup_steps=2)
+    return QuarkTrainer(policy, reward, args, SAMPLING, TRAIN, seed=1, **options)
+
+
+def critic_free(algorithm, folder, checkpoints=None, lora=None, each=lambda: None):
+    def reward(**texts):
+        each()
+        return good_minus_bad(**texts)
+
+    own = CriticFreeSettings(iterations=6, batch_size=8, samples_per_prompt=4, learning_rate=1e-2, kl_coef=0.1)
+    settings = (own, ppo_settings(iterations=12), risk_settings(warm_start=2), SAMPLING)
+    policy, options = start(folder, lora), {"log_file": folder / "log.jsonl", "checkpoints": checkpoints}
+    log = train_critic_free(policy, reward, TRAIN, *settings, algorithm, seed=1, **options)
+    return policy, log.to_dict("records")
+
+
+def sft(folder, checkpoints=None, lora=None, each=lambda: None, seed=1, **changes):
+    policy = start(folder, lora)
+    policy.model.register_forward_pre_hook(lambda *_: each())
+    settings = {"learning_rate": 1e-2, "batch_size": 10, "epochs": 2.5, "max_length": 16} | changes
+    texts = ["the film is very good", "the plot was good", "very good film"] * 20
+    log = train_sft(policy, texts, SFTSettings(**settings), seed, checkpoints=checkpoints)
+    assert not policy.training
+    return policy, log
+
+
+def classifier(folder, checkpoints=None, **changes):
+    """Two epochs of seven steps."""
+    model = distilbert()
+    model.distilbert.embeddings.requires_grad_(False)
+    options = {"epochs": 2, "batch_size": 16, "head_learning_rate": 1e-2, "windows": (3, 6), "seed": 3} | changes
+    texts = (labelled(100, 1), labelled(50, 2), folder / "classifier")
+    metrics = train_classifier(model, classifier_tokenizer(), *texts, checkpoints=checkpoints, **options)
+    return model, [metrics]
+
+
+PPO, QUARK, CONDITIONED = (partial(loop, make) for make in (ppo, quark, conditioned))
+GRPO, RLOO = (partial(critic_free, algorithm) for algorithm in ("grpo", "rloo"))
+DROPPING = LoraSettings(r=2, alpha=4, dropout=0.2)
+# the last step of an epoch has one batch alone
+ACCUMULATED = {"batch_size": 7, "gradient_accumulation_steps": 2}
+PACKED = {"batch_size": 4, "packing": True, "max_steps": 12}
+KINDS = {  # and steps after which to stop: of SFT within an epoch, at its end, within the second one, at the end of all
+    "ppo": (PPO, (1, 4)),
+    "ppo with lora": (partial(PPO, lora=LORA), (1, 4)),
+    "conditioned": (CONDITIONED, (1, 4)),
+    "conditioned with lora": (partial(CONDITIONED, lora=LORA), (1, 4)),
+    "quark": (QUARK, (1, 4)),
+    "quark with lora": (partial(QUARK, lora=LORA), (1, 4)),
+    "grpo": (GRPO, (6, 12)),
+    "grpo with lora": (partial(GRPO, lora=DROPPING), (6,)),
+    "rloo": (RLOO, (6,)),
+    "rloo with lora": (partial(RLOO, lora=DROPPING), (6,)),
+    "sft": (sft, (3, 6, 8, 15)),
+    "sft with lora": (partial(sft, lora=DROPPING), (3, 6, 8, 15)),
+    "sft, accumulated": (partial(sft, **ACCUMULATED), (3, 5, 8, 13)),
+    "sft, packed": (partial(sft, **PACKED), (3, 5, 8, 12)),
+    "classifier": (classifier, (3, 6, 7, 10, 14)),
 }
 
 
@@ -44,14 +132,14 @@ class Killed(Exception):
 
 
 class Deadly(Checkpoints):
-    """Checkpoints after every step, until the process dies while it saves the one after the one named."""
+    """Checkpoints after every step, until the process dies while it saves the first one after the one named."""
 
     def __init__(self, folder: Path, last: int) -> None:
         super().__init__(folder, seconds=0)
         self.last = last
 
     def complete(self, folder, state):
-        if folder.name == f"checkpoint-{self.last + 1}":
+        if int(folder.name.removeprefix("checkpoint-")) > self.last:
             raise Killed
         super().complete(folder, state)
 
@@ -67,8 +155,16 @@ def no_pickle_runs_code(monkeypatch):
     monkeypatch.setattr(torch, "load", watched)
 
 
-def every_step(folder):
-    return Checkpoints(folder / "checkpoints", seconds=0)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What a training gives that nothing interrupts: its model and its log."""
+
+    @cache
+    def trained(kind):
+        disturb(6)
+        return KINDS[kind][0](tmp_path_factory.mktemp("whole"))
+
+    return trained
 
 
 def disturb(seed):
@@ -78,168 +174,148 @@ def disturb(seed):
     np.random.seed(seed)
 
 
-def same_weights(one, other):
-    return all(a.equal(b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+def every_step(folder):
+    return Checkpoints(folder / "checkpoints", seconds=0)
+
+
+def without_seconds(rows):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def same(one, other):
+    """Whether two trainings gave the same weights, and the same log in the same order of its keys."""
+    weights = all(a.equal(b) for a, b in zip(one[0].parameters(), other[0].parameters(), strict=True))
+    return weights and json.dumps(without_seconds(one[1])) == json.dumps(without_seconds(other[1]))
 
 
 @pytest.mark.parametrize("kind, stopped_after", [(kind, stop) for kind in KINDS for stop in KINDS[kind][1]])
-def test_resumed_sft_is_the_uninterrupted_one_number_for_number(kind, stopped_after, tmp_path, capsys):
-    tiny_policy().save(tmp_path / "start")
+def test_a_resumed_training_is_the_uninterrupted_one_number_for_number(kind, stopped_after, whole, tmp_path, capsys):
+    train, _ = KINDS[kind]
+    expected = whole(kind)
+    try:
+        train(tmp_path, Deadly(tmp_path / "checkpoints", stopped_after))
+    except Killed:
+        with (tmp_path / "log.jsonl").open("a") as file:
+            file.write('{"iteration": 99}\n{"iter')  # written after the checkpoint, and cut off by the kill
+    disturb(5)
     capsys.readouterr()
-    args, (*_, steps) = KINDS[kind]
-    lora = LoraSettings(r=2, alpha=4, dropout=0.2) if kind == "lora" else None
-
-    def train(checkpoints=None):
-        disturb(5 if checkpoints else 6)
-        policy, draws = load_policy(tmp_path / "start", lora, seed=1), []
-        policy.model.register_forward_pre_hook(lambda *_: draws.append((random.random(), np.random.random())))
-        return policy, train_sft(policy, TEXTS, args, seed=1, checkpoints=checkpoints), draws
-
-    whole, expected, expected_draws = train()
-    assert [row["step"] for row in expected] == list(range(1, steps + 1))
-    if stopped_after < steps:
-        with pytest.raises(Killed):
-            train(Deadly(tmp_path / "checkpoints", stopped_after))
-    else:
-        train(every_step(tmp_path))
-    resumed, log, draws = train(every_step(tmp_path))
-    assert capsys.readouterr().out == f"SFT: resumed at step {stopped_after}\n"
-    assert log == expected and [list(row) for row in log] == [list(row) for row in expected]
-    assert same_weights(whole, resumed) and not resumed.training
-    assert draws == expected_draws[len(expected_draws) - len(draws) :] and bool(draws) == (stopped_after < steps)
+    resumed = train(tmp_path, every_step(tmp_path))
+    assert re.search(rf"^[\w -]+: resumed at (iteration|step) {stopped_after}$", capsys.readouterr().out, re.MULTILINE)
+    assert same(resumed, expected)
 
 
-def small_classifier(folder, checkpoints=None, **changes):
-    """Two epochs of seven steps."""
-    model = distilbert()
-    model.distilbert.embeddings.requires_grad_(False)
-    options = {"epochs": 2, "batch_size": 16, "head_learning_rate": 1e-2, "windows": (3, 6), "seed": 3} | changes
-    disturb(5 if checkpoints else 6)
-    metrics = train_classifier(
-        model, classifier_tokenizer(), labelled(100, 1), labelled(50, 2), folder, checkpoints=checkpoints, **options
-    )
-    return model, metrics
+def test_the_global_random_states_are_those_of_the_training(tmp_path):
+    def draws(checkpoints=None):
+        found = []
+        sft(tmp_path, checkpoints, each=lambda: found.append((random.random(), np.random.random())))
+        return found
+
+    disturb(6)
+    expected = draws()
+    with pytest.raises(Killed):
+        draws(Deadly(tmp_path / "checkpoints", 4))
+    disturb(5)
+    found = draws(every_step(tmp_path))
+    assert found == expected[4:] and len(found) == 11
 
 
-@pytest.mark.parametrize("stopped_after", [3, 6, 7, 10, 14])
-def test_a_resumed_classifier_is_the_uninterrupted_one_number_for_number(stopped_after, tmp_path, capsys):
-    whole, expected = small_classifier(tmp_path / "whole")
-    if stopped_after < 14:
-        with pytest.raises(Killed):
-            small_classifier(tmp_path / "parts", Deadly(tmp_path / "checkpoints", stopped_after))
-    else:
-        small_classifier(tmp_path / "parts", every_step(tmp_path))
+def test_a_resumed_classifier_counts_what_it_took_and_leaves_the_same_files(whole, tmp_path):
+    with pytest.raises(Killed):
+        classifier(tmp_path, Deadly(tmp_path / "checkpoints", 7))
+    spent = read_state(every_step(tmp_path).newest())["own"]["seconds"]
+    _, (metrics,) = classifier(tmp_path, every_step(tmp_path))
+    assert metrics["seconds"] >= round(spent, 1)
+    assert {path.name for path in (tmp_path / "classifier").iterdir()} == {
+        "config.json", "metrics.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("train, last, suffixes", [(PPO, 7, set()), (sft, 15, {".pt", ".pth"})], ids=["ppo", "sft"])
+def test_the_last_two_are_kept_and_rare_ones_are_not_saved(train, last, suffixes, tmp_path):
     checkpoints = every_step(tmp_path)
-    spent = read_state(checkpoints.newest())["own"]["seconds"]
-    resumed, metrics = small_classifier(tmp_path / "parts", checkpoints)
-    assert f"Classifier: resumed at step {stopped_after}\n" in capsys.readouterr().out
-    assert metrics["accuracy"] == expected["accuracy"] and metrics["seconds"] >= round(spent, 1)
-    assert same_weights(whole, resumed)
-    files = [sorted(path.name for path in (tmp_path / part).rglob("*")) for part in ("whole", "parts")]
-    assert files[0] == files[1]
-
-
-def test_the_last_two_are_kept_and_rare_ones_are_not_saved(tmp_path):
-    train_sft(tiny_policy(), TEXTS, settings(), seed=1, checkpoints=every_step(tmp_path))
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-14", "checkpoint-15"]
-    tensors_alone = {".safetensors", ".pt", ".pth"}  # the latter are unpickled by `no_pickle_runs_code`
-    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", *tensors_alone}
+    train(tmp_path, checkpoints)
+    assert {path.name for path in checkpoints.folder.iterdir()} == {f"checkpoint-{last - 1}", f"checkpoint-{last}"}
+    found = {path.suffix for path in checkpoints.folder.rglob("*") if path.is_file()}
+    assert found == {".json", ".safetensors"} | suffixes
+    checkpoints.clear()
+    assert not checkpoints.folder.exists() and checkpoints.newest() is None
     rare = Checkpoints(tmp_path / "rare", seconds=600)
-    train_sft(tiny_policy(), TEXTS, settings(), seed=1, checkpoints=rare)
+    train(tmp_path, rare)
     assert not rare.folder.exists()
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
-    whole = tiny_policy()
-    expected = train_sft(whole, TEXTS, settings(), seed=1)
+def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, capsys):
     with pytest.raises(Killed):
-        train_sft(tiny_policy(), TEXTS, settings(), seed=1, checkpoints=Deadly(tmp_path / "checkpoints", 8))
+        sft(tmp_path, Deadly(tmp_path / "checkpoints", 8))
     tensors = tmp_path / "checkpoints" / "checkpoint-8" / "model.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1])
-    resumed = tiny_policy()
     with pytest.warns(UserWarning, match="is damaged"):
-        log = train_sft(resumed, TEXTS, settings(), seed=1, checkpoints=every_step(tmp_path))
+        resumed = sft(tmp_path, every_step(tmp_path))
     assert "SFT: resumed at step 7\n" in capsys.readouterr().out
-    assert log == expected and same_weights(whole, resumed)
+    assert same(resumed, whole("sft"))
 
 
-def test_checkpoints_of_other_settings_are_refused(tmp_path):
-    def sft(seed=1, **changes):
-        train_sft(
-            tiny_policy(), TEXTS, settings(max_steps=2, **changes), seed, checkpoints=every_step(tmp_path / "sft")
-        )
-
-    def classifier(**changes):
-        small_classifier(tmp_path / "model", every_step(tmp_path / "classifier"), **changes)
-
-    sft()
-    classifier()
-    for train, changes in (
-        (sft, {"learning_rate": 2e-2}),
-        (sft, {"seed": 2}),
-        (classifier, {"windows": (3, 5)}),
-        (classifier, {"head_learning_rate": 2e-2}),
-    ):
-        with pytest.raises(
-            UserError, match=r"checkpoints belong to a training with other settings: delete that folder"
-        ):
-            train(**changes)
+@pytest.mark.parametrize(
+    "kind, changes",
+    [
+        ("ppo", {"iterations": 9}),
+        ("sft", {"learning_rate": 2e-2}),
+        ("sft", {"seed": 2}),
+        ("classifier", {"windows": (3, 5)}),
+        ("classifier", {"head_learning_rate": 2e-2}),
+    ],
+)
+def test_checkpoints_of_other_settings_are_refused(kind, changes, tmp_path):
+    train, _ = KINDS[kind]
+    with pytest.raises(Killed):
+        train(tmp_path, Deadly(tmp_path / "checkpoints", 1))
+    with pytest.raises(UserError, match=r"checkpoints belong to a training with other settings: delete that folder"):
+        train(tmp_path, every_step(tmp_path), **changes)
 
 
-def test_ctrl_c_saves_after_the_step_and_a_second_one_stops_at_once(tmp_path):
-    rare = Checkpoints(tmp_path / "checkpoints", seconds=600)
+@pytest.mark.parametrize("kind, saved", [("ppo", 3), ("sft", 3), ("grpo", 6)])  # GRPO makes two steps an iteration
+def test_ctrl_c_saves_after_the_step_and_a_second_one_stops_at_once(kind, saved, whole, tmp_path):
+    rare, steps = Checkpoints(tmp_path / "checkpoints", seconds=600), []
 
-    def train(interrupted_step, times):
-        policy, steps = tiny_policy(), []
+    def interrupt(step, times):
+        steps.append(1)
+        for _ in range(times if len(steps) == step else 0):
+            os.kill(os.getpid(), signal.SIGINT)
 
-        def interrupt(*arguments):
-            steps.append(1)
-            for _ in range(times if len(steps) == interrupted_step else 0):
-                os.kill(os.getpid(), signal.SIGINT)
-
-        policy.model.register_forward_pre_hook(interrupt)
-        log = train_sft(policy, TEXTS, settings(), seed=1, checkpoints=rare)
-        return policy, log
-
-    with pytest.raises(KeyboardInterrupt):
-        train(interrupted_step=3, times=1)
-    assert [row["step"] for row in read_state(rare.newest())["log"] if "loss" in row] == [1, 2, 3]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    with pytest.raises(KeyboardInterrupt):
-        train(interrupted_step=2, times=2)
-    assert rare.newest().name == "checkpoint-3"  # the fifth step never ended
-    policy, log = train(interrupted_step=None, times=0)
-    whole = tiny_policy()
-    assert log == train_sft(whole, TEXTS, settings(), seed=1) and same_weights(whole, policy)
+    for step, times in ((3, 1), (2, 2)):
+        steps.clear()
+        with pytest.raises(KeyboardInterrupt):
+            KINDS[kind][0](tmp_path, rare, each=partial(interrupt, step, times))
+        assert len(steps) == step and rare.newest().name == f"checkpoint-{saved}"  # the fifth never ended
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert same(KINDS[kind][0](tmp_path, rare), whole(kind))
 
 
 TRAINING = """
 import json, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_resumable import LONG, TEXTS, every_step, settings
-from tiny import tiny_policy
-from rarlhf_nb.baselines.sft import train_sft
-folder, policy = Path(sys.argv[1]), tiny_policy()
+sys.path.insert(0, sys.argv[3])
+from test_resumable import KINDS, every_step
+folder = Path(sys.argv[1])
 print("ready", flush=True)
-log = train_sft(policy, TEXTS, LONG, seed=1, checkpoints=every_step(folder))
+policy, log = KINDS[sys.argv[2]][0](folder, every_step(folder))
 policy.save(folder / "policy")
-(folder / "log.json").write_text(json.dumps(log))
+(folder / "rows.json").write_text(json.dumps(log))
 """
-LONG = settings(epochs=10)
 
 
-def test_sft_killed_at_random_moments_ends_like_one_that_was_not(tmp_path):
-    dice, whole = random.Random(1), tiny_policy()
-    expected = train_sft(whole, TEXTS, LONG, seed=1)
-    whole.save(tmp_path / "whole")
-    command = [sys.executable, "-c", TRAINING, str(tmp_path), str(Path(__file__).parent)]
-    kills = []
+@pytest.mark.parametrize("kind", ["ppo", "sft"])
+def test_a_training_killed_at_random_moments_ends_like_one_that_was_not(kind, whole, tmp_path):
+    dice, kills = random.Random(1), []
+    policy, rows = whole(kind)
+    policy.save(tmp_path / "whole")
+    start(tmp_path, None)
+    command = [sys.executable, "-c", TRAINING, str(tmp_path), kind, str(Path(__file__).parent)]
     for _ in range(2):
-        before = _saved(tmp_path)
+        before = saved(tmp_path)
         training = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         training.stdout.readline()
-        while _saved(tmp_path) == before and training.poll() is None:
+        while saved(tmp_path) == before and training.poll() is None:
             time.sleep(0.001)
         time.sleep(dice.uniform(0, 0.2))
         training.kill()
@@ -247,12 +323,12 @@ def test_sft_killed_at_random_moments_ends_like_one_that_was_not(tmp_path):
         training.stdout.close()
     assert any(kills)
     finished = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "SFT: resumed at step" in finished.stdout
-    assert json.loads((tmp_path / "log.json").read_text()) == expected
+    assert ": resumed at " in finished.stdout
+    assert without_seconds(json.loads((tmp_path / "rows.json").read_text())) == without_seconds(rows)
     for name in ("model.safetensors", "value_head.safetensors"):
         assert (tmp_path / "policy" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def _saved(folder: Path) -> list[Path]:
+def saved(folder: Path) -> list[Path]:
     """The checksums of the checkpoints."""
     return sorted((folder / "checkpoints").glob("*/checksums.json"))

@@ -7,7 +7,6 @@ n completions and n rewards for each one that is kept.
 import math
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import ActorCritic
@@ -19,7 +18,7 @@ from rarlhf_nb.settings import SamplingSettings
 def best_of_n_kl(samples: int) -> float:
     """KL(best-of-n || policy) in nats per episode: log n - (n - 1) / n.
 
-    It is exact where no two completions have the same reward, and an upper bound otherwise (Beirami et al. 2024,
+    It is exact if no two completions have the same reward, and an upper bound otherwise (Beirami et al. 2024,
     "Theoretical guarantees on the best-of-n alignment policy").
     """
     return math.log(samples) - (samples - 1) / samples
@@ -44,18 +43,7 @@ class BestOfN:
         if samples < 1:
             raise UserError(f"best_of_n.samples = {samples}: give the number of completions per prompt, at least 1.")
         self.policy, self.reward, self.samples = policy, reward, samples
-
-    @property
-    def processing_class(self) -> PreTrainedTokenizerBase:
-        return self.policy.processing_class
-
-    @property
-    def prefix_ids(self) -> list[int]:
-        return self.policy.prefix_ids
-
-    @property
-    def device(self) -> torch.device:
-        return self.policy.device
+        self.processing_class, self.device, self.prefix_ids = policy.processing_class, policy.device, policy.prefix_ids
 
     def __call__(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
@@ -68,7 +56,7 @@ class BestOfN:
 
         The probability that an episode is chosen is not known token by token. Its log-ratio to the policy is, on
         average over episodes, `best_of_n_kl`, which is added to the log-probability of the last token. Raises
-        `UserError` for rewards that are not one finite number each, and where a prompt leaves no room.
+        `UserError` for rewards that are not one finite number each, and if a prompt leaves no room.
         """
         repeated = [prompt for prompt in prompts for _ in range(self.samples)]
         episodes = self.policy.sample(repeated, sampling, seed, first * self.samples)

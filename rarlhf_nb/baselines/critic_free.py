@@ -1,260 +1,209 @@
-"""CVaR for TRL's critic-free trainers: `GRPOTrainer` and `RLOOTrainer` that train on the tail.
+"""GRPO and RLOO as methods of a run: TRL's trainers, with and without the tail, on the prompts and rewards of the run.
 
-One mixin changes what TRL's own trainers see of a batch, and everything else is TRL's: generation with or without vLLM,
-PEFT, DeepSpeed, several reward functions, evaluation, logging. TRL hands its rewards over after it has gathered them
-from all processes, so the tail is that of the global batch at no cost.
+`grpo` and `rloo` are TRL's own at alpha = 1, and `cvar_grpo` and `cvar_rloo` train on the tail (see `grpo`).
+An iteration is like one of PPO: B episodes, here several samples of each prompt, then one optimizer step per epoch at a
+constant learning rate, with PPO's clipping and its limit on the gradient norm.
 
-The three estimators, with k the episodes in the tail of N, R a reward (the weighted sum of the reward functions) and
-A(R) the advantage that TRL computes from it:
-
-- `tail_selection` (the paper's): A(R) N / k on the tail and 0 elsewhere, so that the loss is the mean over the tail.
-- `rockafellar_uryasev`: A(R~) on all episodes, R~ of `risk.rockafellar_uryasev_rewards`, whose mean is the CVaR of R.
-- `cvar_gradient` (eq. 7): (R - VaR) N / k on the tail and 0 elsewhere, in place of A.
-
-At alpha = 1 the first two are TRL's trainers number for number. The third is not: VaR is then the highest reward, so
-each episode is weighted by its distance from that, not from its group's mean.
-
-The KL term is that of the episodes that are trained on. GRPO adds it to the loss, where an episode of the tail has the
-weight that it has in the whole batch. RLOO subtracts it from the reward before it computes A; the tail is that of the
-rewards without it.
+Departures from PPO in this package: TRL takes log-probabilities over the whole vocabulary, including the tokens that
+the sampler forbids; its KL is the estimate that each trainer has; and every episode costs a forward and a backward
+pass, even outside the tail.
 """
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+import math
+import tempfile
+import warnings
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
 
+import pandas as pd
 import torch
-import trl
-from packaging.specifiers import SpecifierSet
-from trl import GRPOTrainer, RLOOTrainer
+from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import GRPOConfig, RLOOConfig
 
-from rarlhf_nb.errors import UserError
-from rarlhf_nb.risk import (
-    SoftRiskSchedule,
-    check_alpha,
-    kept_episodes,
-    rockafellar_uryasev_rewards,
-    tail_count,
-)
-
-Estimator = Literal["tail_selection", "rockafellar_uryasev", "cvar_gradient"]
-Tail = Literal["batch", "prompt"]
-
-SUPPORTED_TRL = SpecifierSet(">=1.13,<2")
-# What is used of TRL beside its documented interface, with the parameters of each method.
-CONTRACT = {
-    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
-    "_generate_and_score_completions": ["self", "inputs"],
-}
+from rarlhf_nb.baselines.grpo import CVaRConfig, CVaRGRPOTrainer, CVaRRLOOTrainer
+from rarlhf_nb.checkpoint import Checkpoints
+from rarlhf_nb.files import json_lines
+from rarlhf_nb.policy import ActorCritic
+from rarlhf_nb.resumable import ResumableTrainer
+from rarlhf_nb.rewards import Reward, check_rewards
+from rarlhf_nb.seeding import seeded, shuffled_stream
+from rarlhf_nb.settings import CriticFreeSettings, PPOSettings, RiskSettings, SamplingSettings
 
 
-@dataclass(frozen=True)
-class CVaRConfig:
-    """The tail to train on; alpha = 1 is TRL's own trainer.
+def train_critic_free(
+    policy: ActorCritic,
+    reward: Reward,
+    train_dataset: Dataset,
+    settings: CriticFreeSettings,
+    ppo: PPOSettings,
+    risk: RiskSettings,
+    sampling: SamplingSettings,
+    algorithm: str,
+    seed: int,
+    mixed_precision: str = "no",
+    log_file: Path | None = None,
+    checkpoints: Checkpoints | None = None,
+    stop_after: int | None = None,
+) -> pd.DataFrame:
+    """Train the policy in place with TRL's trainer, alone (alpha = 1) or on the tail; returns the log.
 
-    alpha, warm_start, rho: of the soft-risk schedule, which counts optimizer steps (see `SoftRiskSchedule`).
-    estimator: see the module.
-    tail: "batch", the lowest share of all episodes of the global batch, as in the paper, which asks for the hard
-        prompts; or "prompt", the lowest share of each prompt's own samples, which asks for the worst case of a prompt.
+    The log has one row per iteration (`glossary.yaml` explains the keys). It is written to `log_file`
+    as it grows.
 
-    Raises `UserError` for a value that is none of these.
+    train_dataset: has a `prompt` column; its other columns are handed to the reward.
+    ppo: gives epochs, clipping, and the limits on the gradient norm and on the size of a micro-batch.
+    risk: gives alpha and the schedule, whose warm-up is the same share of these iterations as of PPO's.
+    algorithm: "grpo" or "rloo".
+    stop_after: ends after so many iterations of the schedule; None: after all.
+
+    pi_ref is the policy that its folder holds. With `checkpoints` the training goes on from the last one; the result
+    is the same, number for number, as without an interruption. Ctrl-C saves one after the iteration under way. Raises
+    `UserError` for settings that do not fit, and for rewards that are not one finite number each.
     """
+    estimator = settings.estimator if risk.alpha < 1 else "tail_selection"  # TRL's own trainer at alpha = 1
+    warm_start = risk.warm_start * settings.iterations // ppo.iterations
+    prompts = settings.iterations * settings.batch_size // settings.samples_per_prompt  # in PPO's order
+    config, kind = {"grpo": (GRPOConfig, _GRPO), "rloo": (RLOOConfig, _RLOO)}[algorithm]
+    with tempfile.TemporaryDirectory() as folder, seeded(seed, policy.device), warnings.catch_warnings():
+        # TRL and peft use names that transformers is about to drop
+        warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated")
+        trainer = kind(
+            model=policy.model,
+            reward_funcs=_of_whole_texts(reward, policy),
+            args=config(
+                output_dir=folder,
+                **_batches(settings.batch_size, ppo.micro_batch_size),
+                num_generations=settings.samples_per_prompt,
+                num_iterations=ppo.epochs,
+                max_steps=settings.iterations * ppo.epochs,
+                learning_rate=settings.learning_rate,
+                lr_scheduler_type="constant",
+                beta=settings.kl_coef,
+                epsilon=ppo.cliprange,
+                max_grad_norm=ppo.max_grad_norm or math.inf,
+                temperature=sampling.temperature,
+                max_completion_length=sampling.completion_length,
+                generation_kwargs={
+                    "min_new_tokens": sampling.minimum_completion_length,
+                    "suppress_tokens": policy.forbidden_ids,
+                },
+                disable_dropout=True,
+                bf16=mixed_precision == "bf16",
+                use_cpu=policy.device.type == "cpu",
+                seed=seed,
+                shuffle_dataset=False,
+                logging_steps=ppo.epochs,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                gradient_checkpointing=False,
+            ),
+            train_dataset=train_dataset.select(shuffled_stream(len(train_dataset), seed, 0, prompts)),
+            processing_class=policy.processing_class,
+            risk=CVaRConfig(risk.alpha, warm_start * ppo.epochs, risk.rho, estimator, settings.tail),
+        )
+        trainer.log_file, trainer.steps_per_checkpoint = log_file, ppo.epochs
+        if stop_after is not None:
+            trainer.add_callback(_StopAfter(stop_after * ppo.epochs))
+        sections = {"critic_free": settings, "ppo": ppo, "risk": risk, "sampling": sampling}
+        determined_by = {name: section.model_dump(mode="json") for name, section in sections.items()}
+        others = {"algorithm": algorithm, "seed": seed, "mixed_precision": mixed_precision}
+        trainer.train_resumably(checkpoints, determined_by | others)
+    policy.eval()
+    return pd.DataFrame(trainer.rows())
 
-    alpha: float = 0.4
-    warm_start: int = 0
-    rho: float = 1.0
-    estimator: Estimator = "tail_selection"
-    tail: Tail = "batch"
 
-    def __post_init__(self) -> None:
-        check_alpha(self.alpha)
-        for name, choices in (("estimator", get_args(Estimator)), ("tail", get_args(Tail))):
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name} = {getattr(self, name)!r}: choose one of {', '.join(choices)}.")
+def _batches(episodes: int, most: int | Literal["auto"] | None) -> dict[str, int]:
+    """How TRL cuts the episodes of an iteration into parts of one optimizer step, each of at most `most` episodes.
+
+    TRL finds no size by itself, so "auto" is the whole.
+    """
+    limit = min(most, episodes) if isinstance(most, int) else episodes
+    size = next(size for size in range(limit, 0, -1) if episodes % size == 0)
+    return {"per_device_train_batch_size": size, "gradient_accumulation_steps": episodes // size}
 
 
-class CVaRMixin:
-    """Makes a trainer of TRL train on the tail; it takes one more argument, `risk`."""
+def _of_whole_texts(reward: Reward, policy: ActorCritic) -> Reward:
+    """The reward of completions with their leading space, which TRL loses where it decodes them without the prompt."""
 
-    def __init__(self, *args: Any, risk: CVaRConfig, **kwargs: Any) -> None:
-        check_trl(type(self))
-        self.risk = risk
-        super().__init__(*args, **kwargs)
-        self._check_settings()
+    def of_whole_texts(
+        prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any
+    ) -> list[float]:
+        ids = [torch.tensor(row) for row in completion_ids]
+        mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in ids], batch_first=True)
+        completions = policy.completion_texts(*policy.tokenize(prompts), pad_sequence(ids, batch_first=True), mask)
+        return check_rewards(reward(prompts=prompts, completions=completions, **columns), prompts, completions)
 
-    def _check_settings(self) -> None:
-        """Raise `UserError` for TRL settings that do not work with the estimator or the tail."""
-        self._check_tail()
-        if self.risk.estimator == "rockafellar_uryasev" and self._aggregation != "sum_then_normalize":
-            raise UserError(
-                f"multi_objective_aggregation = {self._aggregation!r} with estimator = 'rockafellar_uryasev': "
-                'the CVaR is that of the summed reward. Set "sum_then_normalize", or another estimator.'
-            )
-        if getattr(self.args, "reward_clip_range", None) is not None:
-            raise UserError(
-                f"reward_clip_range = {self.args.reward_clip_range}: TRL would clip the transformed "
-                "rewards. Clip them in the reward function."
-            )
-        if self._masks_kl and self.loss_type == "bnpo":
-            raise UserError(
-                f"loss_type = 'bnpo' with beta = {self.beta} and estimator = {self.risk.estimator!r}: this loss is the "
-                "mean over the tokens that count, and would weigh the tail twice. Set another loss_type, or beta = 0."
-            )
-        if self.risk.estimator == "cvar_gradient" and isinstance(self, RLOOTrainer) and self.beta:
-            raise UserError(
-                f"beta = {self.beta} with RLOO and estimator = 'cvar_gradient': RLOO keeps the KL in its own "
-                "advantage, which this estimator replaces. Set beta = 0, or use GRPO or another estimator."
-            )
+    return of_whole_texts
 
-    def _check_tail(self) -> None:
-        """Raise `UserError` for a group too small to have a tail, and for a schedule that does not fit the steps."""
-        setting = "num_generations" if self.risk.tail == "prompt" else "generation_batch_size"
-        size = getattr(self.args, setting)
-        kept = tail_count(self.risk.alpha, size)
-        least = 2 if self.risk.estimator == "cvar_gradient" else 1
-        if self.risk.alpha < 1 and not least <= kept < size:
-            reason = "which is no tail" if kept == size else "whose weight R - VaR is 0"
-            raise UserError(
-                f"{setting} = {size} with alpha = {self.risk.alpha} and tail = {self.risk.tail!r}: the tail holds "
-                f"{kept} of {size}, {reason}. Raise {setting}, or change alpha."
-            )
-        if self.args.max_steps > 0:  # otherwise TRL counts the steps when it trains
-            self._schedule(size, self.args.max_steps)
 
-    @property
-    def _masks_kl(self) -> bool:
-        """Whether TRL adds a KL to the loss that has to leave out the episodes outside the tail."""
-        selects = self.risk.estimator != "rockafellar_uryasev" and self.risk.alpha < 1
-        return selects and isinstance(self, GRPOTrainer) and self.beta != 0
+class _StopAfter(TrainerCallback):
+    """Ends a training after so many optimizer steps, as if it had been interrupted there."""
 
-    @property
-    def _aggregation(self) -> str:
-        return getattr(self, "multi_objective_aggregation", "sum_then_normalize")  # RLOO has no other
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
 
-    def _kept(self, episodes: int) -> int:
-        """kept(m) of the soft-risk schedule for the step under way, of `episodes` in a group."""
-        return self._schedule(episodes, self.state.max_steps).kept(self.state.global_step + 1)
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_training_stop = control.should_training_stop or state.global_step >= self.steps
 
-    def _schedule(self, episodes: int, steps: int) -> SoftRiskSchedule:
-        return SoftRiskSchedule(episodes, self.risk.alpha, steps, self.risk.warm_start, self.risk.rho)
 
-    def _groups(self, rewards: torch.Tensor) -> torch.Tensor:
-        """The rewards of all episodes (N,), one row for each group that has a tail of its own."""
-        return rewards.view(1, -1) if self.risk.tail == "batch" else rewards.view(-1, self.num_generations)
+class _Method(ResumableTrainer):
+    """A trainer of TRL with exact resume, whose log has a row for each iteration and the names of PPO's."""
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        per_function = super()._calculate_rewards(*args, **kwargs)
-        if not self.model.training:
-            return per_function
-        missing = per_function.isnan().all(1)
-        weights = self.reward_weights.to(per_function.device)
-        rewards = (per_function * weights).nansum(1).masked_fill(missing, float("inf"))  # never in the tail
-        self._per_function, self._rewards = per_function, rewards
-        if self.risk.estimator != "rockafellar_uryasev":
-            return per_function
-        return shifted(per_function, weights, self._transformed(rewards) - rewards)
+    log_file: Path | None = None
 
-    def _transformed(self, rewards: torch.Tensor) -> torch.Tensor:
-        """R~ of every episode (N,); an episode without a reward keeps its place and counts in no VaR."""
-        groups = self._groups(rewards)
-        kept = self._kept(groups.shape[1])
-        transformed = groups.clone()
-        if kept < groups.shape[1]:
-            for new, group in zip(transformed, groups, strict=True):
-                there = group[group.isfinite()]
-                new[group.isfinite()] = rockafellar_uryasev_rewards(there, min(kept, len(there)))
-        return transformed.view(-1)
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if self.log_file is not None:
+            self.log_file.parent.mkdir(parents=True, exist_ok=True)
+            self.log_file.write_text(json_lines(self.rows()))
+
+    def rows(self) -> list[dict[str, float]]:
+        """The log so far, a row each iteration."""
+        entries = [entry for entry in self.state.log_history if "loss" in entry]
+        read = pairwise([0, *(int(entry["num_tokens"]) for entry in entries)])  # tokens, until then and with it
+        return [self._row(entry, after - before) for entry, (before, after) in zip(entries, read, strict=True)]
+
+    def _row(self, entry: dict[str, float], tokens: int) -> dict[str, float]:
+        """The row of an iteration that read so many tokens, from what TRL logged of it."""
+        episodes, epochs = self.args.generation_batch_size, self.num_iterations
+        return {
+            "iteration": entry["step"] // epochs,
+            "kept": int(entry["cvar/kept"]),
+            "env_reward_mean": entry["reward"],
+            "env_reward_std": entry["reward_std"] * math.sqrt(1 - 1 / episodes),  # TRL divides by B - 1
+            "tail_env_reward_mean": entry["cvar/cvar"],
+            "kl": self._kl(entry),
+            "entropy": entry["entropy"],
+            "completion_length": entry["completions/mean_length"],
+            "kl_coef": self.beta,
+            "loss": entry["loss"],
+            "clip_fraction": entry["clip_ratio/region_mean"],
+            "gradient_tokens": tokens * epochs,
+            "seconds": entry["step_time"] * epochs,
+        }
+
+
+class _GRPO(_Method, CVaRGRPOTrainer):
+    title = "GRPO"
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
-        if not self.model.training:
-            return output
-        groups = self._groups(self._rewards)
-        kept = self._kept(groups.shape[1])
-        tail, value_at_risk = tails(groups, kept)
-        if self.risk.estimator == "rockafellar_uryasev":
-            self._log_rewards_before_transformation()
-        else:
-            size = len(output["advantages"])
-            mine = slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
-            advantages = output["advantages"]
-            if self.risk.estimator == "cvar_gradient":
-                advantages = (groups - value_at_risk.unsqueeze(1)).view(-1)[mine].to(advantages.dtype)
-            output["advantages"] = torch.where(tail[mine], advantages, 0.0) * (groups.shape[1] / kept)
-            if self._masks_kl and kept < groups.shape[1]:
-                # GRPO's loss, its KL and its entropy count the tokens where this mask is 1
-                mask = output.get("tool_mask", torch.ones_like(output["completion_mask"]))
-                output["tool_mask"] = mask * tail[mine].unsqueeze(1)
-        self._log_tail(kept / groups.shape[1], tail, value_at_risk)
+        if {"old_per_token_logps", "ref_per_token_logps"} <= output.keys():
+            log_ratio = output["old_per_token_logps"] - output["ref_per_token_logps"]
+            kl = (log_ratio * output["completion_mask"]).sum(1).mean()
+            self._metrics["train"]["completion_kl"].append(kl.item())
         return output
 
-    def _log_tail(self, alpha: float, tail: torch.Tensor, value_at_risk: torch.Tensor) -> None:
-        log = self._metrics["train"]
-        log["cvar/alpha"].append(alpha)
-        log["cvar/kept"].append(float(tail.sum()))
-        log["cvar/var"].append(value_at_risk.nanmean().item())
-        log["cvar/cvar"].append(self._rewards[tail].mean().item())
-
-    def _log_rewards_before_transformation(self) -> None:
-        """TRL has logged the rewards that it was given; replace them by what the reward functions said."""
-        log = self._metrics["train"]
-        for name, values in zip(self.reward_func_names, self._per_function.unbind(1), strict=True):
-            there = values[~values.isnan()]
-            log[f"rewards/{name}/mean"][-1] = there.mean().item()
-            log[f"rewards/{name}/std"][-1] = there.std().item()
-            table = self._logs["rewards"][name]
-            for _ in range(min(len(values), len(table))):
-                table.pop()
-            table.extend(values.tolist())
-        rewards = self._rewards[self._rewards.isfinite()]
-        log["reward"][-1], log["reward_std"][-1] = rewards.mean().item(), rewards.std().item()
+    def _kl(self, entry: dict[str, float]) -> float | None:
+        return entry.get("completion_kl")  # none without a reference, nor if GRPO makes a single epoch
 
 
-class CVaRGRPOTrainer(CVaRMixin, GRPOTrainer):
-    """TRL's `GRPOTrainer` on the tail: `CVaRGRPOTrainer(..., risk=CVaRConfig(alpha=0.2))`."""
+class _RLOO(_Method, CVaRRLOOTrainer):
+    title = "RLOO"
 
-
-class CVaRRLOOTrainer(CVaRMixin, RLOOTrainer):
-    """TRL's `RLOOTrainer` on the tail: `CVaRRLOOTrainer(..., risk=CVaRConfig(alpha=0.2))`."""
-
-
-def tails(groups: torch.Tensor, kept: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tail of each row: a mask over all episodes (groups * size,), and the VaR of each row (groups,).
-
-    An episode without a reward (inf) is in no tail; a row that holds no other has the VaR NaN.
-    """
-    mask = torch.zeros_like(groups, dtype=torch.bool)
-    value_at_risk = groups.new_full((len(groups),), float("nan"))
-    for i, group in enumerate(groups):
-        there = group.isfinite().nonzero().squeeze(1)
-        if len(there):
-            rows = there[kept_episodes(group[there], kept)]
-            mask[i, rows] = True
-            value_at_risk[i] = group[rows].max()
-    return mask.view(-1), value_at_risk
-
-
-def shifted(per_function: torch.Tensor, weights: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Rewards (N, functions) whose weighted sum is larger by `shift` (N,); a missing one stays missing.
-
-    An episode without a shift keeps its rewards to the last bit.
-    """
-    given = torch.where(per_function.isnan(), 0.0, weights)
-    part = given / given.square().sum(1, keepdim=True)
-    moved = per_function + shift.unsqueeze(1) * part
-    return torch.where(shift.unsqueeze(1).nan_to_num(0.0) == 0, per_function, moved)
-
-
-def check_trl(trainer: type) -> None:
-    """Raise `UserError` where the installed TRL is not supported, or an internal that is used has moved."""
-    if trl.__version__ not in SUPPORTED_TRL:
-        raise UserError(f"trl {trl.__version__}: {trainer.__name__} supports trl{SUPPORTED_TRL}; install one of these.")
-    base: Callable = GRPOTrainer if issubclass(trainer, GRPOTrainer) else RLOOTrainer
-    for name, parameters in CONTRACT.items():
-        found = getattr(base, name, None)
-        if found is None or list(inspect.signature(found).parameters) != parameters:
-            raise UserError(
-                f"trl {trl.__version__}: {base.__name__}.{name}({', '.join(parameters[1:])}), which {trainer.__name__} "
-                f"is built on, has changed. Install the trl that the project's lock file names."
-            )
+    def _kl(self, entry: dict[str, float]) -> float | None:
+        return entry["kl"] * entry["completions/mean_length"] if "kl" in entry else None

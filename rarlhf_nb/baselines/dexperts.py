@@ -17,7 +17,6 @@ they are masked before the nucleus is taken, so that they use none of its mass.
 
 import torch
 from torch.nn.functional import pad
-from transformers import PreTrainedTokenizerBase
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import ActorCritic, check_vocabulary
@@ -75,19 +74,8 @@ class DExperts:
             _check_logits(base, policy, name)
         self.base, self.expert, self.anti_expert = base, expert, anti_expert
         self.alpha, self.top_p = alpha, top_p
+        self.processing_class, self.device = base.processing_class, base.device
         self.prefix_ids: list[int] = []  # each model reads its own
-
-    @property
-    def processing_class(self) -> PreTrainedTokenizerBase:
-        return self.base.processing_class
-
-    @property
-    def device(self) -> torch.device:
-        return self.base.device
-
-    @property
-    def forbidden_ids(self) -> list[int]:
-        return self.base.forbidden_ids
 
     @torch.no_grad()
     def __call__(
@@ -127,7 +115,7 @@ class DExperts:
 
         first: the place of the first of the T tokens in the completion.
         """
-        forbidden = self.forbidden_ids, self.processing_class.eos_token_id
+        forbidden = self.base.forbidden_ids, self.processing_class.eos_token_id
         kept = nucleus_mask(
             sampler_logits(base, sampling.model_copy(update={"temperature": 1.0}), *forbidden, first), self.top_p
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from rarlhf_nb.baselines.critic_free_methods import train_critic_free
+from rarlhf_nb.baselines.critic_free import train_critic_free
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.methods import CRITIC_FREE, RISK_AVERSE, MethodKey
 from rarlhf_nb.lab.stages.training import Train
@@ -18,7 +18,7 @@ from rarlhf_nb.settings import RiskSettings
 class TrainCriticFree(Train):
     """`grpo`, `cvar_grpo`, `rloo` and `cvar_rloo`, the risk-averse ones also with "@alpha"; on one process."""
 
-    modules = ("baselines.critic_free_methods",)
+    modules = ("baselines.critic_free",)
     processes = 1
 
     @property
