@@ -1,6 +1,7 @@
 """A training on several processes follows the same trajectory as on one; what cannot work is said on every process."""
 
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -12,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 import torch
 from ranked import train_all
@@ -21,7 +21,7 @@ from small_run import SMALL
 
 from rarlhf_nb.lab.evaluation.tables import HELD_OUT, SAMPLES
 from rarlhf_nb.lab.experiment import Experiment
-from rarlhf_nb.lab.launch import RankLost
+from rarlhf_nb.lab.processes import RankLost
 from rarlhf_nb.lab.stages import Train
 from rarlhf_nb.lab.verify import verify
 from rarlhf_nb.risk_embedding import RiskEmbedding
@@ -146,8 +146,7 @@ def once_it_changes(file, action):
 
 
 def kill_rank_1():
-    ranks = [process for process in psutil.Process().children(recursive=True) if "RANK" in process.environ()]
-    next(process for process in ranks if process.environ()["RANK"] == "1").kill()
+    next(process for process in multiprocessing.active_children() if process.name == "rank 1").kill()
 
 
 def press_ctrl_c():

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from rarlhf_nb.checkpoint import Checkpoints
 from rarlhf_nb.lab import shelf
-from rarlhf_nb.lab.launch import work_on_processes
+from rarlhf_nb.lab.processes import run_on_processes
 from rarlhf_nb.lab.records import damaged_files, read_record, record_file
 from rarlhf_nb.lab.workspace import Workspace
 from rarlhf_nb.sources import code_hash
@@ -93,7 +93,7 @@ class Stage(ABC):
         if self.processes == 1:
             self.work(**limits)
         else:
-            work_on_processes(self.processes, self.workspace.run.folder, self.name, **limits)
+            run_on_processes(self.processes, self.work, **limits)
 
     def checkpoints(self, training: str) -> Checkpoints:
         """The checkpoints of one of its trainings; those of other settings or other code are passed over."""
