@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import pandas as pd
 from IPython.display import HTML, display
 from ipywidgets import HTML as HTMLWidget
@@ -16,7 +15,7 @@ from ipywidgets import BoundedIntText, Button, Dropdown, FloatSlider, IntSlider,
 from rarlhf_nb.lab.explorer.plotly_widget import Drawing, controls, page
 from rarlhf_nb.lab.explorer.text import error_html, framed, hover_text, table_html, text_cell
 from rarlhf_nb.lab.plots.figures import training_curves
-from rarlhf_nb.lab.plots.live_figures import Batch, batch_figure, training_figure
+from rarlhf_nb.lab.plots.live_figures import NO_BATCH, batch_figure, training_figure
 from rarlhf_nb.lab.plots.renderer import is_static
 from rarlhf_nb.risk import cvar
 
@@ -80,27 +79,10 @@ class LiveTraining(VBox):
         earlier: dict[str, pd.DataFrame] | None = None,
     ) -> None:
         self.make_trainer, self.tail_share, self.earlier = make_trainer, tail_share, earlier or {}
-        self.state = "idle"
+        self.state, self.progress = "idle", ""
         self.curves: dict[str, list[dict]] = {}  # name -> one row per iteration
-        self._last: dict | None = None
         self._stop, self._go_on = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
-        self._make_controls(start)
-        self.curve = Drawing(training_figure(self.earlier, {}, tail_share))
-        self.batch = Drawing(batch_figure(None))
-        self.status, self.samples = HTMLWidget("Choose a setting and start."), page()
-        super().__init__(
-            [
-                controls(self.alpha, self.estimator, self.warm_start, self.rho, self.seed),
-                controls(self.start_button, self.pause_button, self.stop_button, self.status),
-                self.curve,
-                self.batch,
-                self.samples,
-            ]
-        )
-        self.add_class("rarlhf-training")
-
-    def _make_controls(self, start: Setting) -> None:
         self.alpha = FloatSlider(start.alpha, min=0.01, max=1, step=0.01, description="α", layout=WIDE)
         self.estimator = Dropdown(options=ESTIMATORS, value=start.estimator, layout={"width": "15em"})
         self.warm_start = IntSlider(start.warm_start, 0, max(40, start.warm_start), description="n", layout=WIDE)
@@ -112,6 +94,12 @@ class LiveTraining(VBox):
         self.start_button.on_click(lambda _: self.start())
         self.pause_button.on_click(lambda _: self.resume() if self.state == "paused" else self.pause())
         self.stop_button.on_click(lambda _: self.stop())
+        self.curve, self.batch = Drawing(training_figure(self.earlier, {}, tail_share)), Drawing(batch_figure(NO_BATCH))
+        self.status, self.samples = HTMLWidget("Choose a setting and start."), page()
+        chosen = controls(self.alpha, self.estimator, self.warm_start, self.rho, self.seed)
+        buttons = controls(self.start_button, self.pause_button, self.stop_button, self.status)
+        super().__init__([chosen, buttons, self.curve, self.batch, self.samples])
+        self.add_class("rarlhf-training")
 
     def setting(self) -> Setting:
         """The current values of the controls."""
@@ -131,8 +119,8 @@ class LiveTraining(VBox):
             self._thread.join()
         self._stop.clear()
         self._go_on.set()
-        self._last = None
-        self._enter("running", "Preparing …")
+        self.progress = "Preparing …"
+        self._enter("running")
         self._thread = threading.Thread(target=self._train, args=(self.setting(),), daemon=True)
         self._thread.start()
 
@@ -173,37 +161,28 @@ class LiveTraining(VBox):
             if self.state == "running":
                 self._enter("done")
         except Exception as error:  # show the learner any error here
-            self._enter("failed", error_html(error))
+            self._enter("failed")
+            self.status.value = error_html(error)
 
     def _draw(self, name: str, trainer: Steps) -> None:
-        rollout = trainer.rollout
-        batch = batch_of(rollout, trainer.targets.tail.tolist())
-        row = {
-            "iteration": trainer.iteration,
-            "of": trainer.args.iterations,
-            "mean": float(batch.rewards.mean()),
-            "tail": cvar(batch.rewards, self.tail_share),
-        }
-        self.curves.setdefault(name, []).append(row)
-        self._last = row
+        batch = batch_table(trainer.rollout, trainer.targets.tail.tolist())
+        mean, tail = float(batch["reward"].mean()), cvar(batch["reward"].to_numpy(), self.tail_share)
+        self.curves.setdefault(name, []).append({"iteration": trainer.iteration, "mean": mean, "tail": tail})
         tables = {curve: pd.DataFrame(rows) for curve, rows in self.curves.items()}
         self.curve.redraw(training_figure(self.earlier, tables, self.tail_share))
         self.batch.redraw(batch_figure(batch))
-        self.samples.value = samples_html(batch, rollout.prompts, rollout.completions)
-        self.status.value = self._progress()
+        self.samples.value = samples_html(batch)
+        of = f"Iteration {trainer.iteration} of {trainer.args.iterations}"
+        self.progress = f"{of}: mean reward {mean:.2f}, CVaR {tail:.2f}"
+        self._show_progress()
 
-    def _progress(self) -> str:
+    def _show_progress(self) -> None:
         """The state and the progress, including the iteration during which a button was pressed."""
-        row, lead = self._last, "" if self.state == "running" else f"{self.state.capitalize()}. "
-        if row is None:
-            return lead
-        return (
-            f"{lead}Iteration {row['iteration']} of {row['of']}: mean reward {row['mean']:.2f}, CVaR {row['tail']:.2f}"
-        )
+        self.status.value = ("" if self.state == "running" else f"{self.state.capitalize()}. ") + self.progress
 
-    def _enter(self, state: str, status: str | None = None) -> None:
+    def _enter(self, state: str) -> None:
         self.state = state
-        self.status.value = self._progress() if status is None else status
+        self._show_progress()
         active = state in ("running", "paused")
         self.start_button.disabled = active
         self.pause_button.disabled = self.stop_button.disabled = not active
@@ -237,27 +216,20 @@ def live_training(
     return None
 
 
-def batch_of(rollout: Any, tail: Sequence[int]) -> Batch:
-    """The parts of a batch that are drawn."""
-    rewards, kl = (
-        np.asarray(values, dtype=np.float64) for values in (rollout.env_rewards.tolist(), rollout.kl.tolist())
-    )
-    kept = np.zeros(len(rewards), dtype=bool)
-    kept[tail] = True
-    pairs = zip(rollout.prompts, rollout.completions, strict=True)
-    return Batch(
-        rewards, kl, kept, [f"{hover_text(prompt)}<br>→ {hover_text(completion)}" for prompt, completion in pairs]
-    )
+def batch_table(rollout: Any, tail: Sequence[int]) -> pd.DataFrame:
+    """The episodes of a batch: columns prompt, completion, reward, kl, kept, and text, the hover label."""
+    texts = {"prompt": rollout.prompts, "completion": rollout.completions}
+    table = pd.DataFrame(texts, dtype=object)  # which may hold what no string column of pandas can
+    labels = [f"{hover_text(prompt)}<br>→ {hover_text(completion)}" for prompt, completion in table.to_numpy()]
+    numbers = {"reward": rollout.env_rewards.tolist(), "kl": rollout.kl.tolist()}
+    return table.assign(**numbers, kept=table.index.isin(tail), text=labels)
 
 
-def samples_html(batch: Batch, prompts: list[str], completions: list[str]) -> str:
+def samples_html(batch: pd.DataFrame) -> str:
     """The episodes with the lowest rewards in the batch, with their texts."""
-    lowest = np.argsort(batch.rewards, kind="stable")[:SAMPLES]
     rows = [
-        [text_cell("", prompts[row]), text_cell(f"{batch.rewards[row]:+.2f}", completions[row], bool(batch.kept[row]))]
-        for row in lowest
+        [text_cell("", row.prompt), text_cell(f"{row.reward:+.2f}", row.completion, row.kept)]
+        for row in batch.nsmallest(SAMPLES, "reward").itertuples()
     ]
-    return framed(
-        "<p>The lowest rewards of this batch; the bar marks kept episodes.</p>",
-        table_html(["prompt", "completion"], rows),
-    )
+    note = "<p>The lowest rewards of this batch; the bar marks kept episodes.</p>"
+    return framed(note, table_html(["prompt", "completion"], rows))

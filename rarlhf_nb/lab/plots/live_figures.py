@@ -1,7 +1,6 @@
 """The figures of live training: the course of the batches' mean and CVaR, and the last batch."""
 
 from itertools import cycle
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,15 +12,7 @@ from rarlhf_nb.lab.plots.theme import label_text, laid_out, method_color
 
 EARLIER_COLOR = "#8A8A8A"
 RUN_COLORS = [METHODS[key].color for key in ("ra_rlhf", "rlhf", "ra_rlhf_ru", "prompted", "dexperts", "quark", "sft")]
-
-
-class Batch(NamedTuple):
-    """The last batch as it is drawn, (B,) each. kept: whether the episode is in the tail. texts: hover labels."""
-
-    rewards: np.ndarray
-    kl: np.ndarray
-    kept: np.ndarray
-    texts: list[str]
+NO_BATCH = pd.DataFrame({"reward": [], "kl": [], "kept": np.empty(0, dtype=bool), "text": []})
 
 
 def training_figure(earlier: dict[str, pd.DataFrame], runs: dict[str, pd.DataFrame], tail_share: float) -> go.Figure:
@@ -51,22 +42,17 @@ def training_figure(earlier: dict[str, pd.DataFrame], runs: dict[str, pd.DataFra
     return laid_out(figure, height=400, margin={"t": 95}, legend_y=0.99)
 
 
-def batch_figure(batch: Batch | None) -> go.Figure:
-    """The episodes of a batch, reward against KL; the episodes kept for the update are coloured."""
-    batch = batch or Batch(np.empty(0), np.empty(0), np.empty(0, dtype=bool), [])
+def batch_figure(batch: pd.DataFrame) -> go.Figure:
+    """The episodes of a batch, reward against KL; those kept for the update are coloured.
+
+    batch: columns reward, kl, kept, and text, the hover label.
+    """
     figure = go.Figure()
     dropped = {"color": "#BBBBBB", "size": 8, "symbol": "circle-open", "line_width": 2}
     kept = {"color": method_color("ra_rlhf"), "size": 9}
-    for name, style, rows in (("dropped", dropped, ~batch.kept), ("kept", kept, batch.kept)):
-        figure.add_scatter(
-            x=batch.rewards[rows],
-            y=batch.kl[rows],
-            text=[batch.texts[row] for row in np.flatnonzero(rows)],
-            hovertemplate="%{text}<extra></extra>",
-            name=name,
-            mode="markers",
-            marker=style,
-        )
+    for name, marker, rows in (("dropped", dropped, batch[~batch["kept"]]), ("kept", kept, batch[batch["kept"]])):
+        style = {"name": name, "mode": "markers", "marker": marker, "hovertemplate": "%{text}<extra></extra>"}
+        figure.add_scatter(x=rows["reward"], y=rows["kl"], text=rows["text"], **style)
     figure.update_xaxes(title_text="environment reward (logit)", title_font_size=13)
     figure.update_yaxes(title_text="KL (nats)", title_font_size=13)
     return laid_out(figure, height=340, margin={"t": 40}, legend_y=0.99)
