@@ -61,7 +61,7 @@ def made_up(methods: Sequence[str], folder: Path) -> Run:
                 "seed": 0,
             }
         )
-        run.write_table(f"evaluation/{method}.parquet", table)
+        run.write(f"evaluation/{method}.parquet", table)
     return run
 
 

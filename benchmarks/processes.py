@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rarlhf_nb.lab.artifacts import read_records
 from rarlhf_nb.lab.evaluation.cells import markdown_table
 from rarlhf_nb.lab.evaluation.tables import load_tables
 from rarlhf_nb.lab.methods import CRITIC_FREE, MethodKey, method_order
-from rarlhf_nb.lab.records import read_records
 from rarlhf_nb.lab.runs import Run, default_root
 from rarlhf_nb.risk import cvar
 
@@ -36,7 +36,7 @@ def run(processes: int, parameters: list[str]) -> None:
         command = ["rarlhf_nb.lab.cli", "run", "--force", "--run", name(count), "--processes", str(count)]
         started = time.perf_counter()
         subprocess.run([sys.executable, "-m", *command, "-p", "compute.threads", "1", *parameters], check=True)
-        folder(count).write_json("whole.json", {"seconds": time.perf_counter() - started})
+        folder(count).write("whole.json", {"seconds": time.perf_counter() - started})
 
 
 def name(count: int) -> str:
@@ -75,7 +75,7 @@ def times(processes: int) -> str:
             **seconds.filter(like="train "),
             **{f"all {what}": seconds.filter(regex=f"^{kind} ").sum() for kind, what in KINDS.items()},
             "starting the processes": sum(start_ups(run).values()),
-            "the whole run": run.read_json("whole.json")["seconds"],
+            "the whole run": run.read("whole.json")["seconds"],
         }
     table = pd.DataFrame(columns)
     ratio = table.iloc[:, 1] / table.iloc[:, 0]

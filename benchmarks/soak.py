@@ -1,12 +1,11 @@
 """A run that is killed again and again ends like one that never was: python -m benchmarks.soak [--kills 30].
 
 It runs a profile once without interruption, and once killed with SIGKILL at random moments and begun again by the same
-command. Then it compares every log, table and policy of the two runs byte by byte, except for measured seconds. Every
-other kill takes the runner alone, whose kernel then ends by itself; the others take both, as a power failure does.
+command. Then it compares every log, table and policy of the two runs to the last digit, except for measured seconds.
+Every other kill takes the runner alone, whose kernel then ends by itself; the others take both, as a power failure does.
 """
 
 import argparse
-import json
 import random
 import subprocess
 import sys
@@ -23,11 +22,11 @@ import yaml
 
 from rarlhf_nb.checkpoint import PREFIX
 from rarlhf_nb.files import files_of
+from rarlhf_nb.lab.artifacts import damaged_files, read_records
 from rarlhf_nb.lab.notebooks import notebook_files
-from rarlhf_nb.lab.records import damaged_files, read_records
 from rarlhf_nb.lab.runs import Run
+from rarlhf_nb.lab.verify import file_difference
 
-SECONDS = "seconds"
 RUNNER = "rarlhf_nb.lab.cli"
 
 
@@ -182,17 +181,7 @@ def compare(whole: Path, killed: Path) -> tuple[list[str], int]:
         for place in ("data", "training", "policies", "evaluation", "report.json")
         for path in files_of(whole / place)
     ]
-    return [name for name in names if content(whole / name) != content(killed / name)], len(names)
-
-
-def content(path: Path) -> bytes | list[dict] | None:
-    """A file's bytes; of a log its rows without the measured seconds; None if there is no such file."""
-    if not path.exists():
-        return None
-    if path.suffix == ".jsonl":
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        return [{key: value for key, value in row.items() if SECONDS not in key} for row in rows]
-    return path.read_bytes()
+    return [name for name in names if file_difference(whole / name, killed / name)], len(names)
 
 
 def main() -> None:

@@ -77,7 +77,7 @@ def made_up_run(folder: Path, *cells: str) -> Run:
     settings = load_profile("pocket", {}).model_dump(mode="json")
     run = Run.open("pocket-imdb", settings, 1, folder / "papermill_runs")
     for method in METHODS:
-        run.write_table(f"evaluation/{method}.parquet", episodes(method))
+        run.write(f"evaluation/{method}.parquet", episodes(method))
     return run
 
 

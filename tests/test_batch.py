@@ -72,8 +72,8 @@ def test_notebooks_run_in_order_with_their_parameters_and_tell_no_paths(run, tmp
     assert "first  6" in str(nbformat.read(run.path("02_second.ipynb"), 4).cells[-1].outputs)
     entry = run.manifest["notebooks"]["02_second"]
     assert entry["state"] == "done" and entry["seconds"] > 0
-    run.write_text("stages/data.json", "{}")
-    run.write_text("training/rlhf.checkpoints/00000001/state.json", "{}")
+    run.write("stages/data.json", "{}")
+    run.write("training/rlhf.checkpoints/00000001/state.json", "{}")
     execute(run, [first], folder=tmp_path, force=True)
     assert not run.path("stages").exists() and not run.path("training/rlhf.checkpoints").exists()
 

@@ -89,7 +89,7 @@ def test_a_conditioned_policy_moves_with_its_slider(tmp_path):
         for alpha in (1.0, 0.4, 0.1)
     }
     table = pd.concat([rows.assign(reward=rows["reward"] + 1 - alpha) for alpha, rows in alphas.items()])
-    run.write_table("evaluation/conditioned.alphas.parquet", table.reset_index(drop=True))
+    run.write("evaluation/conditioned.alphas.parquet", table.reset_index(drop=True))
     file = tmp_path / "page.html"
     file.write_text(explorer_page(run, "once"))
     with watched_page(path) as page:

@@ -18,7 +18,7 @@ FILLS = """
 from pathlib import Path
 from rarlhf_nb.lab.runs import Run
 here = Run(Path("papermill_runs") / run)
-here.write_text("first.txt", "finished before")
+here.write("first.txt", "finished before")
 if not Path("enough").exists():
     try:
         with open("papermill_runs/filler", "wb") as file:
@@ -26,7 +26,7 @@ if not Path("enough").exists():
                 file.write(bytes(1 << 20))
     except OSError:
         pass
-here.write_text("second.txt", "x" * 3_000_000)
+here.write("second.txt", "x" * 3_000_000)
 print("written")
 """
 

@@ -18,7 +18,7 @@ def a_run(root, methods=("sft", "rlhf"), name="pocket-imdb"):
     for place, method in enumerate(methods):
         table = pd.DataFrame({"prompt": [f"<b>{i}</b>" for i in range(12)], "completion": "$x$", "prompt_score": 0.0})
         table = table.assign(reward=[float(i + place) for i in range(12)], kl=1.0, label=1, group="all", seed=0)
-        run.write_table(f"evaluation/{method}.parquet", table)
+        run.write(f"evaluation/{method}.parquet", table)
     return run
 
 
@@ -30,7 +30,7 @@ def test_a_run_without_evaluated_methods_names_the_notebook(tmp_path):
 def test_methods_of_different_prompts_are_refused_before_anything_is_served(tmp_path):
     run = a_run(tmp_path)
     table = pd.read_parquet(run.path("evaluation", "rlhf.parquet"))
-    run.write_table("evaluation/rlhf.parquet", table.head(5))
+    run.write("evaluation/rlhf.parquet", table.head(5))
     with pytest.raises(UserError, match="different rows"):
         serve(run, 8866)
 

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 from rarlhf_nb.baselines.prompted import prompted_policy
 from rarlhf_nb.baselines.quark import add_reward_tokens
 from rarlhf_nb.lab import export, model_card
+from rarlhf_nb.lab.artifacts import run_lock
 from rarlhf_nb.lab.cli import app
 from rarlhf_nb.lab.evaluation.report import build_report
-from rarlhf_nb.lab.lock import held
 from rarlhf_nb.lab.profiles import load_profile
 from rarlhf_nb.lab.runs import Run
 from rarlhf_nb.policy import load_policy
@@ -60,7 +60,7 @@ def run(root):
     run = open_run(root)
     for method in ("sft", "quark", "prompted", *RL):
         saved_policy(method).save(run.path("policies", method))
-    run.write_text("training/ra_rlhf.jsonl", '{"iteration": 1}\n')
+    run.write("training/ra_rlhf.jsonl", '{"iteration": 1}\n')
     return run
 
 
@@ -73,7 +73,7 @@ def leave_report(run, methods=("sft", "rlhf", "ra_rlhf"), group="all"):
     tables = {method: episodes(float(shift)) for shift, method in enumerate(methods)}
     texts = pd.DataFrame({"text": ["x"], "log_likelihood": np.log([1 / 4]), "tokens": [1]})
     report = build_report(tables, {"rlhf": texts}, tail_threshold=-2.0, cvar_levels=[0.1], resamples=50)
-    run.write_text("report.json", report.to_json())
+    run.write("report.json", report.to_json())
     return report
 
 
@@ -122,7 +122,7 @@ def test_the_conditioned_policy_is_exported_for_one_alpha(run, root):
     policy.risk = RiskEmbedding(16, alpha_min=0.1)
     policy.risk.weight.data.copy_(torch.linspace(-0.2, 0.2, 16))
     policy.save(run.path("policies", "conditioned"))
-    run.write_text("training/conditioned.jsonl", '{"iteration": 1}\n')
+    run.write("training/conditioned.jsonl", '{"iteration": 1}\n')
     assert "export it for one, such as 'conditioned@0.2'" in rarlhf("mine", "conditioned", "copy", status=2)
     rarlhf("mine", "conditioned@0.13", "copy")
     assert (root / "copy" / "training_log.jsonl").read_text() == '{"iteration": 1}\n'
@@ -213,7 +213,7 @@ def test_a_policy_without_a_report_says_so_and_names_the_command(run, root):
     card = card_of(root / "first")
     assert "This policy was not evaluated. `rarlhf run`" in card.text and "03\\_ra\\_rlhf" in card.text
     assert card.data.eval_results is None
-    run.write_table("evaluation/ra_rlhf.parquet", pd.DataFrame({"reward": [0.0]}))
+    run.write("evaluation/ra_rlhf.parquet", pd.DataFrame({"reward": [0.0]}))
     rarlhf("mine", "ra_rlhf", "second")
     assert "`rarlhf report mine` writes one" in card_of(root / "second").text
 
@@ -280,7 +280,7 @@ def test_a_policy_that_is_missing_names_the_notebook(run, root):
 
 def test_the_folder_is_written_whole_or_not_at_all(run, root, monkeypatch):
     (root / "out").mkdir()  # an empty folder may be there already
-    with held(run):
+    with run_lock(run.folder):
         assert "is in use" in rarlhf("mine", "rlhf", "out", status=2)
     with monkeypatch.context() as patch:
         patch.setattr(export, "model_card", lambda *_: (_ for _ in ()).throw(OSError("no space left")))

@@ -13,17 +13,18 @@ from small_run import SMALL
 from tiny import tiny_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rarlhf_nb import sources
 from rarlhf_nb.data.pocket import pocket_world
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab import shelf
+from rarlhf_nb.lab import artifacts
+from rarlhf_nb.lab.artifacts import SWEEP, read_records
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.export import export_policy
-from rarlhf_nb.lab.records import read_records
-from rarlhf_nb.lab.runs import SWEEP, Run
-from rarlhf_nb.lab.stages import Evaluate, FineTune, PrepareData, Train
+from rarlhf_nb.lab.runs import Run
+from rarlhf_nb.lab.stages.stage import Stage
+from rarlhf_nb.lab.stages.training import training_stage
 
 TINY = SMALL | {"evaluation.repeated_prompts": 0, "sweep.alphas": []}
+EVERYTHING = ["data", "sft", "train rlhf", "evaluate rlhf"]
 
 
 @pytest.fixture
@@ -33,8 +34,8 @@ def work(tmp_path, monkeypatch):
     (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
     monkeypatch.chdir(tmp_path)
     worked = []
-    for kind in (PrepareData, FineTune, Train, Evaluate):
-        monkeypatch.setattr(kind, "work", lambda stage, done=kind.work: (worked.append(stage.name), done(stage)))
+    do = Stage.do.fget
+    monkeypatch.setattr(Stage, "do", property(lambda stage: worked.append(stage.name) or do(stage)))
 
     def run(name="mine", methods=("rlhf",), seed=1, **overrides):
         worked.clear()
@@ -73,22 +74,45 @@ def test_only_what_depends_on_a_change_is_done_again(work, monkeypatch):
     assert work() == ["train rlhf"] and policy.read_bytes() == before  # the evaluation still belongs to that policy
     run.path("evaluation/rlhf.parquet").unlink()
     assert work() == ["evaluate rlhf"]
-    changed = sources.PACKAGE / "training" / "trainer.py"
-    real = sources.code_of
-    monkeypatch.setattr(sources, "code_of", lambda path: real(path) + ("changed = 1" if path == changed else ""))
-    assert work() == ["train rlhf"]
-    changed = sources.PACKAGE / "showing" / "figures.py"
-    assert work() == ["train rlhf"]  # as before the change of the trainer
     run.forget()
-    assert work() == ["data", "sft", "train rlhf", "evaluate rlhf"]
+    assert work() == EVERYTHING
+
+
+def test_a_change_of_the_library_repeats_the_work_and_a_figures_does_not(work, monkeypatch, tmp_path, capsys):
+    package = tmp_path / "package"
+    shutil.copytree(artifacts.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(artifacts, "PACKAGE", package)
+
+    def change(module):
+        with (package / module).open("a") as file:
+            file.write("# another comment\n")
+        artifacts.code_hash.cache_clear()
+
+    artifacts.code_hash.cache_clear()
+    assert work() == EVERYTHING
+    change("lab/plots/figures.py")
+    change("lab/cli.py")
+    assert work() == []
+    change("lab/evaluation/evaluate.py")
+    assert work() == ["evaluate rlhf"]
+    change("trainer.py")
+    with monkeypatch.context() as patch:
+        patch.setenv("RARLHF_KEEP", "1")
+        capsys.readouterr()
+        assert work() == []
+        assert "train rlhf: kept although the code has changed; it took" in capsys.readouterr().out
+        assert work(**{"ppo.kl_coef": 0.3}, name="other") == EVERYTHING
+    assert work() == EVERYTHING
+    artifacts.code_hash.cache_clear()
 
 
 def test_the_runs_of_a_sweep_share_what_settings_do_not_tell_apart(work, capsys):
     Path("papermill_runs/grid").mkdir(parents=True)
     Path("papermill_runs/grid", SWEEP).write_text("{}")
     risk_averse = ("rlhf", "ra_rlhf", "ra_rlhf_ru")
-    first = work("grid/a", risk_averse, **{"risk.alpha": 1.0})
-    assert first == ["data", "sft", "train rlhf", "evaluate rlhf"]  # at alpha = 1 all three are the same training
+    assert (
+        work("grid/a", risk_averse, **{"risk.alpha": 1.0}) == EVERYTHING
+    )  # at alpha = 1 all three are the same training
     assert work("grid/b", risk_averse) == [
         "train ra_rlhf",
         "evaluate ra_rlhf",
@@ -142,10 +166,9 @@ def test_bf16_on_a_processor_without_it_is_warned_of(work, monkeypatch):
 def test_a_killed_training_continues_inside_its_stage(work, capsys):
     work(methods=())
     experiment = Experiment.open("pocket", "mine", 1, TINY)
-    stage = Train(experiment, "rlhf")
-    checkpoints = stage.checkpoints("rlhf")
+    checkpoints = training_stage(experiment.workspace, "rlhf").checkpoints("rlhf")
     checkpoints.seconds = 0
-    for _, _ in zip(range(2), stage.trainer(checkpoints=checkpoints), strict=False):
+    for _, _ in zip(range(2), experiment.trainer("rlhf", checkpoints=checkpoints), strict=False):
         pass
     assert work() == ["train rlhf", "evaluate rlhf"]
     assert "resumed at iteration 2" in capsys.readouterr().out
@@ -177,11 +200,10 @@ def test_a_model_that_changes_in_its_place_is_noticed(work, tmp_path):
     for name, folder in models.items():
         shutil.copytree(folder, tmp_path / name)
     own = {f"{name}.model": str(tmp_path / name) for name in models}
-    everything = ["data", "sft", "train rlhf", "evaluate rlhf"]
-    assert work(**own) == everything and work(**own) == []
+    assert work(**own) == EVERYTHING and work(**own) == []
     weights = tmp_path / "reward" / "model.safetensors"
     os.utime(weights, ns=(1, 1))  # another file of the same size
-    assert work(**own) == everything
+    assert work(**own) == EVERYTHING
 
 
 def test_a_data_file_that_changes_in_its_place_is_noticed(work, tmp_path):
@@ -199,8 +221,8 @@ def test_a_data_file_that_changes_in_its_place_is_noticed(work, tmp_path):
 
 def test_of_two_runs_of_a_sweep_one_works_on_a_stage(tmp_path):
     (tmp_path / "sweep.json").write_text("{}")
-    with shelf.alone(Run(tmp_path / "cell"), "print"), pytest.raises(Timeout):
-        FileLock(tmp_path / shelf.SHELF / "print.lock").acquire(timeout=0)
+    with artifacts.stage_lock(tmp_path / "cell", "print"), pytest.raises(Timeout):
+        FileLock(tmp_path / artifacts.SHARED / "print.lock").acquire(timeout=0)
 
 
 def test_a_policy_of_another_family_is_not_measured(work):
@@ -222,8 +244,11 @@ def test_a_policy_of_the_users_own_is_measured_beside_the_methods(work, tmp_path
     rows = experiment.report().main()
     assert rows.loc["theirs"].tolist() == rows.loc["RLHF"].tolist()
     with pytest.raises(UserError, match="method = 'theirs' was not made by this run.*/policies/theirs itself"):
-        export_policy(experiment, "theirs", tmp_path / "copy")
+        export_policy(experiment.workspace, "theirs", tmp_path / "copy")
     Path("papermill_runs/mine/evaluation/theirs.parquet").write_bytes(b"")
     with pytest.raises(UserError, match=r"theirs.parquet is damaged.*: `experiment.evaluate\('theirs'\)` makes"):
         experiment.tables()
     assert experiment.evaluate("theirs").equals(theirs)
+    for verb in (experiment.evaluate, experiment.train, experiment.trainer):
+        with pytest.raises(UserError, match=r"method = \['rlhf'\]: give one method by its key"):
+            verb(["rlhf"])

@@ -9,7 +9,7 @@ import pytest
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.files import checksum, json_lines, sealed, unsealed
-from rarlhf_nb.lab.records import check_files, damaged_files, read_record, recorded_checksums
+from rarlhf_nb.lab.artifacts import check_files, damaged_files, read_record, recorded_checksums
 from rarlhf_nb.lab.runs import Run
 
 TABLE = pd.DataFrame({"prompt": ["a", "b"] * 50, "reward": [1.0, -2.0] * 50})
@@ -19,11 +19,11 @@ FILES = ["evaluation/rlhf.parquet", "training/rlhf.jsonl", "policies/rlhf", "rep
 @pytest.fixture
 def run(tmp_path):
     run = Run.open("mine", {"risk": {"alpha": 0.4}}, seed=1, root=tmp_path)
-    run.write_table("evaluation/rlhf.parquet", TABLE)
+    run.write("evaluation/rlhf.parquet", TABLE)
     rows = [{"iteration": 1, "kl": 0.1 + 0.2}, {"iteration": 2, "kl": float("nan")}]
-    run.write_text("training/rlhf.jsonl", json_lines(rows))
+    run.write("training/rlhf.jsonl", json_lines(rows))
     run.write_folder("policies/rlhf", lambda folder: (folder / "model.safetensors").write_bytes(bytes(range(200))))
-    run.write_json("report.json", {"methods": {}})
+    run.write("report.json", {"methods": {}})
     run.record(FILES, stage="train rlhf", fingerprint="f", notebook="02_baseline_rlhf", seconds=1.0)
     return run
 
@@ -35,30 +35,34 @@ def damage(content: bytes, dice: random.Random) -> bytes:
     return content[:place] + bytes([content[place] ^ 1 << dice.randrange(8)]) + content[place + 1 :]
 
 
-def test_what_was_written_is_read_to_the_last_digit(run):
-    pd.testing.assert_frame_equal(run.read_table("evaluation/rlhf.parquet"), TABLE)
-    rows = run.read_rows("training/rlhf.jsonl")
+def test_what_was_written_is_read_to_the_last_digit(run, tmp_path):
+    pd.testing.assert_frame_equal(run.read("evaluation/rlhf.parquet"), TABLE)
+    rows = run.read("training/rlhf.jsonl")
     assert rows["kl"].iloc[0] == 0.1 + 0.2 and rows["kl"].isna().tolist() == [False, True]
-    assert run.read_json("report.json") == {"methods": {}}
+    assert run.read("report.json") == {"methods": {}}
     record = read_record(run.folder, "train rlhf")
     assert record.versions["torch"] and damaged_files(run.folder, record) == []
     assert record.files["policies/rlhf/model.safetensors"] == checksum(run.path("policies/rlhf/model.safetensors"))
     assert list(recorded_checksums(run.folder, "policies/rlhf")) == ["/model.safetensors"]
+    shutil.copytree(run.folder, tmp_path / "copy")
+    assert Run(tmp_path / "copy").read("report.json") == {"methods": {}}
 
 
-@pytest.mark.parametrize("read", ["read_table", "read_rows", "require", "read_json"])
-def test_every_bit_flip_and_truncation_of_a_file_is_noticed_on_reading(read, run):
-    name = dict(zip(["read_table", "read_rows", "require", "read_json"], FILES, strict=True))[read]
+@pytest.mark.parametrize("name", FILES)
+def test_every_bit_flip_and_truncation_of_a_file_is_noticed_on_reading(name, run):
     path = run.path(name) if run.path(name).is_file() else run.path(name, "model.safetensors")
-    options = {"made_by": "02_baseline_rlhf"} if read == "require" else {}
     whole, dice = path.read_bytes(), random.Random(0)
+
+    def read():
+        return run.read(name) if run.path(name).is_file() else run.require(name, made_by="02_baseline_rlhf")
+
     for _ in range(25):
         path.write_bytes(damage(whole, dice))
         with pytest.raises(UserError, match=rf"^{name}\S* is damaged or missing in run 'mine': .*02_baseline_rlhf.*$"):
-            getattr(run, read)(name, **options)
+            read()
     path.unlink()
     with pytest.raises(UserError, match="is damaged or missing|is missing"):
-        getattr(run, read)(name, **options)
+        read()
 
 
 def test_damage_of_manifest_and_record_is_noticed(run):
@@ -90,12 +94,12 @@ def test_what_no_stage_recorded_is_read_unless_it_is_no_table(run):
     run.path("evaluation/mine.parquet").write_bytes(b"PAR1 is all that is left")
     check_files(run.folder, "evaluation/mine.parquet")
     with pytest.raises(UserError, match="evaluation/mine.parquet of run 'mine' cannot be read .*: delete it"):
-        run.read_table("evaluation/mine.parquet")
+        run.read("evaluation/mine.parquet")
     run.path("training/mine.jsonl").write_text('{"iteration": 1}\n{"iter')  # as a killed training leaves it
-    assert run.read_rows("training/mine.jsonl")["iteration"].tolist() == [1]
+    assert run.read("training/mine.jsonl")["iteration"].tolist() == [1]
     run.path("training/mine.jsonl").write_text('{"iteration": 1}\n{"iter\n')
     with pytest.raises(UserError, match="training/mine.jsonl of run 'mine' cannot be read"):
-        run.read_rows("training/mine.jsonl")
+        run.read("training/mine.jsonl")
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(run):
@@ -109,8 +113,3 @@ def test_a_folder_is_replaced_whole_or_not_at_all(run):
     run.write_folder("policies/rlhf", lambda folder: (folder / "other.json").write_text("{}"))
     assert [path.name for path in run.path("policies").iterdir()] == ["rlhf"]
     assert [path.name for path in run.path("policies/rlhf").iterdir()] == ["other.json"]
-
-
-def test_a_run_that_is_copied_is_whole(run, tmp_path):
-    shutil.copytree(run.folder, tmp_path / "copy")
-    assert Run(tmp_path / "copy").read_json("report.json") == {"methods": {}}

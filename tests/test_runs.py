@@ -27,7 +27,7 @@ def test_without_git_no_commit_is_recorded(tmp_path, monkeypatch):
 
 def test_a_folder_of_other_parameters_is_refused_and_left_alone(tmp_path):
     run = Run.open("mine", SETTINGS, seed=3, root=tmp_path)
-    run.write_text("report.md", "kept")
+    run.write("report.md", "kept")
     other = SETTINGS | {"risk": {"alpha": 0.2, "rho": 0.5}}
     with pytest.raises(
         UserError, match=r"'mine'.*seed is 3 in the folder, 4 now; risk.alpha is 0.4 in the folder, 0.2 now.*Choose"
@@ -54,9 +54,9 @@ def test_a_missing_file_is_named_with_the_notebook_that_makes_it(tmp_path):
 def test_writes_are_whole_or_not_at_all(tmp_path):
     run = Run.open("mine", SETTINGS, seed=1, root=tmp_path)
     table = pd.DataFrame({"prompt": ["a", "b"], "reward": [1.0, -2.0]})
-    pd.testing.assert_frame_equal(pd.read_parquet(run.write_table("evaluation/rlhf.parquet", table)), table)
+    pd.testing.assert_frame_equal(pd.read_parquet(run.write("evaluation/rlhf.parquet", table)), table)
     with pytest.raises(TypeError):
-        run.write_json("manifest.json", {"bad": object()})
+        run.write("manifest.json", {"bad": object()})
     assert run.manifest["seed"] == 1
     assert [path.name for path in run.path("evaluation").iterdir()] == ["rlhf.parquet"]
     assert not [path for path in run.folder.iterdir() if path.name.startswith(".")]

@@ -1,48 +1,29 @@
 """Each stage of a run works with the files that it says it reads, and leaves those that it says it writes."""
 
 import shutil
+from functools import partial
 
 import pytest
 from small_run import SMALL
 
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.runs import Run
-from rarlhf_nb.lab.stages import (
-    ChoosePrefix,
-    Evaluate,
-    EvaluateAlphas,
-    FineTune,
-    PrepareData,
-    Train,
-    TrainCriticFree,
-    TrainExperts,
-    WriteReport,
-    training_stage,
-)
+from rarlhf_nb.lab.stages.data import data_stage
+from rarlhf_nb.lab.stages.evaluation import evaluation_stage
+from rarlhf_nb.lab.stages.report import report_stage
+from rarlhf_nb.lab.stages.training import experts_stage, prefix_stage, sft_stage, training_stage
 
-EVALUATED = [
-    "base",
-    "prompted",
-    "sft",
-    "dexperts",
-    "best_of_n",
-    "quark",
-    "ra_rlhf_ru@0.2",
-    "conditioned@0.4",
-    "cvar_grpo@0.5",
-]
+TRAINED = ("ra_rlhf_ru@0.2", "conditioned", "quark", "cvar_grpo@0.5")
+EVALUATED = ["base", "prompted", "sft", "dexperts", "best_of_n", "quark"]
+EVALUATED += ["ra_rlhf_ru@0.2", "conditioned@0.4", "cvar_grpo@0.5"]
 STAGES = [
-    PrepareData,
-    FineTune,
-    ChoosePrefix,
-    TrainExperts,
-    lambda experiment: Train(experiment, "ra_rlhf_ru@0.2"),
-    lambda experiment: Train(experiment, "conditioned"),
-    lambda experiment: Train(experiment, "quark"),
-    lambda experiment: TrainCriticFree(experiment, "cvar_grpo@0.5"),
-    *(lambda experiment, method=method: Evaluate(experiment, method) for method in EVALUATED),
-    EvaluateAlphas,
-    WriteReport,
+    data_stage,
+    sft_stage,
+    prefix_stage,
+    experts_stage,
+    *(partial(training_stage, method=method) for method in TRAINED),
+    *(partial(evaluation_stage, method=method) for method in (*EVALUATED, "conditioned")),
+    report_stage,
 ]
 
 
@@ -77,7 +58,7 @@ def test_stages_read_and_write_what_they_say(open_experiment):
     whole = open_experiment("whole")
     for number, make in enumerate(STAGES):
         alone = open_experiment(f"alone_{number}")
-        stage = make(alone)
+        stage = make(alone.workspace)
         hand_over(whole.run, alone.run, stage.reads)
         before = files(alone.run)
         stage.run()
@@ -99,24 +80,24 @@ def test_stages_read_and_write_what_they_say(open_experiment):
 def test_no_two_methods_share_a_training(open_experiment):
     experiment = open_experiment("mine")
     for place in ("data/train.parquet", "policies/sft/model.safetensors"):
-        experiment.run.write_text(place, "what all of them start from")
-    methods = ["rlhf", "ra_rlhf", "ra_rlhf_ru", "conditioned", "grpo", "cvar_grpo", "rloo", "cvar_rloo"]
-    trainings = {training_stage(experiment, method).fingerprint() for method in methods}
-    assert len(trainings) == len(methods)
-    assert training_stage(experiment, "cvar_rloo@1").fingerprint() == training_stage(experiment, "rloo").fingerprint()
+        experiment.run.write(place, "what all of them start from")
+    methods = ["rlhf", "ra_rlhf", "ra_rlhf_ru", "conditioned", "grpo", "cvar_grpo", "rloo", "cvar_rloo", "cvar_rloo@1"]
+    trainings = {method: training_stage(experiment.workspace, method).fingerprint() for method in methods}
+    assert trainings.pop("cvar_rloo@1") == trainings["rloo"]
+    assert len(set(trainings.values())) == len(methods) - 1
 
 
 def test_a_stage_without_its_files_names_the_notebook_to_run(open_experiment):
     experiment = open_experiment("empty")
     for make, notebook in zip(STAGES[1:], [*["01_data_prep"] * 17, "02_baseline_rlhf"], strict=True):
         with pytest.raises(ValueError, match=f"run notebook {notebook} first"):
-            make(experiment).run()
+            make(experiment.workspace).run()
     assert [path.name for path in experiment.run.folder.iterdir()] == ["manifest.json"]
 
 
 def test_a_policy_that_no_run_has_is_named(open_experiment):
     experiment = open_experiment("empty")
     with pytest.raises(ValueError, match="method = 'rhlf' has no policy in this run; there are: none"):
-        experiment.saved("rhlf")
+        experiment.workspace.saved("rhlf")
     with pytest.raises(ValueError, match="dexperts/expert is missing in run 'empty': run notebook 04_other_baselines"):
-        experiment.policy("dexperts")
+        experiment.workspace.policy("dexperts")

@@ -45,7 +45,7 @@ for number, method in enumerate(["sft", "rlhf", "ra_rlhf", "ra_rlhf_ru"]):
     noise = np.random.default_rng([seed, number]).normal(size=40)
     table = pd.DataFrame({"prompt": [f"prompt {i}" for i in range(40)], "completion": " fine", "prompt_score": scores})
     table = table.assign(reward=scores + shift + noise, kl=0.5, label=1, group="all", seed=0)
-    here.write_table(f"evaluation/{method}.parquet", table)
+    here.write(f"evaluation/{method}.parquet", table)
 """
 SLOW = "import time; time.sleep(2)"
 FAILS = 'if seed == 2: raise RuntimeError("<b>no more luck</b>")'
@@ -195,7 +195,7 @@ def test_the_scores_of_a_sweep_count_every_seed_once(tmp_path, monkeypatch):
         numbers = pd.DataFrame({"method": values.keys(), "baseline": "", "value": values.values()}).merge(
             pd.Series(list(names), name="metric"), "cross"
         )
-        run.write_text("report.json", Report(numbers.assign(low=np.nan, high=np.nan), names, []).to_json())
+        run.write("report.json", Report(numbers.assign(low=np.nan, high=np.nan), names, []).to_json())
     assert len(sweep_scores(sweep)) == 8 * 4
     experiment = Experiment.open("pocket", "grid", overrides={"ppo.kl_coef": 0.2})
     scores = experiment.scores()
@@ -335,10 +335,10 @@ def test_status_reads_files_alone_and_names_what_is_not_there(finished, monkeypa
     monkeypatch.chdir(tmp_path / "copy")
     run = Run(Path("papermill_runs/grid/alpha_0.4-seed_2"))
     before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
-    run.write_text(".holder.json", json.dumps({"process": 1, "host": "elsewhere", "since": "2020-01-01 00:00:00"}))
+    run.write(".holder.json", json.dumps({"process": 1, "host": "elsewhere", "since": "2020-01-01 00:00:00"}))
     run.note_notebook("03_ra_rlhf", state="running", seconds=0.0)
     Path(run.folder, "training", "ra_rlhf.checkpoints").mkdir(parents=True)
-    run.write_text("training/ra_rlhf.jsonl", '{"iteration": 7}\n')
+    run.write("training/ra_rlhf.jsonl", '{"iteration": 7}\n')
     told = CliRunner().invoke(app, ["status", "grid"]).stdout
     assert "running  03_ra_rlhf: ra_rlhf 7/40" in told and "1 done, 1 running" in told
     for path in run.folder.rglob("*"):

@@ -21,7 +21,7 @@ def leave_report(root, name, seed, kl_coef, rewards, alpha=0.4, epochs=4):
     rows = [(method, "", "reward", value, 0.0, 1.0) for method, value in rewards.items()]
     rows += [(method, "", "cvar_10", np.nan, np.nan, np.nan) for method in rewards]
     names = {"reward": "reward", "cvar_10": "CVaR 10 %"}
-    run.write_text("report.json", Report(pd.DataFrame(rows, columns=COLUMNS), names, []).to_json())
+    run.write("report.json", Report(pd.DataFrame(rows, columns=COLUMNS), names, []).to_json())
     return run
 
 

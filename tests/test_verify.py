@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
             experiment.train(method)
         for method in ("base", "rlhf", "conditioned"):
             experiment.evaluate(method)
-        experiment.run.write_text(f"training/ra_rlhf_ru@0.2{INCIDENTS}", "{}\n")
+        experiment.run.write(f"training/ra_rlhf_ru@0.2{INCIDENTS}", "{}\n")
     return folder
 
 
@@ -75,7 +75,7 @@ def test_the_first_iterations_alone_show_a_changed_log(experiment):
 def test_a_run_made_with_another_seed_and_other_versions_is_told_what_differs(experiment):
     run = experiment.run
     versions = run.manifest["versions"] | {"torch": "1.0"}
-    run.write_text("manifest.json", sealed({k: v for k, v in run.manifest.items()} | {"seed": 2, "versions": versions}))
+    run.write("manifest.json", sealed({k: v for k, v in run.manifest.items()} | {"seed": 2, "versions": versions}))
     answer = CliRunner().invoke(app, ["verify", "mine", "--iterations", "1"])
     assert answer.exit_code == 1
     assert "policies/sft/model.safetensors: the weights differ" in answer.stdout

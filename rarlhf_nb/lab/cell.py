@@ -40,7 +40,7 @@ def run_cell(sweep: Sweep, cell: Cell) -> None:
             "error": str(error),
             "time": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
         }
-        run.write_text(FAILURE, sealed(failure))
+        run.write(FAILURE, sealed(failure))
         raise
 
 

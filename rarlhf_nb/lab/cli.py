@@ -68,7 +68,7 @@ def report(run: Annotated[str, typer.Argument(help="Name of a run folder in pape
         title = f"{run} ({experiment.profile.name}, seed {experiment.seed})"
         found = experiment.report()  # writes the report that the scores are read from
         page = build_page(title, experiment.profile, experiment.tables(), found, experiment.scores(["ppo.kl_coef"]))
-        typer.echo(f"written: {experiment.output.write_text('report.html', page)}")
+        typer.echo(f"written: {experiment.output.write('report.html', page)}")
 
 
 @app.command()
@@ -105,7 +105,7 @@ def export(
         experiment = reopen_run(run)
         if push is not None:
             check_push(push)
-        written = export_policy(experiment, method, folder, push)
+        written = export_policy(experiment.workspace, method, folder, push)
         typer.echo(f"written: {written}")
         if push is not None:
             typer.echo(f"pushed: {push_folder(written, push)}")
@@ -153,7 +153,7 @@ def execute(profile: str, run_name: str | None, seed: int, overrides: dict[str, 
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     if run.path("summary.md").exists():
-        typer.echo(run.read_text("summary.md"))
+        typer.echo(run.read("summary.md"))
     typer.echo(
         f"{time.perf_counter() - started:.0f} s in all; report.md, notebooks, policies and tables are in {run.folder}"
     )

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, get_token, is_offline_mode
 from rarlhf_nb.data.cache import build_once
 from rarlhf_nb.errors import UserError, first_line
 from rarlhf_nb.hub import hub_answers
-from rarlhf_nb.lab.lock import held
+from rarlhf_nb.lab.artifacts import run_lock
 from rarlhf_nb.lab.methods import CONDITIONED, METHODS, MethodKey
 from rarlhf_nb.lab.model_card import is_hub_id, model_card
 from rarlhf_nb.lab.workspace import Workspace
@@ -51,7 +51,7 @@ def export_policy(workspace: Workspace, method: str, folder: Path, name: str | N
         model_card(workspace, method, name or folder.name).save(place / "README.md")
 
     try:
-        with held(workspace.run):
+        with run_lock(workspace.run.folder):
             if folder.exists():
                 folder.rmdir()
             return build_once(folder, fill)

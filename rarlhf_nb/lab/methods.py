@@ -8,6 +8,7 @@ it acts for alpha = 0.2.
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from rarlhf_nb.errors import UserError
 from rarlhf_nb.risk import check_alpha
 
 DATA_NOTEBOOK, SFT_NOTEBOOK, RISK_NOTEBOOK = "01_data_prep", "02_baseline_rlhf", "03_ra_rlhf"
@@ -56,7 +57,12 @@ class MethodKey(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "MethodKey":
-        """The key that was written as `text`; what follows an @ is part of the name unless it is a tail share."""
+        """The key that was written as `text`; what follows an @ is part of the name unless it is a tail share.
+
+        Raises `UserError` if it is no text.
+        """
+        if not isinstance(text, str):
+            raise UserError(f"method = {text!r}: give one method by its key, such as 'ra_rlhf'.")
         name, _, share = text.rpartition("@")
         try:
             return cls(name, check_alpha(float(share))) if name else cls(text)

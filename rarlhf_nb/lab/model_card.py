@@ -23,7 +23,6 @@ from rarlhf_nb.lab.methods import (
     method_name,
 )
 from rarlhf_nb.lab.profiles import Profile, risk_of_method
-from rarlhf_nb.lab.stages import TrainCriticFree
 from rarlhf_nb.lab.workspace import Workspace
 from rarlhf_nb.policy import PREFIX
 
@@ -50,7 +49,7 @@ def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
     run, profile = workspace.run, workspace.profile
     base, own_alpha = MethodKey.parse(method)
     risk = risk_of_method(profile.risk, method) if base in PPO_METHODS else None
-    alpha = TrainCriticFree(workspace, method).risk.alpha if base in CRITIC_FREE else None
+    alpha = risk_of_method(profile.risk, method).alpha if base in CRITIC_FREE else None
     policy = MethodKey.parse(method).policy
     prefix_ids = json.loads(run.path("policies", policy, PREFIX).read_text())["prefix_ids"]
     report = _report(workspace, method)

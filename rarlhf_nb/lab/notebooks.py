@@ -15,7 +15,7 @@ from papermill.exceptions import strip_color
 from traitlets.config import Config
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.lock import held
+from rarlhf_nb.lab.artifacts import run_lock
 from rarlhf_nb.lab.messages import storage_trouble
 from rarlhf_nb.lab.runs import NOTEBOOKS, Run, checkout
 
@@ -64,7 +64,7 @@ def run_notebooks(
     check_parameters(notebooks, parameters)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with held(run, wait):
+    with run_lock(run.folder, wait):
         if force:
             run.forget()
         for notebook in notebooks:
@@ -108,7 +108,7 @@ def _run_notebook(run: Run, notebook: Path, parameters: dict[str, Any], folder: 
             reason = {} if interrupted else {"error": str(failure), "cell": getattr(error, "exec_count", None)}
             note("interrupted" if interrupted else "failed", **reason)
         raise failure from None
-    run.write_text(notebook.name, nbformat.writes(executed) + "\n")
+    run.write(notebook.name, nbformat.writes(executed) + "\n")
     unfinished.unlink(missing_ok=True)
     failed.unlink(missing_ok=True)
     return note("done")

@@ -1,15 +1,13 @@
 """The folder that holds the results of a run: its manifest, atomic writes, and reads that notice damage.
 
-`papermill_runs/<run>/` is the contract between the floors; this module does not know what the files hold. The runs of a
-sweep lie together in a folder of its own, `papermill_runs/<sweep>/<run>/`.
+`papermill_runs/<run>/` is the contract between the notebooks; this module does not know what the files hold. The runs
+of a sweep lie together in a folder of its own, `papermill_runs/<sweep>/<run>/`.
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +17,12 @@ import pandas as pd
 import pyarrow
 
 from rarlhf_nb.errors import UserError, first_line
-from rarlhf_nb.files import checksum, files_of, sealed, unsealed
-from rarlhf_nb.lab.records import RECORDS, Record, check_files, record_file
+from rarlhf_nb.files import checksum, files_of, sealed, unsealed, written_whole
+from rarlhf_nb.lab.artifacts import RECORDS, SWEEP, Record, check_files, record_file
 from rarlhf_nb.provenance import installed_versions
 from rarlhf_nb.settings import flat
 
 MANIFEST = "manifest.json"
-SWEEP = "sweep.json"  # in the folder of a sweep
 ADDS = "sweep"  # the section of the settings that adds methods to a run and changes none
 LONGEST_NAME = 120
 NOTEBOOKS = "[0-9][0-9]_*.ipynb"
@@ -73,9 +70,14 @@ class Run:
         ]
         if different:
             raise UserError(
-                f"run = {self.folder.name!r} belongs to other parameters: {'; '.join(different)}. "
-                "Choose another run name, or delete the folder."
+                f"run = {self.folder.name!r}{self.other_version()} belongs to other parameters: "
+                f"{'; '.join(different)}. Choose another run name, or delete the folder."
             )
+
+    def other_version(self) -> str:
+        """For messages: the version of the package that began the run, if it is not this one; otherwise nothing."""
+        made_with, here = (versions["rarlhf_nb"] for versions in (self.manifest["versions"], installed_versions()))
+        return "" if made_with == here else f" of rarlhf_nb {made_with} (this is {here})"
 
     @property
     def name(self) -> str:
@@ -89,7 +91,7 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The current content of manifest.json. Raises `UserError` where it is damaged."""
+        """The current content of manifest.json. Raises `UserError` if it is damaged."""
         try:
             return unsealed((self.folder / MANIFEST).read_text())
         except ValueError:
@@ -107,14 +109,15 @@ class Run:
         self._write_manifest(self.manifest | entries)
 
     def _write_manifest(self, content: dict[str, Any]) -> None:
-        self.write_text(MANIFEST, sealed(content))
+        self.write(MANIFEST, sealed(content))
 
-    def record(self, writes: Sequence[str], **entries: Any) -> None:
+    def record(self, writes: Sequence[str], **entries: Any) -> Record:
         """Record a finished stage. writes: its files, and folders of files. entries: the rest of its `Record`."""
         inner = [path for place in writes for path in files_of(self.folder / place)]
         files = {path.relative_to(self.folder).as_posix(): checksum(path) for path in inner}
         record = Record(writes=list(writes), files=files, versions=installed_versions(), **entries)
-        self.write_text(record_file(record.stage), sealed(record._asdict()))
+        self.write(record_file(record.stage), sealed(record._asdict()))
+        return record
 
     def forget(self) -> None:
         """Drop every record and checkpoint, so that all stages begin anew."""
@@ -129,7 +132,7 @@ class Run:
     def require(self, relative: str, made_by: str) -> Path:
         """The path of an earlier notebook's file or folder, whole.
 
-        Raises `UserError` with that notebook's name where it is missing or damaged.
+        Raises `UserError` with that notebook's name if it is missing or damaged.
         """
         path = self.folder / relative
         if not path.exists():
@@ -137,79 +140,53 @@ class Run:
         check_files(self.folder, relative)
         return path
 
-    def read_table(self, relative: str) -> pd.DataFrame:
-        """A Parquet file. Raises `UserError` where it is damaged."""
-        return self._read(relative, pd.read_parquet)
+    def read(self, relative: str) -> Any:
+        """The content of a file: a table of .parquet, one row per line of .jsonl, JSON of .json, otherwise the text.
 
-    def read_rows(self, relative: str) -> pd.DataFrame:
-        """A file of one JSON object per line, one row each; a last line that is still being written is left out.
-
-        Raises `UserError` where it is damaged.
+        A last line of .jsonl that is still being written is left out. Raises `UserError` for a damaged file.
         """
-
-        def rows(path: Path) -> pd.DataFrame:
-            return pd.DataFrame(map(json.loads, path.read_text().rpartition("\n")[0].splitlines()))
-
-        return self._read(relative, rows)
-
-    def read_json(self, relative: str) -> Any:
-        """A JSON file. Raises `UserError` where it is damaged."""
-        return self._read(relative, lambda path: json.loads(path.read_text()))
-
-    def read_text(self, relative: str) -> str:
-        """A text file. Raises `UserError` where it is damaged."""
-        return self._read(relative, Path.read_text)
-
-    def _read(self, relative: str, read: Callable[[Path], Any]) -> Any:
         check_files(self.folder, relative)
+        path = self.folder / relative
         try:
-            return read(self.folder / relative)
+            return READERS.get(path.suffix, Path.read_text)(path)
         except (ValueError, OSError, pyarrow.ArrowException) as error:
             raise UserError(
                 f"{relative} of run {self.folder.name!r} cannot be read ({first_line(error)}): delete it, and run the "
                 "notebook that makes it again."
             ) from error
 
-    def write_json(self, relative: str, content: Any) -> Path:
-        """Write JSON, whole or not at all."""
-        return self._write(relative, lambda path: path.write_text(json.dumps(content, indent=2) + "\n"))
-
-    def write_text(self, relative: str, content: str) -> Path:
-        """Write text, whole or not at all."""
-        return self._write(relative, lambda path: path.write_text(content))
-
-    def write_table(self, relative: str, table: pd.DataFrame) -> Path:
-        """Write a Parquet file, whole or not at all."""
-        return self._write(relative, lambda path: table.to_parquet(path, index=False))
-
-    def write_folder(self, relative: str, write: Callable[[Path], Any]) -> Path:
-        """Write a folder, whole or not at all, in place of an earlier one. write: fills an empty folder."""
+    def write(self, relative: str, content: Any) -> Path:
+        """Write a file whole or not at all: a table as Parquet, text as it is, anything else as JSON."""
         target = self.folder / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
-        workplace = target.parent / f".{target.name}.unfinished"
-        shutil.rmtree(workplace, ignore_errors=True)
-        workplace.mkdir()
-        write(workplace)
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(workplace, target)
+        with written_whole(target) as file:
+            if isinstance(content, pd.DataFrame):
+                content.to_parquet(file, index=False)
+            else:
+                file.write_text(content if isinstance(content, str) else json.dumps(content, indent=2) + "\n")
         return target
 
-    def _write(self, relative: str, write: Callable[[Path], Any]) -> Path:
+    def write_folder(self, relative: str, fill: Callable[[Path], Any]) -> Path:
+        """Write a folder, whole or not at all, in place of an earlier one. fill: gets an empty folder."""
         target = self.folder / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        os.close(handle)
-        try:
-            write(Path(name))
-            os.chmod(name, 0o644)
-            os.replace(name, target)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with written_whole(target) as folder:
+            folder.mkdir()
+            fill(folder)
         return target
+
+
+def _read_rows(path: Path) -> pd.DataFrame:
+    return pd.DataFrame(map(json.loads, path.read_text().rpartition("\n")[0].splitlines()))
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".parquet": pd.read_parquet,
+    ".jsonl": _read_rows,
+    ".json": lambda path: json.loads(path.read_text()),
+}
 
 
 def check_name(name: str) -> None:
-    """Raise `UserError` where `name` cannot be that of a run; a run of a sweep is named <sweep>/<run>."""
+    """Raise `UserError` if `name` cannot be that of a run; a run of a sweep is named <sweep>/<run>."""
     parts = name.split("/")
     if (
         len(parts) > 2

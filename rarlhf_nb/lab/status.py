@@ -8,9 +8,8 @@ from typing import Any
 import pandas as pd
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.lock import holder
+from rarlhf_nb.lab.artifacts import lock_owner, read_records
 from rarlhf_nb.lab.methods import CONDITIONED, CRITIC_FREE, MethodKey
-from rarlhf_nb.lab.records import read_records
 from rarlhf_nb.lab.runs import MANIFEST, Run
 from rarlhf_nb.lab.sweep import CELL_NOTEBOOKS, Sweep
 
@@ -41,7 +40,7 @@ def run_progress(run: Run, notebooks: list[str], failure: dict[str, Any] | None 
     except UserError as error:
         return Progress("failed", error=str(error))
     seconds = sum(entry["seconds"] for entry in entries.values())
-    if holder(run):
+    if lock_owner(run.folder):
         at = next((name for name, entry in entries.items() if entry["state"] == "running"), "between notebooks")
         silent = _since(_last_write(run)) > QUIET
         begun = _since(run.path(MANIFEST).stat().st_mtime)
@@ -62,7 +61,7 @@ def run_progress(run: Run, notebooks: list[str], failure: dict[str, Any] | None 
 
 def run_table(run: Run, notebooks: list[str]) -> pd.DataFrame:
     """One row per notebook of a run: its state, its seconds, and the training under way."""
-    entries, busy = run.manifest["notebooks"], holder(run)
+    entries, busy = run.manifest["notebooks"], lock_owner(run.folder)
     rows = {}
     for name in notebooks:
         entry = entries.get(name, {"state": "waiting", "seconds": 0.0})

@@ -6,6 +6,7 @@ from typing import Any
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.files import sealed, unsealed
+from rarlhf_nb.lab.artifacts import SWEEP
 from rarlhf_nb.lab.grid import Cell, Grid, to_json
 from rarlhf_nb.lab.methods import (
     ANALYSIS_NOTEBOOK,
@@ -15,7 +16,7 @@ from rarlhf_nb.lab.methods import (
     RISK_NOTEBOOK,
     SFT_NOTEBOOK,
 )
-from rarlhf_nb.lab.runs import MANIFEST, SWEEP, Run, check_name, default_root
+from rarlhf_nb.lab.runs import MANIFEST, Run, check_name, default_root
 from rarlhf_nb.provenance import installed_versions
 
 FAILURE = "failure.json"  # in a cell's folder: where and why it failed
@@ -51,11 +52,11 @@ class Sweep:
                 )
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(folder)
-        run.write_text(SWEEP, sealed(to_json(grid)))
+        run.write(SWEEP, sealed(to_json(grid)))
         if not run.path(MANIFEST).exists():
             settings = grid.settings(grid.cells()[0]).model_dump(mode="json")
             content = {"settings": settings, "seed": grid.seeds[0], "versions": installed_versions(), "notebooks": {}}
-            run.write_text(MANIFEST, sealed(content))
+            run.write(MANIFEST, sealed(content))
         return cls(folder, grid)
 
     @classmethod

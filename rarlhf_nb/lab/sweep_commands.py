@@ -141,8 +141,9 @@ def status(
 
 
 def _status(name: str | None) -> list[str]:
+    from rarlhf_nb.lab.artifacts import SWEEP
     from rarlhf_nb.lab.notebooks import notebook_files
-    from rarlhf_nb.lab.runs import MANIFEST, SWEEP, Run, check_name, default_root
+    from rarlhf_nb.lab.runs import MANIFEST, Run, check_name, default_root
     from rarlhf_nb.lab.status import run_progress, run_table, shared_work, sweep_progress
     from rarlhf_nb.lab.sweep import Sweep
 

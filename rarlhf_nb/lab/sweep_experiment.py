@@ -1,4 +1,4 @@
-"""A sweep opened as one experiment: what notebooks 05 and 06 show of it."""
+"""A sweep opened by its name: what notebooks 05 and 06 show of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,23 +7,23 @@ from typing import Any
 import pandas as pd
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.evaluation.report import Report
 from rarlhf_nb.lab.evaluation.scores import distinct_scores, run_scores
 from rarlhf_nb.lab.evaluation.tables import Tables, load_tables
-from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.grid import Cell
 from rarlhf_nb.lab.methods import RISK_AVERSE, RISK_NEUTRAL, MethodKey, method_order
 from rarlhf_nb.lab.profiles import profile_files
+from rarlhf_nb.lab.results import Results
 from rarlhf_nb.lab.runs import Run
-from rarlhf_nb.lab.stages.report import WriteReport, compare, write_report
 from rarlhf_nb.lab.sweep import Sweep
+from rarlhf_nb.lab.workspace import Workspace, prepare_process
 
 
 @dataclass(frozen=True)
-class SweepExperiment(Experiment):
+class SweepExperiment(Results):
     """The cells of a sweep with one seed, side by side: each method trained on the tail has its α in its key.
 
-    `run` is the first of these cells, from which data and models are read; reports are written to the sweep's folder.
+    The workspace is the first of these cells, from which data and models are read; reports are written to the sweep's
+    folder.
     """
 
     sweep: Sweep
@@ -52,8 +52,8 @@ class SweepExperiment(Experiment):
                 f"sweep {sweep.folder.name!r} has no finished run with seed {seed}: run `rarlhf sweep` first."
             )
         first = finished[0]
-        settings = grid.settings(first)
-        return cls(settings, sweep.cell_run(first), seed, sweep, finished).with_threads()
+        workspace = prepare_process(Workspace(grid.settings(first), sweep.cell_run(first), seed))
+        return cls(workspace, sweep, finished)
 
     @property
     def output(self) -> Run:
@@ -71,13 +71,6 @@ class SweepExperiment(Experiment):
             if cell.seed != self.seed and cell.free == free and cell.alpha in alphas:
                 found.setdefault(cell.seed, []).append((cell.alpha, load_tables(self.sweep.cell_run(cell))))
         return {seed: _merged(parts).episodes for seed, parts in found.items()}
-
-    def report(self) -> Report:
-        """Compare all methods of the chosen cells; writes report.json, report.md and summary.md of the sweep."""
-        stage, tables = WriteReport(self), self.tables()
-        report = compare(tables, stage.settings)
-        write_report(self.output, report)
-        return report
 
     def scores(self, free: Sequence[str] = ()) -> pd.DataFrame:
         """The scores of the sweep's cells whatever their seed and α; other settings are the chosen ones unless `free`.

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.artifacts import run_lock
 from rarlhf_nb.lab.evaluation.sweep_report import SweepReport, build_sweep_report
-from rarlhf_nb.lab.lock import held
 from rarlhf_nb.lab.notebooks import notebook_files, run_notebooks
 from rarlhf_nb.lab.status import SweepProgress, sweep_progress
 from rarlhf_nb.lab.sweep import SWEEP_NOTEBOOKS, Sweep
@@ -24,7 +24,7 @@ def run_sweep(
     where another process works on the sweep or no cell could be finished, and the errors of `run_notebooks`.
     """
     run = sweep.run
-    with held(run):
+    with run_lock(run.folder):
         run.path(STOP).unlink(missing_ok=True)
         try:
             workers.run([cell.name for cell in sweep.grid.cells()], lambda: tell(sweep_progress(sweep, workers.count)))
@@ -44,6 +44,6 @@ def run_sweep(
 def write_sweep_report(sweep: Sweep) -> SweepReport:
     """Write sweep_report.md and sweep_report.json: every method over seeds, and what the sweep found."""
     report, run = build_sweep_report(sweep_scores(sweep)), sweep.run
-    run.write_text("sweep_report.md", report.to_markdown())
-    run.write_text("sweep_report.json", report.to_json())
+    run.write("sweep_report.md", report.to_markdown())
+    run.write("sweep_report.json", report.to_json())
     return report

@@ -1,27 +1,24 @@
 """`rarlhf verify`: repeat a run from its manifest, and compare what comes out to the last digit."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
+import numpy as np
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.files import checksum, files_of, sealed
+from rarlhf_nb.lab.artifacts import damaged_files, read_records, run_lock
 from rarlhf_nb.lab.evaluation.tables import ALPHAS, HELD_OUT, SAMPLES
 from rarlhf_nb.lab.experiment import Experiment
-from rarlhf_nb.lab.lock import held
-from rarlhf_nb.lab.records import damaged_files, read_records
-from rarlhf_nb.lab.runs import MANIFEST, Run, git_commit
-from rarlhf_nb.lab.stages import training_stage
+from rarlhf_nb.lab.runs import MANIFEST, READERS, Run, git_commit
+from rarlhf_nb.lab.stages.training import training_stage
+from rarlhf_nb.lab.workspace import Workspace
 from rarlhf_nb.monitor import INCIDENTS
 from rarlhf_nb.provenance import installed_versions
 
 SCRATCH = ".verify"  # in the run folder, removed at the end
-TIMES = {"seconds"}  # the one thing that a repetition need not share
 
 
 class Finding(NamedTuple):
@@ -37,7 +34,7 @@ def verify(experiment: Experiment, iterations: int | None = None, say: Callable[
     """Repeat the run and compare its logs, tables and weights; with `iterations` only the first ones of each training.
 
     Circumstances (versions, threads, commit) come last. They need not agree, but explain a difference. The run itself
-    is only read. Raises `UserError` for a run of another version of the package, and where nothing was trained.
+    is only read. Raises `UserError` for a run of another version of the package, and if nothing was trained.
     """
     run, manifest = experiment.run, experiment.run.manifest
     made_with, here = manifest["versions"]["rarlhf_nb"], installed_versions()["rarlhf_nb"]
@@ -48,15 +45,15 @@ def verify(experiment: Experiment, iterations: int | None = None, say: Callable[
         )
     if not run.path("training").exists():
         raise UserError(f"run = {run.name!r} has no training yet: run it first.")
-    with held(run):
+    with run_lock(run.folder):
         scratch = Run(run.path(SCRATCH))
         shutil.rmtree(scratch.folder, ignore_errors=True)
         scratch.folder.mkdir()
         try:
-            scratch.write_text(MANIFEST, sealed(manifest | {"notebooks": {}}))
-            _repeat(Experiment(experiment.profile, scratch, experiment.seed), run, iterations, say)
-            compared = sorted(_comparable(run, scratch))
-            found = [_compare(run, scratch, name, iterations) for name in compared]
+            scratch.write(MANIFEST, sealed(manifest | {"notebooks": {}}))
+            again = Experiment(Workspace(experiment.profile, scratch, experiment.seed))
+            _repeat(again, run, iterations, say)
+            found = sorted(_compare(run, scratch, iterations))
         finally:
             shutil.rmtree(scratch.folder, ignore_errors=True)
     return found + list(_circumstances(manifest))
@@ -74,7 +71,7 @@ def _repeat(again: Experiment, run: Run, iterations: int | None, say: Callable[[
         if iterations is None:
             again.train(method)
         else:
-            training_stage(again, method).do(iterations=iterations)
+            training_stage(again.workspace, method).do(iterations=iterations)
     if iterations is not None:
         return
     if run.path("policies/prompted").exists():
@@ -88,62 +85,41 @@ def _repeat(again: Experiment, run: Run, iterations: int | None, say: Callable[[
             again.evaluate(method)
 
 
-def _comparable(run: Run, scratch: Run) -> Iterator[str]:
-    """The files that both have, of a kind that a repetition must share."""
+def _compare(run: Run, scratch: Run, iterations: int | None) -> Iterator[Finding]:
+    """Compare the files that both have, of a kind that a repetition must share."""
+    changed = {name for record in read_records(run.folder) for name in damaged_files(run.folder, record)}
     for path in files_of(scratch.folder):
         name = path.relative_to(scratch.folder).as_posix()
         if path.suffix in (".jsonl", ".parquet", ".safetensors") and run.path(name).exists():
-            yield name
+            rows = iterations if path.parent.name == "training" else None
+            difference = file_difference(run.path(name), path, rows)
+            if difference and name in changed:
+                difference += "; the file was changed after its stage had written it"
+            yield Finding(name, not difference, difference)
 
 
-def _compare(run: Run, scratch: Run, name: str, iterations: int | None) -> Finding:
+def file_difference(path: Path, again: Path, rows: int | None = None) -> str:
+    """The first row and column in which two logs or tables differ, or that two other files do; "" if nothing differs.
+
+    rows: of a log, how many are compared. Its measured seconds do not count.
+    """
+    what = "weights" if path.suffix == ".safetensors" else "bytes"
     try:
-        difference = COMPARISONS[Path(name).suffix](run.path(name), scratch.path(name), iterations)
+        if path.suffix not in (".jsonl", ".parquet"):
+            return "" if checksum(path) == checksum(again) else f"the {what} differ"
+        old, new = (READERS[path.suffix](file)[:rows] for file in (path, again))
     except (ValueError, OSError) as error:
-        difference = f"it cannot be read ({type(error).__name__})"
-    changed = any(name in damaged_files(run.folder, record) for record in read_records(run.folder))
-    if difference and changed:
-        difference += "; the file was changed after its stage had written it"
-    return Finding(name, not difference, difference)
-
-
-def _rows_difference(path: Path, again: Path, iterations: int | None) -> str:
-    """The first row and key in which two logs differ, up to `iterations` rows of a training."""
-    limit = iterations if path.parent.name == "training" else None
-    old, new = (list(islice(map(json.loads, file.read_text().splitlines()), limit)) for file in (path, again))
-    for number, (first, second) in enumerate(zip(old, new, strict=False), start=1):
-        for key in sorted((first.keys() | second.keys()) - TIMES):
-            if repr(first.get(key)) != repr(second.get(key)):
-                return f"row {number}, {key}: {first.get(key)} in the run, {second.get(key)} now"
-    return "" if len(old) == len(new) else f"{len(old)} rows in the run, {len(new)} now"
-
-
-def _table_difference(path: Path, again: Path, iterations: int | None) -> str:
-    old, new = pd.read_parquet(path), pd.read_parquet(again)
-    if old.shape != new.shape or list(old) != list(new):
+        return f"it cannot be read ({type(error).__name__})"
+    old, new = (table.drop(columns=[name for name in table if "seconds" in name]) for table in (old, new))
+    if len(old) != len(new) or set(old) != set(new):
         return f"{old.shape[0]} x {old.shape[1]} in the run, {new.shape[0]} x {new.shape[1]} now"
-    for column in old:
-        same = (old[column] == new[column]) | (old[column].isna() & new[column].isna())
-        if not same.all():
-            row = int((~same).to_numpy().argmax())
-            return f"{(~same).sum()} of {len(old)} rows differ in {column}; row {row}: {_short(old, row, column, new)}"
-    return ""
-
-
-def _short(old: pd.DataFrame, row: int, column: str, new: pd.DataFrame) -> str:
-    first, second = (repr(table[column].iloc[row])[:60] for table in (old, new))
-    return f"{first} in the run, {second} now"
-
-
-def _weights_difference(path: Path, again: Path, iterations: int | None) -> str:
-    return "" if checksum(path) == checksum(again) else "the weights differ"
-
-
-COMPARISONS: dict[str, Callable[[Path, Path, int | None], str]] = {
-    ".jsonl": _rows_difference,
-    ".parquet": _table_difference,
-    ".safetensors": _weights_difference,
-}
+    new = new[list(old)]
+    places = np.argwhere(~((old == new) | (old.isna() & new.isna())).to_numpy())
+    if not len(places):
+        return ""
+    row, column = places[0]
+    first, second = (f"{table.iat[row, column]}"[:60] for table in (old, new))
+    return f"row {row + 1}, {old.columns[column]}: {first} in the run, {second} now"
 
 
 def _circumstances(manifest: dict[str, Any]) -> Iterator[Finding]:

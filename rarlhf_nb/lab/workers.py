@@ -3,7 +3,6 @@
 Either way each attempt at a cell is a process of its own (see `cell`), which ends with whoever started it.
 """
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -16,7 +15,6 @@ from typing import Any, Protocol
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.provenance import installed_versions
-from rarlhf_nb.sources import PACKAGE, code_of
 
 ATTEMPTS = 2
 ANSWER_SECONDS = 5  # for a scheduler to answer
@@ -159,9 +157,8 @@ def finish_cell(folder: str, cell: str) -> None:
 
 def worker_facts(folder: str) -> dict[str, Any]:
     """What the workers of one sweep must have in common."""
-    code = "\n".join(code_of(path) for path in sorted(PACKAGE.rglob("*.py")))
     return {
-        "the code of rarlhf_nb": hashlib.sha256(code.encode()).hexdigest()[:12],
+        "the code of rarlhf_nb": code_hash(".")[:12],
         **{f"the version of {package}": version for package, version in installed_versions().items()},
         "whether the sweep's folder is there": Path(folder).is_dir(),
     }

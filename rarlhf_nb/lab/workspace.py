@@ -1,11 +1,15 @@
 """What all stages of a run share: its settings, its folder, and the data and models that lie there."""
 
+import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
 import torch
+import transformers
 
 from rarlhf_nb.baselines.best_of_n import BestOfN
 from rarlhf_nb.baselines.dexperts import DExperts
@@ -14,9 +18,9 @@ from rarlhf_nb.data.pocket.build import fingerprint as pocket_fingerprint
 from rarlhf_nb.data.smollm2 import smollm2_folder
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.files import identity
+from rarlhf_nb.lab.artifacts import recorded_checksums
 from rarlhf_nb.lab.methods import BASELINES_NOTEBOOK, CONDITIONED, DATA_NOTEBOOK, METHODS, SFT_NOTEBOOK, MethodKey
 from rarlhf_nb.lab.profiles import Profile
-from rarlhf_nb.lab.records import recorded_checksums
 from rarlhf_nb.lab.runs import Run
 from rarlhf_nb.policy import ActorCritic, Policy, Reference, load_policy
 from rarlhf_nb.rewards import ClassifierReward, load_reward
@@ -41,12 +45,12 @@ class Workspace:
     def data(self, name: str) -> pd.DataFrame:
         """The table data/<name>.parquet: train, test, sft, anti_expert or held_out."""
         self.run.require(f"data/{name}.parquet", made_by=DATA_NOTEBOOK)
-        return self.run.read_table(f"data/{name}.parquet")
+        return self.run.read(f"data/{name}.parquet")
 
     def recorded(self, place: str) -> dict[str, str]:
         """The checksums of what an earlier stage left at `place`, a file or folder.
 
-        Raises `UserError` with the notebook to run where there is nothing.
+        Raises `UserError` with the notebook to run if there is nothing.
         """
         if not self.run.path(place).exists():
             folder, _, name = place.partition("/")
@@ -55,6 +59,11 @@ class Workspace:
             else:
                 self.run.require(place, PLACES[folder])
         return recorded_checksums(self.run.folder, place)
+
+    def settings(self, *sections: str) -> dict[str, Any]:
+        """What determines the files of a stage: sections of the profile, the models and the seed, as JSON."""
+        found = self.profile.model_dump(mode="json", include=set(sections))
+        return found | {"models": self.models(), "seed": self.seed}
 
     def models(self) -> dict[str, Any]:
         """What tells the profile's policy and reward model apart from others, as JSON."""
@@ -98,7 +107,7 @@ class Workspace:
     def policy(self, method: str, base: ActorCritic | None = None) -> Policy:
         """The policy of a method for evaluation.
 
-        base: the profile's model, where the caller has loaded it already.
+        base: the profile's model, if the caller has loaded it already.
         """
         if method == "base":
             return base or self.base()
@@ -114,12 +123,17 @@ class Workspace:
     def policy_folder(self, name: str) -> Path:
         """The folder policies/<name>/, whole: a method's, `dexperts/expert`, or one that the user has put there.
 
-        Raises `UserError` with the notebook to run, or with the policies of the run where no notebook makes this one.
+        Raises `UserError` with the notebook to run, or with the policies of the run if no notebook makes this one.
         """
         there = sorted(folder.name for folder in self.run.path("policies").glob("[!.]*"))
         if name not in there and name not in MADE_BY:
             raise UserError(f"method = {name!r} has no policy in this run; there are: {', '.join(there) or 'none'}.")
         return self.run.require(f"policies/{name}", made_by=MADE_BY.get(name, ""))
+
+    @property
+    def trained_reward(self) -> tuple[str, ...]:
+        """The place of the reward model, if the run trains its own."""
+        return ("reward",) if self.profile.reward.model == "train" else ()
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -137,3 +151,23 @@ class Workspace:
         adapter = {"lora": policy.lora, "quantization": policy.quantization} if with_adapter else {}
         checkpointing = policy.gradient_checkpointing
         return load_policy(folder, dtype=self._dtype, seed=self.seed, gradient_checkpointing=checkpointing, **adapter)
+
+
+def prepare_process(workspace: Workspace) -> Workspace:
+    """Let this process compute with the run's number of threads, and show no bars of what is loaded.
+
+    The threads are those of the run's first use, or else the profile's. More than the machine has cores give the same
+    numbers, slowly, and a warning. Bars of models and data sets would bury the output of a notebook or a command.
+    """
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    threads = workspace.run.manifest.get("threads") or workspace.profile.compute.threads or torch.get_num_threads()
+    cores = os.cpu_count() or threads
+    if threads > cores:
+        warnings.warn(
+            f"compute.threads = {threads}, but this machine has {cores} core{'s' if cores > 1 else ''}: the numbers "
+            "are those of that many threads, but they come slowly.",
+            stacklevel=3,
+        )
+    torch.set_num_threads(threads)
+    return workspace

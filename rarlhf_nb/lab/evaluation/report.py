@@ -128,7 +128,7 @@ class Report:
 
 def read_report(run: Run) -> Report:
     """The report of a run, from its report.json. Raises `UserError` if it is damaged or of an earlier version."""
-    content = run.read_json("report.json")
+    content = run.read("report.json")
     if "numbers" not in content:
         raise UserError(f"report.json of run {run.name!r} is of an earlier version: run notebook 05_analysis again.")
     numbers = pd.DataFrame(content["numbers"], columns=COLUMNS).astype(dict.fromkeys(ENDS, float))

@@ -41,11 +41,11 @@ def load_tables(run: Run) -> Tables:
     found: dict[str, dict[str, pd.DataFrame]] = {"": {}, HELD_OUT: {}, SAMPLES: {}, ALPHAS: {}}
     for path in sorted(run.path("evaluation").glob("[!.]*.parquet")):
         kind = next((ending for ending in (HELD_OUT, SAMPLES, ALPHAS) if path.name.endswith(ending)), "")
-        found[kind][path.name.removesuffix(kind or ".parquet")] = run.read_table(f"evaluation/{path.name}")
+        found[kind][path.name.removesuffix(kind or ".parquet")] = run.read(f"evaluation/{path.name}")
     if not found[""]:
         raise UserError(f"run {run.folder.name!r} has no evaluation/: run notebook 02_baseline_rlhf first.")
     files = [path for path in run.path("training").glob("*.jsonl") if not path.name.endswith(INCIDENTS)]
-    logs = {path.stem: run.read_rows(f"training/{path.name}") for path in files}
+    logs = {path.stem: run.read(f"training/{path.name}") for path in files}
     kinds = (
         {method: tables[method] for method in method_order(tables)}
         for tables in (found[""], found[HELD_OUT], logs, found[SAMPLES], found[ALPHAS])

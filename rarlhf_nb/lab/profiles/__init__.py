@@ -39,15 +39,19 @@ PROFILE_FOLDER = Path(__file__).parent
 
 
 def risk_of_method(risk: RiskSettings, method: str) -> RiskSettings:
-    """The risk settings of a method, by its key; `ra_rlhf@0.2` is `ra_rlhf` at alpha = 0.2."""
+    """The risk settings with which a method is trained; `ra_rlhf@0.2` is `ra_rlhf` at alpha = 0.2."""
     name, alpha = MethodKey.parse(method)
     changes: dict[str, dict[str, Any]] = {
         "rlhf": {"alpha": 1.0, "estimator": "tail_selection", "above_share": 1.0, "whitening": "kept"},
         "ra_rlhf": {"estimator": "tail_selection", "above_share": 1.0},
         "ra_rlhf_ru": {"estimator": "rockafellar_uryasev", "whitening": "kept"},
+        "grpo": {"alpha": 1.0},
+        "rloo": {"alpha": 1.0},
+        "cvar_grpo": {},
+        "cvar_rloo": {},
     }
     if name not in changes:
-        raise UserError(f"method = {method!r} is not trained by PPO; choose one of {', '.join(changes)}.")
+        raise UserError(f"method = {method!r} is not trained with a tail share; choose one of {', '.join(changes)}.")
     return RiskSettings(**risk.model_dump() | changes[name] | ({} if alpha is None else {"alpha": alpha}))
 
 

@@ -5,168 +5,224 @@ All RL methods start from the SFT policy with the same budget, data order and se
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from datasets import Dataset
 
+from rarlhf_nb.baselines.critic_free_methods import train_critic_free
 from rarlhf_nb.baselines.prompted import choose_prefix, prompted_policy
 from rarlhf_nb.baselines.quark import QuarkTrainer
 from rarlhf_nb.baselines.sft import train_sft
 from rarlhf_nb.conditioned import AlphaConditionedTrainer
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.files import json_lines
-from rarlhf_nb.lab.methods import BASELINES_NOTEBOOK, CONDITIONED, SFT_NOTEBOOK, MethodKey
-from rarlhf_nb.lab.profiles import risk_of_method
+from rarlhf_nb.lab.methods import BASELINES_NOTEBOOK, CONDITIONED, CRITIC_FREE, SFT_NOTEBOOK, MethodKey
+from rarlhf_nb.lab.profiles import Profile, risk_of_method
 from rarlhf_nb.lab.stages.stage import Stage
-from rarlhf_nb.lab.workspace import EXPERTS
+from rarlhf_nb.lab.workspace import EXPERTS, Workspace
 from rarlhf_nb.loop import TrainingLoop
 from rarlhf_nb.policy import ActorCritic
 from rarlhf_nb.settings import Section, SFTSettings
 from rarlhf_nb.trainer import CVaRPPOTrainer
 
-LOG, PREFIXES = "training_log.jsonl", "prefixes.jsonl"  # beside a policy that TRL trained, and beside the prompted one
+SFT_LOG = "training_log.jsonl"  # beside a policy that TRL's SFTTrainer trained
+PREFIXES = "prefixes.jsonl"  # beside the prompted policy
 LINE_EVERY = 5.0  # seconds between two lines of a training on several processes
+CODE = ("stages/training.py",)
 
 
-class SupervisedStage(Stage):
-    """A stage that trains with TRL's `SFTTrainer`."""
-
-    modules = ("baselines.sft",)
-
-    def common_settings(self) -> dict[str, Any]:
-        """What determines every supervised training besides its own settings."""
-        return {"policy": self.workspace.profile.policy.model_dump(mode="json"), "models": self.workspace.models()}
-
-    def fine_tune(self, policy: ActorCritic, data: str, settings: SFTSettings, training: str, target: str) -> None:
-        """Train the policy on the texts of a table of data/, and save it with its log in `target`."""
-        workspace = self.workspace
-        texts = workspace.data(data)["text"].tolist()
-        mixed_precision, checkpoints = workspace.profile.policy.mixed_precision, self.checkpoints(training)
-        log = train_sft(policy, texts, settings, workspace.seed, mixed_precision, checkpoints)
-
-        def write(folder: Path) -> None:
-            policy.save(folder)
-            (folder / LOG).write_text(json_lines(log))
-
-        workspace.run.write_folder(target, write)
-
-
-class FineTune(SupervisedStage):
+def sft_stage(workspace: Workspace) -> Stage:
     """SFT: the base model learns the positive texts."""
-
-    name, notebook, trainings = "sft", SFT_NOTEBOOK, ("sft",)
-    reads, writes = ("data/sft.parquet",), ("policies/sft",)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return self.common_settings() | {"sft": self.workspace.profile.sft.model_dump(mode="json")}
-
-    def work(self) -> None:
-        policy = self.workspace.base(with_adapter=True)
-        self.fine_tune(policy, "sft", self.workspace.profile.sft, "sft", "policies/sft")
-
-    def result(self) -> pd.DataFrame:
-        """TRL's training log."""
-        return self.workspace.run.read_rows(f"policies/sft/{LOG}")
+    return Stage(
+        workspace,
+        name="sft",
+        notebook=SFT_NOTEBOOK,
+        reads=("data/sft.parquet",),
+        writes=("policies/sft",),
+        settings=workspace.settings("policy", "sft"),
+        work=_train_sft,
+        code=CODE,
+        trainings=("sft",),
+    )
 
 
-@dataclass(frozen=True)
-class Train(Stage):
-    """CVaR-PPO for `rlhf`, `ra_rlhf` and `ra_rlhf_ru`, with "@alpha" for another tail share; `conditioned`; Quark."""
-
-    method: str
-
-    @property
-    def name(self) -> str:
-        return f"train {self.method}"
-
-    @property
-    def notebook(self) -> str:
-        return MethodKey.parse(self.method).method.notebook
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        own = {"quark": "baselines.quark", CONDITIONED: "conditioned"}
-        return (own.get(self.method, "trainer"),)
-
-    @property
-    def trainings(self) -> tuple[str, ...]:
-        return (self.method,)
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ("data/train.parquet", "policies/sft", *self.trained_reward)
-
-    @property
-    def writes(self) -> tuple[str, ...]:
-        return (f"policies/{self.method}", f"training/{self.method}.jsonl")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        settings = self._with_common(watch=self.workspace.profile.watch, **self._own_settings())
-        if settings.get("risk", {}).get("alpha") == 1:
-            settings["risk"] = None  # every episode is kept: whatever the estimator and the schedule, this is RLHF
-        return settings | {"processes": self.processes}
-
-    def _with_common(self, **own: Section) -> dict[str, Any]:
-        """What determines every RL training, and its own sections of the profile, as JSON."""
-        profile = self.workspace.profile
-        sections = {"policy": profile.policy, "reward": profile.reward, "sampling": profile.sampling, **own}
-        settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
-        return settings | {"models": self.workspace.models()}
-
-    def _own_settings(self) -> dict[str, Any]:
-        profile = self.workspace.profile
-        if self.method == "quark":
-            return {"args": profile.quark}
-        if self.method == CONDITIONED:
-            schedule = profile.risk.model_copy(update={"alpha": profile.conditioned.alpha_min})
-            return {"args": profile.ppo, "risk": schedule, "conditioned": profile.conditioned}
-        return {"args": profile.ppo, "risk": risk_of_method(profile.risk, self.method)}
-
-    @property
-    def processes(self) -> int:
-        return self.workspace.profile.compute.processes
-
-    def work(self, iterations: int | None = None) -> None:
-        """Train and save the policy; a training that was interrupted goes on where it stopped.
-
-        iterations: train only so many, and save no policy.
-        """
-        trainer = self.trainer(checkpoints=self.checkpoints(self.method))
-        for _ in islice(with_progress_lines(trainer, self.method), iterations):
-            pass
-        if trainer.ranks.main and iterations is None:
-            self.workspace.run.write_folder(f"policies/{self.method}", trainer.policy.save)
-
-    def result(self) -> pd.DataFrame:
-        """The training log, one row per iteration."""
-        return self.workspace.run.read_rows(f"training/{self.method}.jsonl")
-
-    def trainer(self, **changes: Any) -> TrainingLoop:
-        """The trainer before its first iteration; `changes` replace its arguments."""
-        workspace, profile = self.workspace, self.workspace.profile
-        arguments = {
-            "model": workspace.start(),
-            "reward_funcs": workspace.reward(),
-            "sampling": profile.sampling,
-            "train_dataset": Dataset.from_pandas(workspace.data("train"), preserve_index=False),
-            "seed": workspace.seed,
-            "mixed_precision": profile.policy.mixed_precision,
-            "watch": profile.watch,
-            "log_file": workspace.run.path("training", f"{self.method}.jsonl"),
-            **self._own_settings(),
-        }
-        kinds = {"quark": QuarkTrainer, CONDITIONED: AlphaConditionedTrainer}
-        kind = kinds.get(self.method, CVaRPPOTrainer)
-        return kind(**arguments | changes)
+def _train_sft(stage: Stage) -> None:
+    policy = stage.workspace.base(with_adapter=True)
+    _fine_tune(stage, policy, "sft", stage.workspace.profile.sft, "sft", "policies/sft")
 
 
-def with_progress_lines(trainer: TrainingLoop, method: str) -> Iterator[dict[str, float]]:
+def experts_stage(workspace: Workspace) -> Stage:
+    """DExperts: an expert learns the texts that SFT uses, and an anti-expert the others."""
+    return Stage(
+        workspace,
+        name="train dexperts",
+        notebook=BASELINES_NOTEBOOK,
+        reads=("data/sft.parquet", "data/anti_expert.parquet"),
+        writes=tuple(f"policies/dexperts/{name}" for name in EXPERTS),
+        settings=workspace.settings("policy") | {"experts": workspace.profile.dexperts.experts.model_dump(mode="json")},
+        work=_train_experts,
+        code=CODE,
+        trainings=EXPERTS,
+    )
+
+
+def _train_experts(stage: Stage) -> None:
+    """Raises `UserError` if no text has another label."""
+    workspace, profile = stage.workspace, stage.workspace.profile
+    if workspace.data("anti_expert").empty:
+        raise UserError(
+            f"dexperts: every training text has label {profile.task.positive_label} or none, but the anti-expert "
+            "learns from texts with another label; add some."
+        )
+    for name, data, target in zip(EXPERTS, ("sft", "anti_expert"), stage.writes, strict=True):
+        _fine_tune(stage, workspace.base(), data, profile.dexperts.experts, name, target)
+
+
+def _fine_tune(stage: Stage, policy: ActorCritic, data: str, settings: SFTSettings, training: str, target: str) -> None:
+    """Train the policy on the texts of a table of data/, and save it with its log in `target`."""
+    workspace = stage.workspace
+    texts, mixed_precision = workspace.data(data)["text"].tolist(), workspace.profile.policy.mixed_precision
+    log = train_sft(policy, texts, settings, workspace.seed, mixed_precision, stage.checkpoints(training))
+
+    def fill(folder: Path) -> None:
+        policy.save(folder)
+        (folder / SFT_LOG).write_text(json_lines(log))
+
+    workspace.run.write_folder(target, fill)
+
+
+def prefix_stage(workspace: Workspace) -> Stage:
+    """Prompting: the profile's instructions are tried on the last training prompts, and the best is kept."""
+    return Stage(
+        workspace,
+        name="choose prefix",
+        notebook=BASELINES_NOTEBOOK,
+        reads=("data/train.parquet", *workspace.trained_reward),
+        writes=("policies/prompted",),
+        settings=workspace.settings("prompted", "policy", "reward", "sampling")
+        | {"batch_size": workspace.profile.evaluation.batch_size},
+        work=_choose_prefix,
+        code=CODE,
+    )
+
+
+def _choose_prefix(stage: Stage) -> None:
+    workspace, profile = stage.workspace, stage.workspace.profile
+    prompts = workspace.data("train")["prompt"].tolist()[-profile.prompted.validation_prompts :]
+    base = workspace.base()
+    found = choose_prefix(
+        base,
+        workspace.reward(),
+        prompts,
+        profile.prompted.prefixes,
+        profile.sampling,
+        workspace.seed,
+        profile.evaluation.batch_size,
+    )
+
+    def fill(folder: Path) -> None:
+        prompted_policy(base, found["prefix"].iloc[0]).save(folder)
+        (folder / PREFIXES).write_text(json_lines(found.to_dict("records")))
+
+    workspace.run.write_folder("policies/prompted", fill)
+
+
+def training_stage(workspace: Workspace, method: str) -> Stage:
+    """The training of a method: PPO's, `conditioned`, `quark`, or one of TRL's without a critic.
+
+    Those that depend on alpha may have "@alpha" for another tail share. Raises `UserError` for any other method.
+    """
+    key = MethodKey.parse(method)
+    without_critic = key.name in CRITIC_FREE
+    own = (
+        _critic_free_settings(workspace.profile, method) if without_critic else _own_settings(workspace.profile, method)
+    )
+    processes = 1 if without_critic else workspace.profile.compute.processes
+    return Stage(
+        workspace,
+        name=f"train {method}",
+        notebook=key.method.notebook,
+        reads=("data/train.parquet", "policies/sft", *workspace.trained_reward),
+        writes=(f"policies/{method}", f"training/{method}.jsonl"),
+        settings=workspace.settings("policy", "reward", "sampling") | own | {"processes": processes},
+        work=partial(_train_without_critic if without_critic else _train, method=method),
+        code=CODE,
+        trainings=(method,),
+        processes=processes,
+    )
+
+
+def _own_settings(profile: Profile, method: str) -> dict[str, Any]:
+    """What determines the training of a method and no other's, as JSON."""
+    sections = _trainer_sections(profile, method) | {"watch": profile.watch}
+    settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
+    if settings.get("risk", {}).get("alpha") == 1:
+        settings["risk"] = None  # every episode is kept: whatever the estimator and the schedule, this is RLHF
+    return settings
+
+
+def _critic_free_settings(profile: Profile, method: str) -> dict[str, Any]:
+    """The same for a method that TRL trains."""
+    risk = risk_of_method(profile.risk, method)
+    plain = risk.alpha == 1  # then estimator, tail and schedule make no difference
+    unused = {"methods", "estimator", "tail"} if plain else {"methods"}
+    return {
+        "critic_free": profile.critic_free.model_dump(mode="json", exclude=unused),
+        "ppo": profile.ppo.model_dump(mode="json"),
+        "risk": None if plain else risk.model_dump(mode="json"),
+        "algorithm": _algorithm(method),
+    }
+
+
+def _trainer_sections(profile: Profile, method: str) -> dict[str, Section]:
+    """The sections that a method's trainer takes, by the names of its arguments."""
+    if method == "quark":
+        return {"args": profile.quark}
+    if method == CONDITIONED:
+        schedule = profile.risk.model_copy(update={"alpha": profile.conditioned.alpha_min})
+        return {"args": profile.ppo, "risk": schedule, "conditioned": profile.conditioned}
+    return {"args": profile.ppo, "risk": risk_of_method(profile.risk, method)}
+
+
+def make_trainer(workspace: Workspace, method: str, **changes: Any) -> TrainingLoop:
+    """The trainer of a method before its first iteration; `changes` replace its arguments.
+
+    Raises `UserError` for a method that TRL trains, since its trainers do not run one iteration at a time.
+    """
+    if MethodKey.parse(method).name in CRITIC_FREE:
+        raise UserError(f"method = {method!r}: TRL trains it as a whole; call experiment.train({method!r}).")
+    profile = workspace.profile
+    arguments = {
+        "model": workspace.start(),
+        "reward_funcs": workspace.reward(),
+        "sampling": profile.sampling,
+        "train_dataset": Dataset.from_pandas(workspace.data("train"), preserve_index=False),
+        "seed": workspace.seed,
+        "mixed_precision": profile.policy.mixed_precision,
+        "watch": profile.watch,
+        "log_file": workspace.run.path("training", f"{method}.jsonl"),
+        **_trainer_sections(profile, method),
+    }
+    kind = {"quark": QuarkTrainer, CONDITIONED: AlphaConditionedTrainer}.get(method, CVaRPPOTrainer)
+    return kind(**arguments | changes)
+
+
+def _train(stage: Stage, method: str, iterations: int | None = None) -> None:
+    """Train and save the policy; a training that was interrupted goes on where it stopped.
+
+    iterations: train only so many, and save no policy.
+    """
+    trainer = make_trainer(stage.workspace, method, checkpoints=stage.checkpoints(method))
+    for _ in islice(_with_progress_lines(trainer, method), iterations):
+        pass
+    if trainer.ranks.main and iterations is None:
+        stage.workspace.run.write_folder(f"policies/{method}", trainer.policy.save)
+
+
+def _with_progress_lines(trainer: TrainingLoop, method: str) -> Iterator[dict[str, float]]:
     """The iterations of a trainer; with several processes, which show no bar, one prints a line every few seconds."""
     last = time.monotonic()
     for stats in trainer:
@@ -178,71 +234,29 @@ def with_progress_lines(trainer: TrainingLoop, method: str) -> Iterator[dict[str
         yield stats
 
 
-class ChoosePrefix(Stage):
-    """Prompting: the profile's instructions are tried on the last training prompts, and the best is kept."""
-
-    name, notebook, modules = "choose prefix", BASELINES_NOTEBOOK, ("baselines.prompted",)
-    writes = ("policies/prompted",)
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ("data/train.parquet", *self.trained_reward)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        profile = self.workspace.profile
-        sections = ("prompted", "policy", "reward", "sampling")
-        settings = {name: getattr(profile, name).model_dump(mode="json") for name in sections}
-        return settings | {"batch_size": profile.evaluation.batch_size, "models": self.workspace.models()}
-
-    def work(self) -> None:
-        workspace, profile = self.workspace, self.workspace.profile
-        prompts = workspace.data("train")["prompt"].tolist()[-profile.prompted.validation_prompts :]
-        base = workspace.base()
-        found = choose_prefix(
-            base,
-            workspace.reward(),
-            prompts,
-            profile.prompted.prefixes,
-            profile.sampling,
-            workspace.seed,
-            profile.evaluation.batch_size,
-        )
-
-        def write(folder: Path) -> None:
-            prompted_policy(base, found["prefix"].iloc[0]).save(folder)
-            (folder / PREFIXES).write_text(json_lines(found.to_dict("records")))
-
-        workspace.run.write_folder("policies/prompted", write)
-
-    def result(self) -> pd.DataFrame:
-        """Each prefix with its mean reward, best first."""
-        return self.workspace.run.read_rows(f"policies/prompted/{PREFIXES}")
+def _train_without_critic(stage: Stage, method: str, iterations: int | None = None) -> None:
+    """As `_train`, with TRL's GRPO or RLOO, alone or on the tail, on one process."""
+    workspace, profile = stage.workspace, stage.workspace.profile
+    policy = workspace.start()
+    train_critic_free(
+        policy,
+        workspace.reward(),
+        Dataset.from_pandas(workspace.data("train"), preserve_index=False),
+        profile.critic_free,
+        profile.ppo,
+        risk_of_method(profile.risk, method),
+        profile.sampling,
+        _algorithm(method),
+        workspace.seed,
+        profile.policy.mixed_precision,
+        workspace.run.path("training", f"{method}.jsonl"),
+        stage.checkpoints(method),
+        iterations,
+    )
+    if iterations is None:
+        workspace.run.write_folder(f"policies/{method}", policy.save)
 
 
-class TrainExperts(SupervisedStage):
-    """DExperts: an expert learns the texts that SFT uses, and an anti-expert the others."""
-
-    name, notebook, trainings = "train dexperts", BASELINES_NOTEBOOK, EXPERTS
-    reads = ("data/sft.parquet", "data/anti_expert.parquet")
-    writes = tuple(f"policies/dexperts/{name}" for name in EXPERTS)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return self.common_settings() | {"experts": self.workspace.profile.dexperts.experts.model_dump(mode="json")}
-
-    def work(self) -> None:
-        """Raises `UserError` where no text has another label."""
-        profile = self.workspace.profile
-        if self.workspace.data("anti_expert").empty:
-            raise UserError(
-                f"dexperts: every training text has label {profile.task.positive_label} or none, but the anti-expert "
-                "learns from texts with another label; add some."
-            )
-        for name, data, target in zip(EXPERTS, ("sft", "anti_expert"), self.writes, strict=True):
-            self.fine_tune(self.workspace.base(), data, profile.dexperts.experts, name, target)
-
-    def result(self) -> dict[str, pd.DataFrame]:
-        """The training log of each."""
-        run = self.workspace.run
-        return {name: run.read_rows(f"{place}/{LOG}") for name, place in zip(EXPERTS, self.writes, strict=True)}
+def _algorithm(method: str) -> str:
+    """TRL's: "grpo" or "rloo"."""
+    return MethodKey.parse(method).name.removeprefix("cvar_")
