@@ -2,7 +2,8 @@
 
 It runs a profile once without interruption, and once killed with SIGKILL at random moments and begun again by the same
 command. Then it compares every log, table and policy of the two runs to the last digit, except for measured seconds.
-Every other kill takes the runner alone, whose kernel then ends by itself; the others take both, as a power failure does.
+Every other kill takes the runner alone, whose kernel then ends by itself; the others take both, as a power failure
+does.
 """
 
 import argparse

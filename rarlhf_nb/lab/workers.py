@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab.artifacts import code_hash
 from rarlhf_nb.provenance import installed_versions
 
 ATTEMPTS = 2
