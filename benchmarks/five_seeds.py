@@ -53,7 +53,7 @@ def collect() -> pd.DataFrame:
     for seed in SEEDS:
         experiment = opened(seed)
         for method in METHODS:
-            episodes = experiment.run.read_table(f"evaluation/{method}.parquet")
+            episodes = experiment.run.read(f"evaluation/{method}.parquet")
             rows.append({"method": method, "seed": seed} | summary(episodes, experiment.profile.task.tail_threshold))
     return pd.DataFrame(rows)
 
