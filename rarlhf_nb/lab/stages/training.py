@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from rarlhf_nb.baselines.critic_free_methods import train_critic_free
+from rarlhf_nb.baselines.critic_free import train_critic_free
 from rarlhf_nb.baselines.prompted import choose_prefix, prompted_policy
 from rarlhf_nb.baselines.quark import QuarkTrainer
 from rarlhf_nb.baselines.sft import train_sft
