@@ -72,7 +72,7 @@ class Stage:
         """Does the work in this process or, if there are to be several, in those; arguments limit it."""
         if self.processes == 1:
             return partial(self.work, self)
-        return partial(run_on_processes, self.processes, partial(self.work, self))
+        return partial(run_on_processes, self.processes, self.work, self)
 
     def fingerprint(self) -> str:
         """A hash of everything that determines the files; after the dash, of the code.
