@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     Cache,
@@ -33,7 +34,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rarlhf_nb.errors import UserError, first_line
@@ -41,7 +41,7 @@ from rarlhf_nb.hub import resolve_model
 from rarlhf_nb.quantization import Quantization, bitsandbytes_config, merged, prepare_quantized
 from rarlhf_nb.risk_embedding import RiskEmbedding, load_conditioned
 from rarlhf_nb.rollout import Rollout
-from rarlhf_nb.sampling import Completions, roomy_cache, sampled_log_probs, sampler_logits
+from rarlhf_nb.sampling import Completions, SampledLogProbs, forbidden_tokens, roomy_cache, sampler_logits
 from rarlhf_nb.seeding import seeded, uniforms
 from rarlhf_nb.settings import LoraSettings, SamplingSettings
 
@@ -99,7 +99,6 @@ class ActorCritic(nn.Module):
             eos_token_id=processing_class.eos_token_id,
             pad_token_id=processing_class.pad_token_id,
         )
-        use_fused_gelu(model)
         inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
         self.takes_positions = "position_ids" in inspect.signature(inner.forward).parameters
         self.eval()
@@ -292,17 +291,6 @@ def check_context(policy: ActorCritic, prompt_length: int, completion_length: in
         )
 
 
-def use_fused_gelu(model: nn.Module) -> None:
-    """Replace the GELU that GPT-2 and GPT-J write out in seven operations by torch's single one, the same function.
-
-    On a CPU the seven are a quarter of an update of GPT-2.
-    """
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, nn.GELU(approximate="tanh"))
-
-
 def use_gradient_checkpointing(model: PreTrainedModel) -> None:
     """Let a pass with gradients keep only the input of each block; the backward pass computes the rest again.
 
@@ -349,6 +337,10 @@ def load_policy(
     try:
         # not trusting remote code is no default: without this argument, transformers asks the user
         config, risk = load_conditioned(Path(folder))
+        config = config or AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        for name in ("activation_function", "hidden_act"):
+            if getattr(config, name, None) == "gelu_new":  # in seven operations, on a CPU a quarter of GPT-2's update
+                setattr(config, name, "gelu_pytorch_tanh")  # the same function in one
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
         causal_lm = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, **reduced
@@ -432,7 +424,7 @@ def evaluate_tokens(
         *([] if episodes.alpha is None else [episodes.alpha]),
     )
     forbidden = policy.forbidden_ids, policy.processing_class.eos_token_id
-    log_probs = sampled_log_probs(logits, ids, sampling, *forbidden)
+    log_probs = SampledLogProbs.apply(logits, ids, forbidden_tokens(logits, sampling, *forbidden), sampling.temperature)
     missing = (0, episodes.completion_ids.shape[1] - length)
     log_probs, values = (pad(x.masked_fill(~mask, 0.0), missing) for x in (log_probs, values))
     return replace(episodes, log_probs=log_probs, values=values)

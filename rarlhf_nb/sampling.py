@@ -134,23 +134,14 @@ def token_entropy(logits: torch.Tensor) -> torch.Tensor:
     return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
 
 
-def sampled_log_probs(
-    logits: torch.Tensor,
-    token_ids: torch.Tensor,
-    sampling: SamplingSettings,
-    forbidden_ids: list[int],
-    eos_id: int | None,
-) -> torch.Tensor:
+class SampledLogProbs(torch.autograd.Function):
     """`token_log_probs` of `sampler_logits`, (B, T, V), (B, T) -> (B, T), in the memory of the logits.
 
     The logits are a model's output that nobody else needs: they are overwritten, in the backward pass by their
     gradient. Written plainly, the same would hold six further tensors of their size, the largest of the whole update.
+    masked: (T, V), see `forbidden_tokens`.
     """
-    masked = forbidden_tokens(logits, sampling, forbidden_ids, eos_id)
-    return _SampledLogProbs.apply(logits, token_ids, masked, sampling.temperature)
 
-
-class _SampledLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, token_ids, masked, temperature):
         work = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))

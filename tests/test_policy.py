@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file
 from tiny import PROMPTS, sampling_settings, tiny_policy
 from transformers import AutoModelForCausalLM
-from transformers.activations import NewGELUActivation
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import (
@@ -229,16 +228,15 @@ def test_a_prefix_is_read_but_is_part_of_no_episode(tmp_path):
     assert again.sample(PROMPTS, sampling, seed=1).completions == episodes.completions
 
 
-def test_the_fused_gelu_is_the_function_that_the_checkpoint_names():
-    policy, sampling = tiny_policy(dtype=torch.float64), sampling_settings()
-    batch = policy.sample(PROMPTS, sampling, seed=1)
-    ids = torch.cat([batch.prompt_ids, batch.completion_ids], 1)
-    fused = policy.model(ids).logits
-    for block in policy.model.transformer.h:
-        assert isinstance(block.mlp.act, torch.nn.GELU)
-        block.mlp.act = NewGELUActivation()
-    torch.testing.assert_close(policy.model(ids).logits, fused, atol=1e-12, rtol=0)
-    assert policy.model.config.activation_function == "gelu_new"
+def test_a_policy_is_loaded_with_the_fused_gelu_which_is_the_same_function(tmp_path):
+    tiny_policy().save(tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config.replace("gelu_pytorch_tanh", "gelu_new"))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    policy, ids = load_policy(tmp_path, dtype=torch.float64), torch.tensor([[3, 6, 5, 7, 4]])
+    acts = [type(model.transformer.h[1].mlp.act).__name__ for model in (plain, policy.model)]
+    assert acts == ["NewGELUActivation", "GELUTanh"]
+    torch.testing.assert_close(policy.model(ids).logits, plain(ids).logits, atol=1e-12, rtol=0)
 
 
 def gradients_and_saved_bytes(policy, batch):

@@ -6,8 +6,9 @@ from tiny import PROMPTS, sampling_settings, tiny_policy, tiny_tokenizer
 from rarlhf_nb.policy import evaluate_tokens
 from rarlhf_nb.sampling import (
     Completions,
+    SampledLogProbs,
+    forbidden_tokens,
     invert_distribution,
-    sampled_log_probs,
     sampler_logits,
     token_entropy,
     token_log_probs,
@@ -98,7 +99,8 @@ def test_log_probs_in_the_memory_of_the_logits_are_the_plain_ones(temperature):
     for fused in (False, True):
         logits = given @ weight
         if fused:
-            log_probs = sampled_log_probs(logits, ids, sampling, [0, 1], eos_id=2)
+            masked = forbidden_tokens(logits, sampling, [0, 1], eos_id=2)
+            log_probs = SampledLogProbs.apply(logits, ids, masked, temperature)
         else:
             log_probs = token_log_probs(sampler_logits(logits, sampling, [0, 1], eos_id=2), ids)
         gradients.append((log_probs.detach(), *torch.autograd.grad((slopes * log_probs).sum(), weight)))

@@ -26,9 +26,8 @@ def tiny_policy(seed: int = 0, architecture: str = "gpt2", dtype: torch.dtype = 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if architecture == "gpt2":
-            model = GPT2LMHeadModel(
-                GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=16, n_layer=2, n_head=2)
-            )
+            sizes = {"vocab_size": len(tokenizer), "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
+            model = GPT2LMHeadModel(GPT2Config(**sizes, activation_function="gelu_pytorch_tanh"))
         else:
             model = LlamaForCausalLM(
                 LlamaConfig(
