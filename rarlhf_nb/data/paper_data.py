@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from rarlhf_nb.data.text_files import is_text, read_table
 from rarlhf_nb.errors import UserError
@@ -79,13 +80,15 @@ def split_by_class(texts: pd.DataFrame, test_share: float, seed: int) -> tuple[p
 def _read(settings: TaskSettings, what: str) -> dict[str, pd.DataFrame]:
     """The splits train and, if it exists, test; nested columns get dotted names."""
     path = Path(settings.dataset).expanduser()
-    if path.is_file():
-        return {"train": pd.json_normalize(read_table(path, what).to_dict("records"))}
-    if not path.is_dir():
+    if not path.exists():
         path = snapshot(settings.dataset, what, "dataset", PATTERNS, needed=DATA, revision=settings.dataset_revision)
+    table = read_table(path, what) if path.is_file() else None
     try:
-        loaded = datasets.load_dataset(str(path))
-    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+        if table is None:
+            loaded = datasets.load_dataset(str(path))
+        else:
+            loaded = {"train": datasets.Dataset.from_pandas(table)}
+    except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, OverflowError, OSError) as error:
         # the library's outer error names only its cache; the reason is in the cause
         reason = " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__
         raise UserError(f"{what} cannot be read: {reason}") from None
@@ -133,11 +136,10 @@ def _prompts_and_continuations(table: pd.DataFrame, toxicity: pd.Series, setting
 def _usable(table: pd.DataFrame, settings: TaskSettings, what: str, notes: list[str]) -> pd.DataFrame:
     """The rows with a text, a label and enough characters, without duplicates; `notes` records what was dropped."""
     least = settings.minimum_characters
+    label = "score (null)" if settings.source == "rtp" else "label 0 or 1"
     steps = {
         "without a text": lambda rows: rows["text"].map(lambda text: is_text(text) and text.strip() != ""),
-        f"without a {'score (null)' if settings.source == 'rtp' else 'label 0 or 1'}": lambda rows: rows[
-            "label"
-        ].notna(),
+        f"without a {label}": lambda rows: rows["label"].notna(),
         f"of fewer than {least} characters": lambda rows: rows["text"].str.len() >= least,
         "that repeat an earlier text": lambda rows: ~rows["text"].duplicated(),
     }
