@@ -84,10 +84,7 @@ def _read(settings: TaskSettings, what: str) -> dict[str, pd.DataFrame]:
         path = snapshot(settings.dataset, what, "dataset", PATTERNS, needed=DATA, revision=settings.dataset_revision)
     table = read_table(path, what) if path.is_file() else None
     try:
-        if table is None:
-            loaded = datasets.load_dataset(str(path))
-        else:
-            loaded = {"train": datasets.Dataset.from_pandas(table)}
+        loaded = datasets.load_dataset(str(path)) if table is None else {"train": datasets.Dataset.from_pandas(table)}
     except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, OverflowError, OSError) as error:
         # the library's outer error names only its cache; the reason is in the cause
         reason = " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__
