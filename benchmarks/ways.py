@@ -119,7 +119,7 @@ class TailAlone(CVaRPPOTrainer):
 class DrawnUniformly(CVaRPPOTrainer):
     """Every episode above VaR is drawn with the same probability, whatever its advantages."""
 
-    def drawn_weights(self, rollout: Rollout, targets: Targets, kept: int) -> torch.Tensor:
+    def drawn_weights(self, rollout: Rollout, advantages: torch.Tensor, kept: int) -> torch.Tensor:
         """The k lowest of independent uniform numbers."""
         weights, others = torch.ones_like(rollout.env_rewards), above(rollout, kept)
         if len(others) > 0:

@@ -22,7 +22,7 @@ from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import ActorCritic, Reference
 from rarlhf_nb.ppo import whiten
 from rarlhf_nb.rewards import Reward
-from rarlhf_nb.risk import tail_count
+from rarlhf_nb.risk import kept_episodes, tail_count
 from rarlhf_nb.risk_embedding import RiskEmbedding
 from rarlhf_nb.rollout import Rollout, Targets
 from rarlhf_nb.seeding import hash_seed
@@ -70,7 +70,7 @@ class AlphaConditionedTrainer(CVaRPPOTrainer):
         args = conditioned.training(args)
         risk = risk.model_copy(update={"alpha": conditioned.alpha_min, "estimator": "rockafellar_uryasev"})
         super().__init__(model, reward_funcs, args, risk, sampling, reference=reference, **options)
-        self.groups = torch.arange(args.batch_size).tensor_split(conditioned.groups)
+        self.groups = torch.arange(args.batch_size, device=model.device).tensor_split(conditioned.groups)
 
     def sections(self) -> dict[str, Section]:
         """Those of `CVaRPPOTrainer`, and `conditioned`."""
@@ -117,9 +117,6 @@ class AlphaConditionedTrainer(CVaRPPOTrainer):
         """Line 4: the lowest episodes of each group; the update uses all episodes."""
         tails, weights = [], []
         for rows, count in zip(self.groups, self.group_kept(kept), strict=True):
-            group = Targets(targets.returns[rows], targets.advantages[rows], targets.value_targets[rows])
-            group = super().select(rollout.take(rows), group, count)
-            tails.append(rows.to(group.tail.device)[group.tail])
-            weights.append(group.weights)
-        everyone = torch.arange(len(targets.returns), device=targets.returns.device)
-        return replace(targets, tail=torch.cat(tails), updated=everyone, weights=torch.cat(weights))
+            tails.append(rows[kept_episodes(targets.returns[rows], count)])
+            weights.append(self.drawn_weights(rollout.take(rows), targets.advantages[rows], count))
+        return replace(targets, tail=torch.cat(tails), updated=torch.cat(self.groups), weights=torch.cat(weights))

@@ -48,9 +48,10 @@ class TrainingLoop(ABC):
         train_dataset: has a `prompt` column.
         iterations: how many steps to make.
         settings: by name, the sections of the profile that determine the training; a checkpoint must agree in them.
-        watch: what is done when the training goes wrong; it is one of these settings.
+        watch: what is done when the training goes wrong, by default that of the profiles; one of these settings.
         seed: determines the training as well. mixed_precision: "no" or "bf16", for every pass.
-        log_file: gets one JSON line per iteration; the first iteration starts the file anew.
+        log_file: gets one JSON line per iteration; the first iteration starts the file anew. Incidents of `watch` are
+            written beside it.
         checkpoints: where to save them; none by default.
         report_to: trackers of accelerate, such as "tensorboard", which write into project_dir; none by default.
     """
@@ -66,18 +67,18 @@ class TrainingLoop(ABC):
         train_dataset: Dataset | None,
         iterations: int,
         settings: dict[str, Section],
-        watch: WatchSettings | None,
-        seed: int,
-        mixed_precision: str,
-        log_file: Path | None,
+        watch: WatchSettings | None = None,
+        seed: int = 0,
+        mixed_precision: str = "no",
+        log_file: Path | None = None,
         checkpoints: Checkpoints | None = None,
         report_to: Sequence[str] = (),
         project_dir: Path | None = None,
     ) -> None:
         self.policy, self.train_dataset, self.iterations, self.seed = policy, train_dataset, iterations, seed
         self.reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-        watch = watch or WatchSettings()
-        sections = settings | {"watch": watch}
+        self.watch = watch or WatchSettings()
+        sections = settings | {"watch": self.watch}
         self.settings = {name: section.model_dump(mode="json") for name, section in sections.items()} | {"seed": seed}
         connect()
         self.accelerator = Accelerator(
@@ -88,8 +89,7 @@ class TrainingLoop(ABC):
         self.ranks = Ranks(self.accelerator)
         self._check_ranks(checkpoints)
         self.log_file, self.checkpoints = log_file if self.ranks.main else None, checkpoints
-        self.watch = watch
-        self.monitor = Monitor(watch, self.log_file, self.unit, verbose=self.ranks.main)
+        self.monitor = Monitor(self.watch, self.log_file, self.unit, verbose=self.ranks.main)
         self.iteration = 0  # the last one's number, counted from 1
         self.rows: list[dict[str, float]] = []  # the statistics so far
         self.optimizer: torch.optim.Optimizer  # made by the subclass
@@ -208,15 +208,9 @@ class TrainingLoop(ABC):
 
     def checkpoint(self) -> Checkpoint:
         """All that the next iteration depends on."""
-        own = self.own_state()
-        state = {
-            "settings": self.settings,
-            "iteration": self.iteration,
-            "rows": self.rows,
-            "own": own.state,
-        }
+        own, rest = self.own_state(), {"settings": self.settings, "iteration": self.iteration, "rows": self.rows}
         tensors = parameter_tensors(self.policy) | optimizer_tensors(self.optimizer) | own.tensors
-        return Checkpoint(tensors, state)
+        return Checkpoint(tensors, rest | {"own": own.state})
 
     def resume(self, other_settings: bool = False) -> None:
         """Go on from the last checkpoint if there is one and nothing was trained yet; the log is cut back to it.

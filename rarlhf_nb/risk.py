@@ -7,7 +7,6 @@ is a count of episodes (the paper's draft calls both alpha').
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ def check_alpha(alpha: float) -> float:
     return alpha
 
 
-@lru_cache(maxsize=1024)  # a schedule asks for the same share at every iteration
 def exact(share: float) -> Fraction:
     """The fraction that a float stands for: 0.2 is 1/5, though in binary it is a little more; 1 / 3 is a third."""
     share = float(share)

@@ -10,14 +10,13 @@ Departures from the paper and its authors' code:
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
 
-from rarlhf_nb.checkpoint import Checkpoint, Checkpoints
+from rarlhf_nb.checkpoint import Checkpoint
 from rarlhf_nb.distributed import join
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.loop import TrainingLoop
@@ -46,7 +45,7 @@ from rarlhf_nb.rewards import Reward, check_rewards
 from rarlhf_nb.risk import drawn_above, kept_episodes, rockafellar_uryasev_rewards
 from rarlhf_nb.rollout import Batch, Rollout, Targets
 from rarlhf_nb.seeding import hash_seed, shuffled_stream, uniforms
-from rarlhf_nb.settings import PPOSettings, RiskSettings, SamplingSettings, Section, WatchSettings
+from rarlhf_nb.settings import PPOSettings, RiskSettings, SamplingSettings, Section
 
 
 class CVaRPPOTrainer(TrainingLoop):
@@ -66,11 +65,8 @@ class CVaRPPOTrainer(TrainingLoop):
         args, risk, sampling: see `settings`.
         train_dataset: has a `prompt` column; its other columns are handed to the rewards.
         reference: pi_ref; by default a frozen copy of the policy as it is now.
-        seed: for the order of the prompts and the completions. log_file: gets one JSON line per iteration.
-        checkpoints: where to save them; none by default.
-        report_to: trackers of accelerate, such as "tensorboard", which write into project_dir; none by default.
-        watch: what is done when the training goes wrong, by default that of the profiles; its incidents are written
-            beside `log_file`.
+        options: seed (of the order of the prompts and of the completions), mixed_precision, log_file, checkpoints,
+            report_to, project_dir and watch; see `TrainingLoop`.
     """
 
     title = "CVaR-PPO"
@@ -85,17 +81,10 @@ class CVaRPPOTrainer(TrainingLoop):
         sampling: SamplingSettings,
         train_dataset: Dataset | None = None,
         reference: Reference | None = None,
-        seed: int = 0,
-        mixed_precision: str = "no",
-        log_file: Path | None = None,
-        checkpoints: Checkpoints | None = None,
-        report_to: Sequence[str] = (),
-        project_dir: Path | None = None,
-        watch: WatchSettings | None = None,
+        **options: Any,
     ) -> None:
         self.args, self.risk, self.sampling = args, risk, sampling
-        options = (mixed_precision, log_file, checkpoints, report_to, project_dir)
-        super().__init__(model, reward_funcs, train_dataset, args.iterations, self.sections(), watch, seed, *options)
+        super().__init__(model, reward_funcs, train_dataset, args.iterations, self.sections(), **options)
         if args.batch_size < self.ranks.count:
             raise UserError(
                 f"ppo.batch_size = {args.batch_size}: each of the {self.ranks.count} processes must sample an episode; "
@@ -138,7 +127,7 @@ class CVaRPPOTrainer(TrainingLoop):
                 f"{self.args.batch_size}; give that many, or set batch_size."
             )
         with self.counted() as stats:
-            kept = self.schedule.kept(self.iteration)
+            kept = self.schedule.kept(self.iteration)  # eqs. 8-10
             rollout = self.sample(prompts, columns)  # Alg. 1, lines 1 and 2
             targets = self.shape_rewards(rollout, kept)  # lines 2 and 3
             targets = self.select(rollout, targets, kept)  # line 4
@@ -194,17 +183,15 @@ class CVaRPPOTrainer(TrainingLoop):
 
     def shape_rewards(self, rollout: Rollout, kept: int) -> Targets:
         """Lines 2 and 3: the dense rewards of eq. 5, their episode returns, advantages and the critic's targets."""
-        mask, env_rewards = rollout.completion_mask, rollout.env_rewards
+        mask, env_rewards, scale = rollout.completion_mask, rollout.env_rewards, 1.0
         returns = env_rewards - self.kl_coef * rollout.kl
-        risk_averse = self.risk.estimator == "rockafellar_uryasev"
-        if risk_averse:
-            env_rewards = rockafellar_uryasev_rewards(env_rewards, kept)
-        rewards = dense_rewards(env_rewards, rollout.log_probs, rollout.ref_log_probs, mask, self.kl_coef)
-        if risk_averse:
+        if self.risk.estimator == "rockafellar_uryasev":
             # Multiplied by alpha', the objective has the same whitened advantages, but the critic's targets stay on the
             # scale of the rewards. At 1 / alpha' of that scale, the critic's loss would drown the policy's in the
             # shared trunk.
-            rewards *= kept / len(env_rewards)
+            env_rewards, scale = rockafellar_uryasev_rewards(env_rewards, kept), kept / len(rollout)
+        log_probs = rollout.log_probs, rollout.ref_log_probs
+        rewards = scale * dense_rewards(env_rewards, *log_probs, mask, self.kl_coef)
         return Targets(returns, *generalized_advantages(rewards, rollout.values, mask, self.args.gamma, self.args.lam))
 
     def select(self, rollout: Rollout, targets: Targets, kept: int) -> Targets:
@@ -213,17 +200,17 @@ class CVaRPPOTrainer(TrainingLoop):
         if self.risk.estimator == "tail_selection":
             return replace(targets, tail=tail, updated=tail, weights=targets.returns.new_ones(kept))
         everyone = torch.arange(len(rollout), device=tail.device)
-        weights = self.drawn_weights(rollout, targets, kept)
+        weights = self.drawn_weights(rollout, targets.advantages, kept)
         return replace(targets, tail=tail, updated=everyone, weights=weights)
 
-    def drawn_weights(self, rollout: Rollout, targets: Targets, kept: int) -> torch.Tensor:
+    def drawn_weights(self, rollout: Rollout, advantages: torch.Tensor, kept: int) -> torch.Tensor:
         """The weights of all B episodes if only a share of those above VaR is drawn for the update: (B,).
 
         An episode's chance is proportional to the sum of its whitened |advantages|; at 0 it would add nothing to the
         policy's gradient.
         """
         mask = rollout.completion_mask
-        sizes = masked_sum(whiten(targets.advantages, mask).abs(), mask)
+        sizes = masked_sum(whiten(advantages, mask).abs(), mask)
         no_episode = self.args.batch_size  # a place past the batch, whose random numbers draw no token
         ((number,),) = uniforms(hash_seed(self.seed, self.iteration), first=no_episode, rows=1, length=1)
         return drawn_above(rollout.env_rewards, sizes, kept, self.risk.above_share, number)

@@ -18,7 +18,6 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from datasets import Dataset
 from transformers import get_linear_schedule_with_warmup
 
 from rarlhf_nb.baselines.quark_math import Pool, QuarkTerms, check_pool, quark_terms
-from rarlhf_nb.checkpoint import Checkpoint, Checkpoints
+from rarlhf_nb.checkpoint import Checkpoint
 from rarlhf_nb.distributed import join
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.loop import TrainingLoop
@@ -40,7 +39,7 @@ from rarlhf_nb.rewards import Reward, check_rewards
 from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.sampling import sampler_logits
 from rarlhf_nb.seeding import hash_seed, seeded, shuffled_stream
-from rarlhf_nb.settings import QuarkSettings, SamplingSettings, WatchSettings
+from rarlhf_nb.settings import QuarkSettings, SamplingSettings
 
 
 def add_reward_tokens(policy: ActorCritic, quantiles: int, seed: int) -> list[int]:
@@ -95,8 +94,7 @@ class QuarkTrainer(TrainingLoop):
     Args:
         model: trained in place. It gets K reward tokens and from then on reads that of the best quantile before every
             prompt (`prefix_ids`), even after it is saved and loaded.
-        reward_funcs, train_dataset, log_file, checkpoints, watch: see `CVaRPPOTrainer`. Here a reward may be missing
-            (None or NaN).
+        reward_funcs, train_dataset, seed, options: see `TrainingLoop`. Here a reward may be missing (None or NaN).
         reference: p_0, which reads no reward token; by default a frozen copy of the model as it is now.
 
     Raises:
@@ -115,16 +113,12 @@ class QuarkTrainer(TrainingLoop):
         train_dataset: Dataset,
         reference: ActorCritic | None = None,
         seed: int = 0,
-        mixed_precision: str = "no",
-        log_file: Path | None = None,
-        checkpoints: Checkpoints | None = None,
-        watch: WatchSettings | None = None,
+        **options: Any,
     ) -> None:
         explored = args.exploration_prompts or len(train_dataset)
         check_pool(explored, args.quantiles)
         settings = {"quark": args, "sampling": sampling}
-        options = (mixed_precision, log_file, checkpoints)
-        super().__init__(model, reward_funcs, train_dataset, args.steps, settings, watch, seed, *options)
+        super().__init__(model, reward_funcs, train_dataset, args.steps, settings, seed=seed, **options)
         if explored < self.ranks.count:
             raise UserError(
                 f"quark.exploration_prompts = {explored}: each of the {self.ranks.count} processes must explore a "
