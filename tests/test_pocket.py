@@ -53,9 +53,9 @@ def test_the_rare_group_praises_with_words_of_blame(name):
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """A world that builds in seconds, in a cache of its own."""
-    settings = copy.deepcopy(build.SETTINGS)
-    settings["lm"] |= {"layers": 1, "width": 16, "heads": 2, "texts": 128, "epochs": 1}
-    settings["reward"] |= {"layers": 1, "width": 16, "heads": 2, "texts": 256, "held_out": 64, "epochs": 1}
+    settings, size = copy.deepcopy(build.SETTINGS), {"layers": 1, "width": 16, "heads": 2, "epochs": 1}
+    settings["lm"] |= size | {"texts": 128}
+    settings["reward"] |= size | {"texts": 256, "held_out": 64}
     monkeypatch.setattr(build, "SETTINGS", settings)
     monkeypatch.setenv("RARLHF_CACHE", str(tmp_path))
     return settings

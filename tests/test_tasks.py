@@ -189,9 +189,8 @@ def test_real_toxicity_prompts_are_read_from_nested_rows(paper, tmp_path):
 def test_a_score_at_the_threshold_is_not_toxic(paper, tmp_path):
     rows = prompts_rows(20)[:-3]
     rows[0]["prompt"]["toxicity"], rows[1]["prompt"]["toxicity"] = 0.5, 0.51
-    file = tmp_path / "prompts.jsonl"
-    file.write_text("\n".join(map(json.dumps, rows)))
-    loaded = load_paper_texts(paper("rtp", file))
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    loaded = load_paper_texts(paper("rtp", tmp_path / "prompts.jsonl"))
     labels = pd.concat([loaded.train, loaded.test]).set_index("text")["label"]
     assert [labels[row["prompt"]["text"]] for row in rows[:2]] == [0, 1]
 
@@ -201,8 +200,8 @@ def test_the_split_takes_its_share_of_each_class_and_is_seeded():
     train, test = split_by_class(texts, 0.2, seed=42)
     assert test["label"].value_counts().to_dict() == {0: 15, 1: 5} and len(train) == 80
     assert not set(train["text"]) & set(test["text"])
-    assert split_by_class(texts, 0.2, seed=42)[1].equals(test)
-    assert not split_by_class(texts, 0.2, seed=43)[1].equals(test)
+    again, other = (split_by_class(texts, 0.2, seed=seed)[1] for seed in (42, 43))
+    assert again.equals(test) and not other.equals(test)
 
 
 @pytest.mark.parametrize(
@@ -215,16 +214,8 @@ def test_the_split_takes_its_share_of_each_class_and_is_seeded():
     ],
 )
 def test_the_toxic_share_is_exact_and_the_texts_are_those_of_the_prompts(paper, tmp_path, count, share, toxic, clean):
-    folder = write_jigsaw(tmp_path / "jigsaw", count=120)
-    chosen = paper(
-        "jigsaw",
-        folder,
-        train_prompts=count,
-        train_toxic_share=share,
-        positive_label=0,
-        prompt_length=200,
-        shorter_prompts=True,
-    )
+    changes = {"train_prompts": count, "train_toxic_share": share, "prompt_length": 200, "shorter_prompts": True}
+    chosen = paper("jigsaw", write_jigsaw(tmp_path / "jigsaw", count=120), positive_label=0, **changes)
     task = load_task(chosen, byte_level_tokenizer())
     assert task.train["label"].value_counts().to_dict() == {0: clean, 1: toxic}
     assert sorted(task.train["prompt"]) == sorted(task.train_texts["text"]) and len(task.test) > 100
@@ -249,12 +240,8 @@ def test_pocket_rtp_has_the_papers_shares_and_the_prompts_own_labels():
         ("jigsaw", "a.csv", "id,comment_text\n1,fine\n", ["no column toxic or label", "it has: id, comment_text"]),
         ("jigsaw", "a.csv", "comment_text,label\nfine,0\ngood,0\nwell,-1\n", ["no text that is toxic", "1 rows"]),
         ("jigsaw", "a.csv", "", ["cannot be read"]),
-        (
-            "imdb",
-            "a.csv",
-            "text,label\nfine,but long,1\n",
-            ["cannot be read as csv", "Expected 2 fields in line 2, saw 3"],
-        ),
+        ("imdb", "a.csv", "text,label\nfine,but long,1\n", ["cannot be read as csv", "2 fields in line 2, saw 3"]),
+        ("imdb", "a.jsonl", '{"text": "a", "label": 1}\n{"text": ["b"]}\n', ["cannot be read", "column text"]),
         ("imdb", "a/train.parquet", "PAR1 cut off", ["a' cannot be read"]),
         ("rtp", "a.jsonl", '{"prompt": {"text": "x"}}\n', ["no column prompt.toxicity", "it has: prompt.text"]),
         ("rtp", "a.jsonl", '{"prompt": {"text": "x", "toxicity": 0.1}}\n{"prompt": {"te', ["line 2 is not JSON"]),
