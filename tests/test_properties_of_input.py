@@ -292,7 +292,6 @@ PAGES = {
     "hover_text": widget_text.hover_text,
     "error_html": lambda text: widget_text.error_html(ValueError(text)),
     "table_html": lambda text: widget_text.table_html([text], [[widget_text.name_cell(text)]]),
-    "number_cell": widget_text.number_cell,
     "text_cell": lambda text: widget_text.text_cell(text, text, in_tail=True),
     "tail_prompts": tail_prompts,
     "label_text": label_text,

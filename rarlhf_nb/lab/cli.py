@@ -61,7 +61,7 @@ def run(
 def report(run: Annotated[str, typer.Argument(help="Name of a run folder in papermill_runs/.")]) -> None:
     """Write the tables and figures of RUN into one HTML file that opens offline."""
     from rarlhf_nb.lab.experiment import Experiment
-    from rarlhf_nb.lab.page import build_page
+    from rarlhf_nb.lab.report_page import build_page
 
     with reported_errors():
         experiment = Experiment.reopen(run)

@@ -10,7 +10,6 @@ STYLE = """<style>
 .rarlhf table {border-collapse: collapse; margin: 0.3em 0}
 .rarlhf th, .rarlhf td {padding: 0.25em 0.7em; text-align: left; vertical-align: top; line-height: 1.35;
   border-bottom: 1px solid #8888}
-.rarlhf td.number {text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums}
 .rarlhf td.text {min-width: 11em; max-width: 30em; white-space: normal; overflow-wrap: anywhere}
 .rarlhf td.tail {border-left: 5px solid #D55E00}
 .rarlhf details summary {cursor: pointer}
@@ -63,11 +62,6 @@ def table_html(head: list[str], rows: list[list[str]]) -> str:
     names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def number_cell(text: str) -> str:
-    """A cell with a number or an interval."""
-    return f'<td class="number">{html.escape(text)}</td>'
 
 
 def name_cell(name: str) -> str:

@@ -7,9 +7,9 @@ import pandas as pd
 
 from rarlhf_nb.lab.evaluation.report import build_report
 from rarlhf_nb.lab.evaluation.tables import Tables
-from rarlhf_nb.lab.page import build_page
 from rarlhf_nb.lab.plots.figures import TRAINING_PANELS
 from rarlhf_nb.lab.profiles import load_profile
+from rarlhf_nb.lab.report_page import build_page
 
 HOSTILE = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'></div>"
 
