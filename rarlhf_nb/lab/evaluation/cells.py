@@ -38,10 +38,7 @@ def counted(count: int, noun: str) -> str:
 
 def markdown_table(cells: pd.DataFrame) -> str:
     """A table of texts as Markdown, its columns aligned for a terminal, every text escaped."""
-    rows = [
-        ["", *cells.columns],
-        *([name, *row] for name, row in zip(cells.index, cells.to_numpy(), strict=True)),
-    ]
+    rows = [["", *cells.columns], *map(list, cells.itertuples(name=None))]
     rows = [[INTERVAL.sub(UNBROKEN, markdown_line(cell)) for cell in row] for row in rows]
     widths = [max(1, *map(len, column)) for column in zip(*rows, strict=True)]  # without a dash it is not a table
     rows.insert(1, ["-" * width for width in widths])

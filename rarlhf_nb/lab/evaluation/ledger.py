@@ -36,8 +36,8 @@ def build_ledger(report: Report, profile: Profile) -> pd.DataFrame:
     bootstrap interval), difference (ours - published), comparable, differs (a list of the settings in `IDENTITIES`
     that are not as published), reason (in words, why the two do not compare; empty if they do).
     """
-    own = report.numbers[report.numbers["baseline"] == ""].rename(columns=ENDS)
-    ledger = pd.DataFrame(_published(profile)).merge(own[["method", "metric", *ENDS.values()]], "left")
+    own = report.own.rename(columns=ENDS)[["method", "metric", *ENDS.values()]]
+    ledger = pd.DataFrame(_published(profile)).merge(own, "left")
     unmeasured = ledger["ours"].isna() & (ledger["reason"] == "")
     ledger["reason"] = ledger["reason"].mask(unmeasured, "not measured in this run")
     ledger["difference"] = ledger["ours"] - ledger["published"]

@@ -62,6 +62,11 @@ class Report:
         """One sentence: which method has the best tail, by how much, and at what KL."""
         return finding(self.numbers, self.names)
 
+    @property
+    def own(self) -> pd.DataFrame:
+        """The numbers without the differences."""
+        return self.numbers[self.numbers["baseline"] == ""]
+
     def of(self, metric: str, baseline: str = "") -> pd.DataFrame:
         """One metric of every method, or its difference from a baseline: index method; columns value, low, high."""
         rows = self.numbers[(self.numbers["metric"] == metric) & (self.numbers["baseline"] == baseline)]
@@ -70,7 +75,7 @@ class Report:
     def main(self) -> pd.DataFrame:
         """The paper's main table: one row per method, one column per measured metric of `MAIN_METRICS`."""
         metrics = [metric for metric in MAIN_METRICS if metric in self.names]
-        table = cell_table(self.numbers[self.numbers["baseline"] == ""], "method", "metric")
+        table = cell_table(self.own, "method", "metric")
         return table[metrics].rename(index=method_name, columns=self.names)
 
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -144,8 +149,13 @@ def cell_table(rows: pd.DataFrame, index: str, columns: str, star: bool = False)
     cells = interval_cells(rows)
     if star:
         cells = cells.where(~excludes_zero(rows), cells + " *")
-    table = rows.assign(cell=cells).pivot(index=index, columns=columns, values="cell")
-    table = table.reindex(index=rows[index].unique(), columns=rows[columns].unique()).fillna("–")
+    return wide(rows.assign(cell=cells), "cell", index, columns).fillna("–")
+
+
+def wide(rows: pd.DataFrame, values: str, index: str = "method", columns: str = "metric") -> pd.DataFrame:
+    """A column of a report's rows as a table, its rows and columns in the order in which they appear."""
+    table = rows.pivot(index=index, columns=columns, values=values)
+    table = table.reindex(index=rows[index].unique(), columns=rows[columns].unique())
     return table.rename_axis(index=None, columns=None)
 
 

@@ -16,7 +16,7 @@ from scipy import special
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.cells import interval_cell
 from rarlhf_nb.lab.evaluation.metrics import Interval, interquartile_interval, seed_interval
-from rarlhf_nb.lab.evaluation.report import read_report
+from rarlhf_nb.lab.evaluation.report import read_report, wide
 from rarlhf_nb.lab.evaluation.tables import Tables
 from rarlhf_nb.lab.methods import MethodKey, method_name, method_order
 from rarlhf_nb.lab.runs import MANIFEST, Run
@@ -27,17 +27,10 @@ SAME_AS_RLHF = ("ra_rlhf@1", "ra_rlhf_ru@1")  # step for step
 
 def run_scores(run: Run, settings: dict[str, Any]) -> pd.DataFrame:
     """The rows of one run, from its report.json. settings: further columns. Raises the errors of `read_report`."""
-    numbers = read_report(run).numbers
-    numbers = numbers[numbers["baseline"] == ""]
-    scores = numbers.pivot(index="method", columns="metric", values="value")
-    scores = scores.reindex(index=numbers["method"].unique(), columns=numbers["metric"].unique()).reset_index()
-    manifest = run.manifest
-    common = settings | {
-        "run": run.folder.name,
-        "seed": manifest["seed"],
-        "kl_coef": manifest["settings"]["ppo"]["kl_coef"],
-    }
-    return scores.rename_axis(columns=None).assign(**common)[[*common, *scores]]
+    scores = wide(read_report(run).own, "value").reset_index(names="method")
+    kl_coef = run.manifest["settings"]["ppo"]["kl_coef"]
+    common = settings | {"run": run.folder.name, "seed": run.manifest["seed"], "kl_coef": kl_coef}
+    return scores.assign(**common)[[*common, *scores]]
 
 
 def related_scores(run: Run, free: Sequence[str] = ()) -> pd.DataFrame:
@@ -47,13 +40,14 @@ def related_scores(run: Run, free: Sequence[str] = ()) -> pd.DataFrame:
     settings under their dotted key, method and every metric of report.json. Of two runs with the same seed and settings
     only the first by name is kept.
     """
-    wanted = _comparable(run.manifest["settings"], free)
+    wanted, _ = _settings(run, free)
     found = []
-    for folder in sorted(path.parent for path in run.folder.parent.glob(f"*/{MANIFEST}")):
+    for path in sorted(run.folder.parent.glob(f"*/{MANIFEST}")):
+        other = Run(path.parent)
         try:
-            settings = Run(folder).manifest["settings"]
-            if (folder / "report.json").exists() and _comparable(settings, free) == wanted:
-                found.append(run_scores(Run(folder), _free_values(settings, free)))
+            fixed, varied = _settings(other, free)
+            if fixed == wanted and other.path("report.json").exists():
+                found.append(run_scores(other, varied))
         except UserError as error:
             warnings.warn(f"a run is left out: {error}", stacklevel=2)
     if not found:
@@ -62,23 +56,18 @@ def related_scores(run: Run, free: Sequence[str] = ()) -> pd.DataFrame:
     return scores.drop_duplicates([*grid_settings(scores), "seed", "method"], ignore_index=True)
 
 
-def _free_values(settings: dict, free: Sequence[str]) -> dict[str, float | str]:
-    """The free settings of a run, besides kl_coef: numbers, and all else as text."""
-    values = {}
-    for key in sorted(set(free) - {"ppo.kl_coef"}):
-        section, _, name = key.partition(".")
-        value = settings.get(section, {}).get(name)
-        values[key] = value if isinstance(value, (int, float)) else str(value)
-    return values
+def _settings(run: Run, free: Sequence[str]) -> tuple[dict[str, Any], dict[str, float | str]]:
+    """The settings of a run that must not differ, and the free ones besides kl_coef: numbers, and all else as text.
 
-
-def _comparable(settings: dict, free: Sequence[str]) -> dict:
-    """The settings without those that may differ. A run's sweep may differ too: it adds methods and changes none."""
-    return {
-        section: {key: value for key, value in values.items() if f"{section}.{key}" not in free}
-        for section, values in settings.items()
-        if isinstance(values, dict) and section != "sweep"
+    A run's sweep is in neither, since it adds methods and changes none.
+    """
+    sections = {
+        name: own for name, own in run.manifest["settings"].items() if isinstance(own, dict) and name != "sweep"
     }
+    settings = {f"{name}.{key}": value for name, own in sections.items() for key, value in own.items()}
+    varied = {key: settings.get(key) for key in sorted(set(free) - {"ppo.kl_coef"})}
+    texts = {key: value if isinstance(value, (int, float)) else str(value) for key, value in varied.items()}
+    return {key: value for key, value in settings.items() if key not in free}, texts
 
 
 def alpha_scores(tables: Tables, profile_alpha: float, seed: int) -> pd.DataFrame:
@@ -95,16 +84,10 @@ def alpha_scores(tables: Tables, profile_alpha: float, seed: int) -> pd.DataFram
     for method, table in tables.alphas.items():
         episodes |= {str(MethodKey(method, alpha)): part for alpha, part in table.groupby("alpha")}
     rows = [
-        {
-            "seed": seed,
-            "method": method,
-            "reward": table["reward"].mean(),
-            "cvar_10": cvar(table["reward"].to_numpy(), 0.1),
-            "kl": table["kl"].mean(),
-        }
+        (seed, method, table["reward"].mean(), cvar(table["reward"], 0.1), table["kl"].mean())
         for method, table in episodes.items()
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["seed", "method", "reward", "cvar_10", "kl"])
 
 
 # Comparisons

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rarlhf_nb.errors import UserError
@@ -31,7 +31,7 @@ from rarlhf_nb.lab.methods import RISK_AVERSE, RISK_NEUTRAL, MethodKey, method_n
 
 BASELINE = "rlhf"
 RL_METHODS = (*RISK_NEUTRAL, *RISK_AVERSE)  # with any trained alpha; each pair of them is compared
-SHOWN = 12  # the last note names so many cells that lack methods, and counts the others
+SHOWN = 12  # the last note names so many runs that lack methods, and counts the others
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,10 @@ def build_sweep_report(scores: pd.DataFrame) -> SweepReport:
     _check(scores)
     kept = distinct_scores(scores)
     keys, names = grid_settings(scores), _names(scores.columns)
-    rows = []
-    for values, own in kept.groupby(keys, sort=True):
-        settings = dict(zip(keys, values, strict=True))
-        rows += [settings | row for row in [*_means(own, names), *_differences(own, names)]]
-    gains = _gains_at_equal_kl(kept, [key for key in keys if key != "kl_coef"], names)
-    columns = [*keys, *COLUMNS, "runs", "seeds_needed"]
-    notes = _notes(scores, kept, keys, names, at_equal_kl=bool(gains))
-    return SweepReport(pd.DataFrame(rows + gains, columns=columns), names, notes)
+    rows = [(*values, *row) for values, own in kept.groupby(keys, sort=True) for row in _over_seeds(own, names)]
+    gains = _at_equal_kl(kept, keys, names)
+    numbers = pd.DataFrame(rows + gains, columns=[*keys, *COLUMNS, "runs", "seeds_needed"])
+    return SweepReport(numbers, names, _notes(scores, kept, keys, names, at_equal_kl=bool(gains)))
 
 
 def is_rl(method: str) -> bool:
@@ -165,53 +161,42 @@ def _names(columns: Sequence[str]) -> dict[str, str]:
     return {metric: name for metric, name in names.items() if metric in columns}
 
 
-def _means(rows: pd.DataFrame, names: dict[str, str]) -> list[dict[str, Any]]:
-    """The rows of `SweepReport.numbers` without a baseline, for one setting of the grid."""
-    return [
-        _number(method, "", metric, own[metric])
-        for method in method_order(rows["method"].unique())
-        for own in [rows[rows["method"] == method]]
-        for metric in names
-    ]
+def _over_seeds(runs: pd.DataFrame, names: dict[str, str]) -> list[tuple]:
+    """The rows of `SweepReport.numbers` for one setting of the grid, without the setting.
 
-
-def _differences(rows: pd.DataFrame, names: dict[str, str]) -> list[dict[str, Any]]:
-    """Every method minus RLHF, then every two other RL methods, the later of two minus the earlier."""
-    methods, tail = method_order(rows["method"].unique()), tail_metric(names)
-    compared = [(method, BASELINE) for method in methods if method != BASELINE and BASELINE in methods]
+    The methods' means; every method minus RLHF; and of every two other RL methods, the later minus the earlier.
+    """
+    methods, tail = method_order(runs["method"].unique()), tail_metric(names)
+    compared = [(method, "") for method in methods]
+    compared += [(method, BASELINE) for method in methods if method != BASELINE and BASELINE in methods]
     others = [method for method in methods if is_rl(method) and method != BASELINE]
     compared += [(later, earlier) for earlier, later in combinations(others, 2)]
-    found = []
+    rows = []
     for method, baseline in compared:
-        differences = paired_differences(rows, list(names), method, baseline)
-        needed = {tail: {"seeds_needed": seeds_needed(differences[tail].dropna())}}
-        found += [_number(method, baseline, key, differences[key]) | needed.get(key, {}) for key in names]
-    return found
+        by_seed = runs[runs["method"] == method]
+        if baseline:
+            by_seed = paired_differences(runs, list(names), method, baseline)
+        for metric in names:
+            values = by_seed[metric].dropna()
+            needed = seeds_needed(values) if baseline and metric == tail else np.nan
+            rows.append((method, baseline, metric, *seed_interval(values), len(values), needed))
+    return rows
 
 
-def _number(method: str, baseline: str, metric: str, values: pd.Series) -> dict[str, Any]:
-    """The mean of one value per seed, with its interval."""
-    values = values.dropna()
-    row = {"method": method, "baseline": baseline, "metric": metric, "runs": len(values)}
-    return row | seed_interval(values)._asdict()
-
-
-def _gains_at_equal_kl(kept: pd.DataFrame, others: list[str], names: dict[str, str]) -> list[dict[str, Any]]:
-    """The rows of `SweepReport.numbers` without a kl_coef. others: the settings of the grid besides it."""
-    rewards = [metric for metric in names if metric not in ("perplexity", "kl")]
-    found = []
-    for values, rows in kept.groupby(others) if others else [((), kept)]:
-        methods = method_order(rows["method"].unique())
-        if "kl" not in rows or rows["kl_coef"].nunique() == 1 or BASELINE not in methods:
+def _at_equal_kl(kept: pd.DataFrame, keys: list[str], names: dict[str, str]) -> list[tuple]:
+    """The rows of `SweepReport.numbers` without a kl_coef: each RL method minus RLHF."""
+    others = [key for key in keys if key != "kl_coef"]
+    rows = []
+    for values, runs in kept.groupby(others) if others else [((), kept)]:
+        methods = method_order(runs["method"].unique())
+        if "kl" not in runs or runs["kl_coef"].nunique() == 1 or BASELINE not in methods:
             continue
-        settings = dict(zip(others, values, strict=True))
-        for method in methods:
-            runs = int((rows["method"] == method).sum())
-            for metric in rewards if is_rl(method) and method != BASELINE else ():
-                gain = gain_at_equal_kl(rows, metric, method, BASELINE)._asdict()
-                row = {"method": method, "baseline": BASELINE, "metric": metric, "runs": runs}
-                found.append(settings | row | gain)
-    return found
+        settings = dict(zip(others, values, strict=True)) | {"kl_coef": np.nan}
+        for method, metric in product(methods, [key for key in names if key not in ("perplexity", "kl")]):
+            if is_rl(method) and method != BASELINE:
+                gain, count = gain_at_equal_kl(runs, metric, method, BASELINE), int((runs["method"] == method).sum())
+                rows.append((*map(settings.get, keys), method, BASELINE, metric, *gain, count, np.nan))
+    return rows
 
 
 # The notes
@@ -227,60 +212,52 @@ def _notes(
     """
     seeds = sorted(kept["seed"].unique())
     brackets = "Brackets hold 95 % t intervals over training seeds" if len(seeds) > 1 else "One seed has no interval"
-    return [
+    notes = [
         f"{counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))}). {brackets}; test prompts are not resampled.",
         "Differences are paired: both methods have the same seed. Nothing is corrected for multiple comparisons, and "
         "the best of many methods owes part of its lead to luck.",
         "A pair is told apart where its interval excludes 0. Otherwise the table says how many seeds a paired "
         "t-test (two-sided, 5 % level) would need to find such a difference with a probability of 80 %, if the mean "
         "and the variance seen were the true ones; with few seeds, both are rough.",
-        *_equal_kl(at_equal_kl, names),
-        *_renamed(scores),
-        *_disagreements(scores, keys, names),
-        *_missing(kept, keys),
+        _on_equal_kl(at_equal_kl) if "kl" in names else "",
+        _renamed(scores),
+        _disagreements(scores, keys, names),
+        _missing(kept, keys),
     ]
+    return [note for note in notes if note]
 
 
-def _equal_kl(compared: bool, names: dict[str, str]) -> list[str]:
-    """A note on how methods compare at equal KL, or on what the sweep lacks for that."""
-    if "kl" not in names:
-        return []
-    if not compared:
-        return [
-            "A lead may be bought with KL alone: with several values of ppo.kl_coef in its grid, each with RLHF and "
-            "the same other settings, a sweep also compares at equal KL."
-        ]
-    return [
-        "At equal KL: a reward is fitted as a number of the seed, plus a slope times √KL that both methods share, plus "
-        "what the method gains over RLHF; a dash where the two have no KL in common."
-    ]
+def _on_equal_kl(compared: bool) -> str:
+    """How methods compare at equal KL, or what the sweep lacks for that."""
+    if compared:
+        return (
+            "At equal KL: a reward is fitted as a number of the seed, plus a slope times √KL that both methods share, "
+            "plus what the method gains over RLHF; a dash where the two have no KL in common."
+        )
+    return (
+        "A lead may be bought with KL alone: with several values of ppo.kl_coef in its grid, each with RLHF and the "
+        "same other settings, a sweep also compares at equal KL."
+    )
 
 
-def _renamed(scores: pd.DataFrame) -> list[str]:
-    """A note on the policies that are RLHF under another name."""
-    renamed = [method for method in method_order(scores["method"].unique()) if method in SAME_AS_RLHF]
-    if not renamed:
-        return []
-    listed = " and ".join(map(method_name, renamed))
-    return [f"At α = 1 both estimators are RLHF, with the same numbers; the tables leave out {listed}."]
+def _renamed(scores: pd.DataFrame) -> str:
+    """The policies that are RLHF under another name."""
+    renamed = [method_name(method) for method in SAME_AS_RLHF if method in set(scores["method"])]
+    same = "At α = 1 both estimators are RLHF, with the same numbers; the tables leave out "
+    return f"{same}{' and '.join(renamed)}." if renamed else ""
 
 
-def _disagreements(scores: pd.DataFrame, keys: list[str], names: dict[str, str]) -> list[str]:
-    """A note on methods whose repeated rows, of equal settings and seed, are not equal."""
+def _disagreements(scores: pd.DataFrame, keys: list[str], names: dict[str, str]) -> str:
+    """Methods whose repeated rows, of equal settings and seed, are not equal."""
     tail = tail_metric(names)
-    repeats = scores.groupby([*keys, "seed", "method"])[tail]
-    spread = (repeats.max() - repeats.min()).groupby("method").max()
-    methods = method_order(spread.index[spread > 0])
-    if not methods:
-        return []
-    return [
-        f"{', '.join(map(method_name, methods))}: runs with the same settings and seed differ, by up to "
-        f"{spread.max():.2g} in {names[tail]}; the first is kept."
-    ]
+    spread = scores.groupby([*keys, "seed", "method"])[tail].agg(lambda own: own.max() - own.min()).groupby("method").max()
+    methods = ", ".join(map(method_name, method_order(spread.index[spread > 0])))
+    differ = f"runs with the same settings and seed differ, by up to {spread.max():.2g} in {names[tail]}"
+    return f"{methods}: {differ}; the first is kept." if methods else ""
 
 
-def _missing(kept: pd.DataFrame, keys: list[str]) -> list[str]:
-    """A note on the cells of the grid that lack methods."""
+def _missing(kept: pd.DataFrame, keys: list[str]) -> str:
+    """The runs of the grid that lack methods."""
     methods = method_order(kept["method"].unique())
     found = {cell: set(rows["method"]) for cell, rows in kept.groupby([*keys, "seed"])}
     texts = []
@@ -290,4 +267,4 @@ def _missing(kept: pd.DataFrame, keys: list[str]) -> list[str]:
             what = "all methods" if len(absent) == len(methods) else ", ".join(absent)
             texts.append(f"{what} with seed {seed} at {settings_title(keys, values)}")
     others = f"; and in {counted(len(texts) - SHOWN, 'other cell')}" if len(texts) > SHOWN else ""
-    return [f"Missing: {'; '.join(texts[:SHOWN])}{others}."] if texts else []
+    return f"Missing: {'; '.join(texts[:SHOWN])}{others}." if texts else ""

@@ -11,11 +11,7 @@ from rarlhf_nb.lab.runs import Run
 from rarlhf_nb.monitor import INCIDENTS
 
 EPISODE_COLUMNS = ["prompt", "completion", "prompt_score", "reward", "label", "group", "seed"]
-HELD_OUT, SAMPLES, ALPHAS = (
-    ".held_out.parquet",
-    ".samples.parquet",
-    ".alphas.parquet",
-)  # endings of the files in evaluation/
+HELD_OUT, SAMPLES, ALPHAS = ".held_out.parquet", ".samples.parquet", ".alphas.parquet"  # of files in evaluation/
 
 
 class Tables(NamedTuple):
@@ -38,19 +34,17 @@ def load_tables(run: Run) -> Tables:
 
     Raises `UserError` where nothing has been evaluated, and for a damaged file.
     """
-    found: dict[str, dict[str, pd.DataFrame]] = {"": {}, HELD_OUT: {}, SAMPLES: {}, ALPHAS: {}}
-    for path in sorted(run.path("evaluation").glob("[!.]*.parquet")):
-        kind = next((ending for ending in (HELD_OUT, SAMPLES, ALPHAS) if path.name.endswith(ending)), "")
-        found[kind][path.name.removesuffix(kind or ".parquet")] = run.read(f"evaluation/{path.name}")
-    if not found[""]:
+    found: dict[str, dict[str, pd.DataFrame]] = {".parquet": {}, HELD_OUT: {}, SAMPLES: {}, ALPHAS: {}}
+    for path in run.path("evaluation").glob("[!.]*.parquet"):
+        ending = next((ending for ending in (HELD_OUT, SAMPLES, ALPHAS) if path.name.endswith(ending)), ".parquet")
+        found[ending][path.name.removesuffix(ending)] = run.read(f"evaluation/{path.name}")
+    episodes, held_out, samples, alphas = found.values()
+    if not episodes:
         raise UserError(f"run {run.folder.name!r} has no evaluation/: run notebook 02_baseline_rlhf first.")
     files = [path for path in run.path("training").glob("*.jsonl") if not path.name.endswith(INCIDENTS)]
     logs = {path.stem: run.read(f"training/{path.name}") for path in files}
-    kinds = (
-        {method: tables[method] for method in method_order(tables)}
-        for tables in (found[""], found[HELD_OUT], logs, found[SAMPLES], found[ALPHAS])
-    )
-    return Tables(*kinds)
+    kinds = (episodes, held_out, logs, samples, alphas)
+    return Tables(*({method: tables[method] for method in method_order(tables)} for tables in kinds))
 
 
 def check_episodes(episodes: dict[str, pd.DataFrame]) -> None:
