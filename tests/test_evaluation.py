@@ -31,50 +31,43 @@ def test_the_episodes_of_two_methods_pair_row_by_row():
     pd.testing.assert_frame_equal(one, at_once, atol=1e-5)
 
 
+def slow_log_likelihood(policy, ids, first):
+    """The sum of log p of each token from `first` on, by a pass over the one text alone."""
+    log_probs = policy.model(torch.tensor([ids])).logits.log_softmax(-1)
+    return pytest.approx(sum(log_probs[0, t - 1, ids[t]].item() for t in range(first, len(ids))), abs=1e-5)
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_held_out_log_likelihood_is_the_sum_over_scored_tokens(batch_size):
     policy = tiny_policy()
     texts = ["the film is very good", "bad plot", "the the the the the the the the"]
     table = held_out_log_likelihoods(policy, texts, length=6, batch_size=batch_size)
-    assert table["text"].tolist() == texts and table["tokens"].tolist() == [
-        4,
-        1,
-        5,
-    ]  # no BOS: the first token has no context
+    assert table["text"].tolist() == texts
+    assert table["tokens"].tolist() == [4, 1, 5]  # no BOS: the first token has no context
     for text, found in zip(texts, table["log_likelihood"], strict=True):
-        ids = policy.processing_class(text, return_tensors="pt")["input_ids"][:, :6]
-        log_probs = policy.model(ids).logits.log_softmax(-1)
-        slow = sum(log_probs[0, t - 1, ids[0, t]].item() for t in range(1, ids.shape[1]))
-        assert found == pytest.approx(slow, abs=1e-4)
+        assert found == slow_log_likelihood(policy, policy.processing_class(text)["input_ids"][:6], 1)
 
 
 def test_bos_gives_the_first_token_its_context():
     policy = tiny_policy()
     policy.processing_class.bos_token = "[EOS]"
     table = held_out_log_likelihoods(policy, ["bad plot"], length=6, batch_size=1)
-    ids = torch.tensor([[2, *policy.processing_class("bad plot")["input_ids"]]])
-    log_probs = policy.model(ids).logits.log_softmax(-1)
     assert table["tokens"].tolist() == [2]
-    assert table["log_likelihood"][0] == pytest.approx(
-        (log_probs[0, 0, ids[0, 1]] + log_probs[0, 1, ids[0, 2]]).item(), abs=1e-5
-    )
+    ids = [2, *policy.processing_class("bad plot")["input_ids"]]
+    assert table["log_likelihood"][0] == slow_log_likelihood(policy, ids, 1)
 
 
-def test_a_prefix_stands_in_for_bos_and_the_same_tokens_are_scored():
-    texts = ["bad plot", "the film is very good"]
-    for bos in (None, "[EOS]"):
-        policy = tiny_policy()
-        policy.processing_class.bos_token = bos
-        without = held_out_log_likelihoods(policy, texts, length=6, batch_size=2)
-        policy.prefix_ids = policy.processing_class("good film")["input_ids"]
-        table = held_out_log_likelihoods(policy, texts, length=6, batch_size=2)
-        assert table["tokens"].tolist() == without["tokens"].tolist()
-        for text, found in zip(texts, table["log_likelihood"], strict=True):
-            ids = torch.tensor([policy.prefix_ids + policy.processing_class(text)["input_ids"]])
-            log_probs = policy.model(ids).logits.log_softmax(-1)
-            first = 2 if bos else 3  # without BOS the text's first token is never scored
-            slow = sum(log_probs[0, t - 1, ids[0, t]].item() for t in range(first, ids.shape[1]))
-            assert found == pytest.approx(slow, abs=1e-4)
+@pytest.mark.parametrize("bos", [None, "[EOS]"])
+def test_a_prefix_stands_in_for_bos_and_the_same_tokens_are_scored(bos):
+    texts, policy = ["bad plot", "the film is very good"], tiny_policy()
+    policy.processing_class.bos_token = bos
+    without = held_out_log_likelihoods(policy, texts, length=6, batch_size=2)
+    policy.prefix_ids = policy.processing_class("good film")["input_ids"]
+    table = held_out_log_likelihoods(policy, texts, length=6, batch_size=2)
+    assert table["tokens"].tolist() == without["tokens"].tolist()
+    for text, found in zip(texts, table["log_likelihood"], strict=True):
+        ids = policy.prefix_ids + policy.processing_class(text)["input_ids"]
+        assert found == slow_log_likelihood(policy, ids, 2 if bos else 3)  # without BOS not the text's first token
 
 
 def test_completions_are_scored_by_the_base_model_after_their_prompts():
@@ -82,6 +75,4 @@ def test_completions_are_scored_by_the_base_model_after_their_prompts():
     table = evaluate(policy, Reference(policy), good_minus_bad, TEST, sampling_settings(), SETTINGS, seed=3, base=base)
     for row in table.head(8).itertuples():  # prompts of several lengths
         prompt, whole = (base.processing_class(text)["input_ids"] for text in (row.prompt, row.prompt + row.completion))
-        log_probs = base.model(torch.tensor([whole])).logits.log_softmax(-1)
-        slow = sum(log_probs[0, t - 1, whole[t]].item() for t in range(len(prompt), len(whole)))
-        assert row.base_log_likelihood == pytest.approx(slow, abs=1e-4)
+        assert row.base_log_likelihood == slow_log_likelihood(base, whole, len(prompt))

@@ -10,14 +10,11 @@ from rarlhf_nb.lab.evaluation.metrics import (
     bootstrap_weights,
     distinct_n,
     interquartile_interval,
-    perplexity,
-    seed_interval,
     seeds_needed,
     t_test_power,
     tail_mean,
     weighted_mean,
 )
-from rarlhf_nb.risk import cvar
 
 ONES = np.ones(5)
 
@@ -31,15 +28,6 @@ def test_tail_mean_by_hand():
     assert tail_mean(rewards, scores, 0.01, ONES) == pytest.approx(2.0)
 
 
-def test_tail_mean_of_values_by_themselves_is_cvar_for_every_resample():
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=37).round(1)  # with ties
-    weights = bootstrap_weights(37, 20, rng)
-    for alpha in (0.01, 0.05, 0.1, 0.37, 1.0):
-        slow = [cvar(np.repeat(values, row), alpha) for row in weights]
-        np.testing.assert_allclose(tail_mean(values, values, alpha, weights), slow, atol=1e-12)
-
-
 def test_tail_mean_refuses_a_share_outside_the_unit_interval():
     with pytest.raises(UserError, match="alpha = 1.5"):
         tail_mean(ONES, ONES, 1.5, ONES)
@@ -49,19 +37,6 @@ def test_weighted_mean_over_nothing_is_nan_without_a_warning(recwarn):
     means = weighted_mean(np.array([1.0, 3.0]), np.array([[1, 1], [0, 0], [3, 1]]))
     np.testing.assert_array_equal(means, [2.0, np.nan, 1.5])
     assert not recwarn
-
-
-def test_perplexity_is_the_mean_over_texts():
-    log_likelihoods, tokens = np.log([1 / 4, 1 / 8, 1.0]), np.array([2, 1, 0])
-    # the texts have 4^(1/2) = 2 and 8; over all tokens together it would be 32^(1/3)
-    assert perplexity(log_likelihoods, tokens, np.ones(3)) == pytest.approx(5.0)
-
-
-def test_bootstrap_weights_draw_as_many_as_there_are_and_repeat_for_a_seed():
-    weights = bootstrap_weights(7, 50, np.random.default_rng(3))
-    assert weights.shape == (51, 7)
-    assert (weights[0] == 1).all() and (weights.sum(1) == 7).all()
-    np.testing.assert_array_equal(weights, bootstrap_weights(7, 50, np.random.default_rng(3)))
 
 
 def test_bootstrap_interval_agrees_with_scipy():
@@ -97,13 +72,6 @@ def test_bootstrap_intervals_cover_the_truth_about_as_often_as_they_say():
 def test_an_empty_tail_has_no_interval_and_empty_resamples_are_left_out():
     assert np.isnan(bootstrap_interval(np.full(5, np.nan))).all()
     assert bootstrap_interval(np.array([1.0, np.nan, 1.0, 1.0])) == (1.0, 1.0, 1.0)
-
-
-def test_seed_interval_by_hand():
-    # mean 2, standard error 1 / sqrt 3, t(2 degrees of freedom, 97.5 %) = 4.302653
-    assert seed_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
-    assert seed_interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
-    assert np.isnan(seed_interval([1.0])[1:]).all()
 
 
 def test_distinct_n_by_hand():

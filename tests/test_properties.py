@@ -307,6 +307,7 @@ def test_bootstrap_weights_draw_every_time_as_many_rows_as_there_are(count, resa
     weights = bootstrap_weights(count, resamples, np.random.default_rng(seed))
     assert weights.shape == (1 + resamples, count) and (weights >= 0).all() and (weights.sum(1) == count).all()
     assert (weights[0] == 1).all()
+    np.testing.assert_array_equal(weights, bootstrap_weights(count, resamples, np.random.default_rng(seed)))
 
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", ""]), max_size=8).map(" ".join)

@@ -250,7 +250,8 @@ def _renamed(scores: pd.DataFrame) -> str:
 def _disagreements(scores: pd.DataFrame, keys: list[str], names: dict[str, str]) -> str:
     """Methods whose repeated rows, of equal settings and seed, are not equal."""
     tail = tail_metric(names)
-    spread = scores.groupby([*keys, "seed", "method"])[tail].agg(lambda own: own.max() - own.min()).groupby("method").max()
+    repeats = scores.groupby([*keys, "seed", "method"])[tail]
+    spread = (repeats.max() - repeats.min()).groupby("method").max()
     methods = ", ".join(map(method_name, method_order(spread.index[spread > 0])))
     differ = f"runs with the same settings and seed differ, by up to {spread.max():.2g} in {names[tail]}"
     return f"{methods}: {differ}; the first is kept." if methods else ""
