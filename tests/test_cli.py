@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -19,14 +20,16 @@ def test_what_the_command_line_says_reaches_the_run(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RARLHF_KEEP", "")
     told = []
     monkeypatch.setattr(notebooks, "run_notebooks", lambda *arguments, **options: told.append(arguments))
-    words = ["run", "--profile", "pocket-rtp", "--run", "mine", "--seed", "7", "--processes", "2", "--force"]
+    words = ["run", "--profile", "pocket-rtp", "--run", "mine", "--seed", "7", "--processes", "2", "--force", "--keep"]
     answer = CliRunner().invoke(app, join_pairs([*words, "-p", "risk.alpha", "0.3"]))
     assert answer.exit_code == 0, answer.output
     ((run, files, parameters, force),) = told
     overrides = {"risk.alpha": 0.3, "compute.processes": 2}
     assert parameters == {"profile": "pocket-rtp", "run": "mine", "seed": 7, "overrides": overrides}
+    assert os.environ["RARLHF_KEEP"] == "1"
     assert force and [path.stem for path in files] == ["01_data_prep"]
     settings = run.manifest["settings"]
     assert run.manifest["seed"] == 7 and settings["name"] == "pocket-rtp" and settings["compute"]["processes"] == 2

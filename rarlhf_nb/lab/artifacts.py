@@ -26,6 +26,7 @@ from rarlhf_nb.files import checksum, files_of, sealed, unsealed, written_whole
 PACKAGE = Path(__file__).parents[1]
 RECORDS = "stages"  # in a run folder
 SWEEP, SHARED = "sweep.json", ".shared"  # in the folder of a sweep
+KEEP = "RARLHF_KEEP"  # environment variable: what is finished is kept although the code has changed since
 LOCK, OWNER = ".lock", ".holder.json"  # in a run folder
 
 

@@ -1,6 +1,7 @@
 """The command line: `rarlhf run`, `sweep`, `status`, `report`, `verify`, `export`, `explore` and `profiles`."""
 
 # Heavy modules such as torch are imported by the commands that need them, so that `rarlhf --help` is quick.
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab import sweep_commands
+from rarlhf_nb.lab.artifacts import KEEP
 from rarlhf_nb.lab.messages import reported_errors
 
 if TYPE_CHECKING:
@@ -48,9 +50,12 @@ def run(
         int | None, typer.Option(min=1, help="Processes that share the work; short for -p compute.processes N.")
     ] = None,
     force: Annotated[bool, typer.Option(help="Run every notebook again, even if nothing has changed.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep what is finished although the code has changed.")] = False,
 ) -> None:
     """Execute the notebooks in order into papermill_runs/RUN and print the report."""
     with reported_errors():
+        if keep:
+            os.environ[KEEP] = "1"  # which reaches the notebooks
         overrides = parse_parameters(parameter or [])
         if processes is not None:
             overrides["compute.processes"] = processes

@@ -26,6 +26,7 @@ from rarlhf_nb.lab.plots.theme import (
     line_style,
     method_color,
 )
+from rarlhf_nb.lab.profiles import load_profile
 from rarlhf_nb.risk import SoftRiskSchedule
 
 TRAINING_PANELS = {
@@ -195,6 +196,12 @@ def training_curves(training: dict[str, pd.DataFrame]) -> go.Figure:
         if key in FROM_ZERO:
             figure.update_yaxes(rangemode="tozero", row=4 - panel // 2, col=panel % 2 + 1)
     return laid_out(figure, "Training", 1020).update_layout(margin_t=125)
+
+
+def paper_schedules() -> dict[str, SoftRiskSchedule]:
+    """The schedules of the paper's three tasks, by their names in figures and tables."""
+    tasks = {"IMDB-Gen": "imdb-gpt2", "Jigsaw-Gen": "jigsaw-gpt2", "RTP-Gen": "rtp-gpt2"}
+    return {f"{task} (paper)": load_profile(profile).schedule() for task, profile in tasks.items()}
 
 
 def schedule_figure(

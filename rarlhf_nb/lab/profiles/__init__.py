@@ -1,7 +1,8 @@
 """The settings of a run: every section of `settings`, and what only the lab needs.
 
-A profile is a YAML file beside this module, where each number of the paper is written once. `load_profile` reads it,
-applies overrides by dotted key (`{"risk.alpha": 0.2}`), and refuses what does not fit before any work starts.
+A profile is a YAML file beside this module, where each number of the paper is written once; it may extend another
+profile, from which it takes all that it does not set. `load_profile` reads it, applies overrides by dotted key
+(`{"risk.alpha": 0.2}`), and refuses what does not fit before any work starts.
 """
 
 import difflib
@@ -170,7 +171,7 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
     files = profile_files()
     if name not in files:
         raise UserError(f"profile = {name!r} is unknown{_nearest(name, files)}; there are: {', '.join(sorted(files))}.")
-    settings = yaml.safe_load(files[name].read_text())
+    settings = _read(files[name])
     for key, value in (overrides or {}).items():
         _override(settings, key, value)
     try:
@@ -181,10 +182,17 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
     return profile
 
 
-def paper_schedules() -> dict[str, SoftRiskSchedule]:
-    """The schedules of the paper's three tasks, by their names in figures and tables."""
-    tasks = {"IMDB-Gen": "imdb-gpt2", "Jigsaw-Gen": "jigsaw-gpt2", "RTP-Gen": "rtp-gpt2"}
-    return {f"{task} (paper)": load_profile(profile).schedule() for task, profile in tasks.items()}
+def _read(file: Path) -> dict[str, Any]:
+    """The settings in a profile's file, on top of those of the profile that it extends."""
+    own = yaml.safe_load(file.read_text())
+    base = own.pop("extends", None)
+    return own if base is None else _merged(_read(profile_files()[base]), own)
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `own`, section by section."""
+    sections = {key for key, value in own.items() if isinstance(value, dict) and isinstance(base.get(key), dict)}
+    return base | own | {key: _merged(base[key], own[key]) for key in sections}
 
 
 def known_keys(section: type[Section] = Profile) -> list[str]:

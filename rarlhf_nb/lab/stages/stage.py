@@ -13,6 +13,7 @@ from typing import Any
 
 from rarlhf_nb.checkpoint import Checkpoints
 from rarlhf_nb.lab.artifacts import (
+    KEEP,
     Record,
     code_hash,
     damaged_files,
@@ -24,8 +25,6 @@ from rarlhf_nb.lab.artifacts import (
 )
 from rarlhf_nb.lab.processes import run_on_processes
 from rarlhf_nb.lab.workspace import Workspace
-
-KEEP = "RARLHF_KEEP"  # environment variable: what is finished is kept although the code has changed since
 
 
 @dataclass(frozen=True)
