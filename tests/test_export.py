@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+import textwrap
 import types
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from markdown_it import MarkdownIt
 from tiny import tiny_policy
 from transformers import AutoModelForCausalLM
@@ -91,6 +93,12 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def settings_of(card):
+    """The settings that the card shows, as a profile has them."""
+    block = card.text.partition("under the names of a profile:\n\n")[2].partition("\n\n#")[0]
+    return yaml.safe_load(textwrap.dedent(block))
+
+
 def run_code(card):
     """Everything that the card's code defines."""
     names = {}
@@ -127,15 +135,10 @@ def test_the_conditioned_policy_is_exported_for_one_alpha(run, root):
     rarlhf("mine", "conditioned@0.13", "copy")
     assert (root / "copy" / "training_log.jsonl").read_text() == '{"iteration": 1}\n'
     card = card_of(root / "copy")
-    for words in (
-        "fixed here at α = 0.13",
-        "cut into 4 groups",
-        "80 iterations",
-        "β = 0.4, fixed",
-        "the critic, from",
-        "seed 3",
-    ):
-        assert words in card.text
+    assert "fixed here at α = 0.13" in card.text and "seed 3" in card.text
+    settings = settings_of(card)
+    assert settings["conditioned"]["groups"] == 4
+    assert settings["ppo"]["iterations"] == 80 and settings["ppo"]["kl_coef"] == 0.4
     assert "cvar" in card.data.tags and "{{" not in card.text and "\n\n\n" not in card.text
     ids = torch.arange(3, 11).unsqueeze(0)
     fixed, alone = policy.at(0.13).model, AutoModelForCausalLM.from_pretrained(root / "copy")
@@ -166,25 +169,26 @@ def test_the_cards_code_draws_from_the_distribution_that_was_measured(run, root,
 
 
 def test_the_card_says_how_the_policy_was_trained(run, root):
-    for method, words in {
-        "rlhf": ["α = 1, so every episode counts: plain RLHF", "M = 40 iterations of B = 128"],
-        "ra_rlhf": ["α = 0.4, estimator: tail selection", "n = 6", "until iteration 20 (ρ = 0.5)", "holds 52 episodes"],
-        "ra_rlhf@0.2": ["α = 0.2, estimator: tail selection", "it holds 26 episodes"],
-        "ra_rlhf_ru": ["α = 0.4, estimator: Rockafellar–Uryasev", "β = 0.2, fixed"],
-        "grpo": ["trained with GRPO on TRL's trainer to raise the average", "8 of each prompt", "β = 0."],
-        "cvar_grpo@0.2": [
-            "CVaR at α = 0.2",
-            "estimator: rockafellar uryasev",
-            "lowest rewards of an iteration's whole",
-        ],
-        "quark": ["160 steps of 128 texts", "no tail share α"],
-        "sft": ["It sees no reward", "no tail share α"],
-        "prompted": ["the best of 3 by mean reward on 256 training prompts"],
+    for method, (words, settings) in {
+        "rlhf": ("trained with RLHF to raise the average", {"risk.alpha": 1.0, "ppo.iterations": 40}),
+        "ra_rlhf": (
+            "CVaR at α = 0.4",
+            {"risk.alpha": 0.4, "risk.estimator": "tail_selection", "risk.warm_start": 6, "ppo.batch_size": 128},
+        ),
+        "ra_rlhf@0.2": ("CVaR at α = 0.2", {"risk.alpha": 0.2, "risk.estimator": "tail_selection", "risk.rho": 0.5}),
+        "ra_rlhf_ru": ("CVaR at α = 0.4", {"risk.estimator": "rockafellar_uryasev", "ppo.kl_coef": 0.2}),
+        "grpo": ("trained with GRPO to raise the average", {"critic_free.samples_per_prompt": 8}),
+        "cvar_grpo@0.2": ("CVaR at α = 0.2", {"risk.alpha": 0.2, "critic_free.estimator": "rockafellar_uryasev"}),
+        "quark": ("there is no tail share α", {"quark.steps": 160, "quark.batch_size": 128}),
+        "sft": ("fine-tuned on positive film reviews", {"sft.texts": load_profile("pocket-imdb").sft.texts}),
+        "prompted": ("an instruction before every prompt", {"prompted.validation_prompts": 256}),
     }.items():
         rarlhf("mine", method, method)
         card = card_of(root / method)
-        for part in (*words, "seed 3", "A reward model's score is not safety", "The pocket world is a toy"):
+        for part in (words, "seed 3", "A reward model's score is not safety", "The pocket world is a toy"):
             assert part in card.text, (method, part)
+        found = settings_of(card)
+        assert {key: found[key.split(".")[0]][key.split(".")[1]] for key in settings} == settings
         assert ("cvar" in (card.data.tags or [])) == method.startswith(("ra_rlhf", "cvar"))
         assert card.data.license is None and card.data.base_model is None
         assert card.data.library_name == "transformers" and card.data.pipeline_tag == "text-generation"

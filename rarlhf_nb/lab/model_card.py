@@ -1,4 +1,4 @@
-"""The model card of an exported policy: the words are in model_card.jinja, the numbers come from the run."""
+"""The model card of an exported policy: the words are in model_card.jinja, settings and numbers come from the run."""
 
 import json
 import re
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -36,6 +37,15 @@ TAGS = {
     **dict.fromkeys(("quark", *RISK_NEUTRAL), RL_TAGS),
     **dict.fromkeys((CONDITIONED, *RISK_AVERSE), RISK_TAGS),
 }
+SECTIONS = {  # of a profile, by the method that reads them
+    **dict.fromkeys(PPO_METHODS, ("ppo", "risk")),
+    **dict.fromkeys(CRITIC_FREE, ("critic_free", "risk")),
+    CONDITIONED: ("risk", "conditioned"),
+    "quark": ("quark",),
+    "sft": ("sft",),
+    "prompted": ("prompted",),
+}
+
 TASKS = {  # by the profile's task: its name, its texts, what a high reward asks of them, a prompt
     "imdb-gen": ("IMDB-Gen", "film reviews", "positive", "this drama film is an old one ."),
     "jigsaw-gen": ("Jigsaw-Gen", "talk-page comments", "civil", "about the music page you changed today ."),
@@ -46,42 +56,53 @@ PACKAGES = ("rarlhf_nb", "torch", "transformers", "trl", "peft")
 
 def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
     """The card of a method's policy. name: under which the policy is loaded, a folder or a hub id."""
-    run, profile = workspace.run, workspace.profile
-    base, own_alpha = MethodKey.parse(method)
-    risk = risk_of_method(profile.risk, method) if base in PPO_METHODS else None
-    alpha = risk_of_method(profile.risk, method).alpha if base in CRITIC_FREE else None
-    policy = MethodKey.parse(method).policy
-    prefix_ids = json.loads(run.path("policies", policy, PREFIX).read_text())["prefix_ids"]
+    run, profile, key = workspace.run, workspace.profile, MethodKey.parse(method)
+    prefix_ids = json.loads(run.path("policies", key.policy, PREFIX).read_text())["prefix_ids"]
     report = _report(workspace, method)
     return ModelCard.from_template(
         _metadata(profile, method, run.folder.name, report),
         template_path=str(TEMPLATE),
-        method=base,
         method_name=method_name(method),
+        method=key.name,
+        alpha=key.alpha if key.name == CONDITIONED else _risk(profile, key).get("alpha"),
         name=json.dumps(name),
         task=dict(zip(("name", "texts", "aim", "prompt"), TASKS[profile.task.name], strict=True)),
         profile=profile,
-        risk=risk,
-        schedule=risk and risk.schedule(profile.ppo),
-        critic_free_alpha=alpha,
-        conditioned_alpha=own_alpha if base == CONDITIONED else None,
-        conditioned_ppo=profile.conditioned.training(profile.ppo),
         prefix_ids=prefix_ids,
-        prefix=_decoded(run.path("policies", policy), prefix_ids) if prefix_ids else "",
+        prefix=_decoded(run.path("policies", key.policy), prefix_ids) if prefix_ids else "",
         policy_model=_model(profile.policy.model),
         reward_model=_model(profile.reward.model),
         data=_data(profile),
-        pocket=profile.task.source.startswith("pocket"),
-        log=run.path("training", f"{policy}.jsonl").exists(),
+        settings=_settings(profile, key),
+        log=run.path("training", f"{key.policy}.jsonl").exists(),
         results=report and _results(report, method),
         notes=report and _notes(report),
         evaluated=run.path("evaluation", f"{method}.parquet").exists(),
-        notebook=MethodKey.parse(method).method.notebook,
+        notebook=key.method.notebook,
         run=run.name,
         seed=workspace.seed,
         versions=", ".join(f"{package} {run.manifest['versions'].get(package)}" for package in PACKAGES),
         literal=literal,
     )
+
+
+def _risk(profile: Profile, key: MethodKey) -> dict[str, Any]:
+    """What the training does about the tail; empty for a method without a tail share."""
+    if key.name not in (*PPO_METHODS, *CRITIC_FREE):
+        return {}
+    return risk_of_method(profile.risk, str(key)).model_dump(mode="json")
+
+
+def _settings(profile: Profile, key: MethodKey) -> str:
+    """The settings that the policy depends on, as YAML, without the names of models and files."""
+    sections = dict.fromkeys(SECTIONS.get(key.name, ()), True) | {"sampling": True, "policy": {"lora"}}
+    sections |= {"task": {"prompt_length", "train_prompts", "test_prompts"}, "reward": {"label", "sign"}}
+    settings = profile.model_dump(mode="json", include=sections)
+    if key.name == CONDITIONED:
+        settings["ppo"] = profile.conditioned.training(profile.ppo).model_dump(mode="json")
+    elif "risk" in settings:
+        settings["risk"] = _risk(profile, key)
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=100)
 
 
 def literal(text: Any) -> str:
