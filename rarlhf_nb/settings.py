@@ -193,7 +193,7 @@ class PPOSettings(Section):
 
     iterations: int = Field(gt=0)  # M
     batch_size: int = Field(gt=1)  # B, episodes per iteration
-    micro_batch_size: int | Literal["auto"] | None = None  # episodes per backward pass; None: all kept at once
+    micro_batch_size: int | Literal["auto"] | None = None  # episodes per pass; None and auto: as many as memory holds
     epochs: int = Field(gt=0)  # PPO epochs, one optimizer step each
     learning_rate: float = Field(gt=0)
     gamma: float = Field(ge=0, le=1, default=1.0)
@@ -211,7 +211,7 @@ class PPOSettings(Section):
     @classmethod
     def micro_batch_size_is_a_count(cls, size: Any) -> Any:
         if not (size is None or size == "auto" or (isinstance(size, int) and size > 0)):
-            raise ValueError("give a number of episodes above 0, auto (as memory holds) or null (all at once)")
+            raise ValueError("give a number of episodes above 0, or auto or null (as many as memory holds)")
         return size
 
 
@@ -230,7 +230,7 @@ class RiskSettings(Section):
         return SoftRiskSchedule(ppo.batch_size, self.alpha, ppo.iterations, self.warm_start, self.rho)
 
 
-Answer = Literal["warn", "skip", "stop"]  # skip: no further optimizer step in the iteration
+Action = Literal["warn", "skip", "stop"]  # skip: no further optimizer step in the iteration
 
 
 class CriticFreeSettings(Section):
@@ -260,27 +260,27 @@ class CriticFreeSettings(Section):
 
 
 class WatchSettings(Section):
-    """What is done when a training goes wrong, symptom by symptom (see `training.watch`).
+    """What is done when a training goes wrong, symptom by symptom (see `monitor`).
 
     By default only the numbers of a broken training stop it. In sound runs the KL stayed below 14 nats, and the value
     loss below twice its usual value.
     """
 
     not_finite: Literal["skip", "stop"] = "stop"  # NaN or infinity in a loss or gradient; it never reaches the weights
-    kl: Answer = "stop"
+    kl: Action = "stop"
     kl_bound: float = Field(gt=0, default=50.0)  # mean nats per completion
-    negative_kl: Answer = "warn"  # clearly below 0, which an estimate of a KL cannot be
-    ratio: Answer = "skip"  # mean ratio above ppo.ratio_threshold
-    value_loss: Answer = "stop"
-    value_loss_bound: float = Field(gt=1, default=30.0)  # times its usual value, see `training.watch`
-    equal_rewards: Answer = "warn"  # all rewards of a batch
-    no_variance: Answer = "warn"  # in the advantages of the kept episodes
-    collapse: Answer = "warn"
+    negative_kl: Action = "warn"  # clearly below 0, which an estimate of a KL cannot be
+    ratio: Action = "skip"  # mean ratio above ppo.ratio_threshold
+    value_loss: Action = "stop"
+    value_loss_bound: float = Field(gt=1, default=30.0)  # times its usual value, see `monitor`
+    equal_rewards: Action = "warn"  # all rewards of a batch
+    no_variance: Action = "warn"  # in the advantages of the kept episodes
+    collapse: Action = "warn"
     collapse_bound: float = Field(gt=0, le=1, default=0.5)  # share of a batch that is one completion
 
 
 class ConditionedSettings(Section):
-    """One policy for every tail share from alpha_min to 1, which reads alpha (see `training.conditioned`)."""
+    """One policy for every tail share from alpha_min to 1, which reads alpha (see `conditioned`)."""
 
     alpha_min: float = Field(gt=0, lt=1, default=0.1)
     groups: int = Field(gt=1, default=4)  # of a batch, each with its own alpha

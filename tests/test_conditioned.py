@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
+from tiny import PROMPTS, SAMPLING, good_minus_bad, ppo_trainer, sampling_settings, tiny_policy
 from transformers import AutoModelForCausalLM
 
 from rarlhf_nb.conditioned import AlphaConditionedTrainer
@@ -26,8 +26,6 @@ from rarlhf_nb.risk_embedding import RiskEmbedding
 from rarlhf_nb.sampling import sampler_logits, token_log_probs
 from rarlhf_nb.settings import ConditionedSettings, LoraSettings
 
-SAMPLING = sampling_settings(minimum_completion_length=2)
-
 
 def conditioned_policy(architecture="gpt2"):
     policy = tiny_policy(architecture=architecture)
@@ -36,18 +34,9 @@ def conditioned_policy(architecture="gpt2"):
     return policy
 
 
-def conditioned_trainer(policy=None, groups=4, **changes):
-    return AlphaConditionedTrainer(
-        policy or tiny_policy(),
-        changes.pop("reward", good_minus_bad),
-        ppo_settings(**{"batch_size": 8} | changes.pop("args", {})),
-        risk_settings(),
-        SAMPLING,
-        changes.pop("conditioned", ConditionedSettings(alpha_min=0.25, groups=groups)),
-        train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
-        seed=1,
-        **changes,
-    )
+def conditioned_trainer(policy=None, own=None, **changes):
+    conditioned = ConditionedSettings(**{"alpha_min": 0.25} | (own or {}))
+    return ppo_trainer(policy, kind=AlphaConditionedTrainer, conditioned=conditioned, **changes)
 
 
 # The policy
@@ -174,7 +163,7 @@ def test_a_folder_without_its_embedding_is_refused(tmp_path):
 
 
 def test_each_group_has_its_alpha_and_the_ends_are_always_there():
-    trainer, seen = conditioned_trainer(groups=5, args={"batch_size": 11}), []
+    trainer, seen = conditioned_trainer(own={"groups": 5}, batch_size=11), []
     for iteration in range(1, 200):
         trainer.iteration = iteration
         seen.append(trainer.group_alphas())
@@ -192,7 +181,7 @@ def test_each_group_has_its_alpha_and_the_ends_are_always_there():
 
 def test_var_rewards_and_whitening_are_each_groups_own():
     """Every group written out slowly: 8 episodes in two groups of 4, half of the batch kept by the schedule."""
-    trainer = conditioned_trainer(tiny_policy(dtype=torch.float64), groups=2)
+    trainer = conditioned_trainer(tiny_policy(dtype=torch.float64), {"groups": 2})
     trainer.iteration = 1
     rollout = trainer.sample(PROMPTS, {})
     rewards = torch.tensor([3.0, -1, 2, 0, 5, 1, -4, 1.5], dtype=torch.float64)
@@ -218,21 +207,21 @@ def test_var_rewards_and_whitening_are_each_groups_own():
 
 
 def test_the_schedule_falls_for_all_groups_until_each_reaches_its_alpha():
-    trainer = conditioned_trainer(groups=2, args={"batch_size": 40})
+    trainer = conditioned_trainer(own={"groups": 2}, batch_size=40)
     assert [trainer.group_kept(kept) for kept in (40, 30, 10)] == [[20, 20], [20, 15], [20, 5]]
     assert trainer.schedule.alpha == 0.25 and trainer.iterations == 12  # twice those of ppo
 
 
 def test_it_learns_from_alpha():
     """The reward of a completion counts what alpha asks for: "good" above alpha 0.5, "bad" below."""
-    trainer = conditioned_trainer(groups=2, args={"learning_rate": 2e-2, "kl_coef": 0.0, "batch_size": 64})
-    trainer.train_dataset = Dataset.from_dict({"prompt": PROMPTS * 8})
 
     def asked(prompts, completions, **columns):
         sign = np.where(np.arange(64) < 32, 1.0, -1.0)
         return list(sign * np.array(good_minus_bad(prompts, completions)))
 
-    trainer.reward_funcs = [asked]
+    prompts = Dataset.from_dict({"prompt": PROMPTS * 8})
+    settings = {"learning_rate": 2e-2, "kl_coef": 0.0, "batch_size": 64}
+    trainer = conditioned_trainer(own={"groups": 2}, reward=asked, train_dataset=prompts, **settings)
     log = trainer.train()
     drawn = [trainer.policy.sample(PROMPTS * 8, SAMPLING, seed=3, alpha=alpha).completions for alpha in (1.0, 0.25)]
     good, bad = (np.mean(good_minus_bad([], completions)) for completions in drawn)
@@ -244,10 +233,9 @@ def test_it_learns_from_alpha():
 
 
 def test_its_own_kl_coef_and_iterations_go_before_those_of_ppo():
-    own = ConditionedSettings(alpha_min=0.25, groups=2, iterations=3, kl_coef=0.0)
-    trainer = conditioned_trainer(conditioned=own, args={"kl_coef": 0.3})
+    trainer = conditioned_trainer(own={"groups": 2, "iterations": 3, "kl_coef": 0.0}, kl_coef=0.3)
     assert (trainer.kl_coef, trainer.iterations) == (0.0, 3)
-    assert conditioned_trainer(args={"kl_coef": 0.3}).kl_coef == 0.3
+    assert conditioned_trainer(kl_coef=0.3).kl_coef == 0.3
 
 
 def test_live_training_offers_it_beside_the_estimators(tmp_path, monkeypatch):
@@ -268,4 +256,4 @@ def test_live_training_offers_it_beside_the_estimators(tmp_path, monkeypatch):
 
 def test_groups_too_small_for_a_tail_are_refused():
     with pytest.raises(UserError, match=r"conditioned.groups = 5 with ppo.batch_size = 8"):
-        conditioned_trainer(groups=5)
+        conditioned_trainer(own={"groups": 5})

@@ -4,35 +4,26 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset
-from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
+from tiny import ppo_trainer, tiny_policy
 
 from rarlhf_nb import micro_batches
 from rarlhf_nb.checkpoint import Checkpoints
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.profiles import load_profile
-from rarlhf_nb.trainer import CVaRPPOTrainer
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-def make_trainer(size, fits=lambda ids: True, checkpoints=None):
+def make_trainer(size, fits=lambda ids: True, **options):
     """A trainer whose policy and reference run out of memory unless `fits` allows the tokens (N, P + T) of a pass."""
     policy = tiny_policy(dtype=torch.float64)
 
     def full(module, inputs):
         if not fits(inputs[0]):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise OUT_OF_MEMORY
 
     policy.register_forward_pre_hook(full)
-    return CVaRPPOTrainer(
-        model=policy,
-        reward_funcs=good_minus_bad,
-        args=ppo_settings(micro_batch_size=size, learning_rate=1e-2),
-        risk=risk_settings(),
-        sampling=sampling_settings(minimum_completion_length=2),
-        train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
-        seed=1,
-        checkpoints=checkpoints,
-    )
+    return ppo_trainer(policy, micro_batch_size=size, learning_rate=1e-2, **options)
 
 
 def trained(trainer):
@@ -52,6 +43,10 @@ def test_what_memory_allows_trains_as_if_it_had_been_set(size, capsys):
     found, found_weights = trained(make_trainer(size, up_to_three))
     assert found.equals(given) and torch.equal(found_weights, given_weights)
     assert "4 episodes at once do not fit into memory; from now on 2" in capsys.readouterr().out
+    whole, whole_weights = trained(make_trainer(size))  # all fit
+    torch.testing.assert_close(whole_weights, given_weights, atol=1e-7, rtol=0)
+    for key in given.columns:
+        assert whole[key].tolist() == pytest.approx(given[key].tolist(), abs=1e-6), key
 
 
 def test_an_epoch_that_runs_out_of_memory_midway_is_begun_anew(capsys):
@@ -70,18 +65,10 @@ def test_an_epoch_that_runs_out_of_memory_midway_is_begun_anew(capsys):
         assert found[key].tolist() == pytest.approx(given[key].tolist(), abs=1e-6), key
 
 
-def test_auto_takes_all_where_all_fit():
-    trainer = make_trainer("auto")
-    whole, whole_weights = trained(make_trainer(None))
-    log, weights = trained(trainer)
-    assert log.equals(whole) and torch.equal(weights, whole_weights)
-
-
 def test_a_resumed_training_goes_on_with_the_size_that_was_found(tmp_path):
     checkpoints = Checkpoints(tmp_path, seconds=0)
-    first = make_trainer("auto", up_to_three, checkpoints)
-    next(iter(first))
-    again = make_trainer("auto", checkpoints=checkpoints)  # where more would fit now
+    next(iter(make_trainer("auto", up_to_three, checkpoints=checkpoints)))
+    again = make_trainer("auto", checkpoints=checkpoints)  # more would fit now
     again.resume()
     assert (again.iteration, again.micro_batches.size) == (1, 2)
     again.train()
@@ -94,18 +81,15 @@ def test_an_episode_that_does_not_fit_alone_is_said_with_what_helps(size):
         make_trainer(size, lambda ids: not torch.is_grad_enabled()).train()
 
 
-def test_ranks_that_wait_for_one_another_cannot_begin_again():
+def test_under_fsdp_no_rank_can_begin_again_alone():
     def full(pieces):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise OUT_OF_MEMORY
 
     ranks = SimpleNamespace(rank=1, sharded=True)
     with pytest.raises(UserError, match="4 episodes at once do not fit .* rank 1: set ppo.micro_batch_size = 2"):
         micro_batches.MicroBatches(4, 8, ranks).run(8, full)
-
-
-def test_auto_is_refused_under_fsdp():
     with pytest.raises(UserError, match="ppo.micro_batch_size = 'auto': under FSDP.*give a number"):
-        micro_batches.MicroBatches("auto", 8, SimpleNamespace(sharded=True))
+        micro_batches.MicroBatches("auto", 8, ranks)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():

@@ -7,8 +7,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from datasets import Dataset
-from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
+from tiny import SAMPLING, TEXTS, good_minus_bad, ppo_trainer, tiny_policy
 
 from rarlhf_nb.baselines.quark import QuarkTrainer
 from rarlhf_nb.checkpoint import Checkpoints
@@ -18,10 +17,6 @@ from rarlhf_nb.lab.profiles import load_profile
 from rarlhf_nb.monitor import Monitor, TrainingStopped, check_completions, check_kl
 from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.settings import QuarkSettings, WatchSettings
-from rarlhf_nb.trainer import CVaRPPOTrainer
-
-SAMPLING = sampling_settings(minimum_completion_length=2)
-TEXTS = Dataset.from_dict({"prompt": PROMPTS})
 
 
 def varied(prompts, completions, **columns):
@@ -29,10 +24,8 @@ def varied(prompts, completions, **columns):
     return [reward + 0.01 * i for i, reward in enumerate(good_minus_bad(prompts, completions))]
 
 
-def cvar_ppo(watch=None, learning_rate=1e-3, epochs=4, **options):
-    args = ppo_settings(learning_rate=learning_rate, epochs=epochs)
-    watch = WatchSettings(**watch or {})
-    return CVaRPPOTrainer(tiny_policy(), varied, args, risk_settings(), SAMPLING, TEXTS, seed=1, watch=watch, **options)
+def cvar_ppo(watch=None, **changes):
+    return ppo_trainer(reward=varied, watch=WatchSettings(**watch or {}), **{"epochs": 4} | changes)
 
 
 def quark(watch=None, learning_rate=1e-2, **options):
@@ -232,15 +225,10 @@ def test_the_checkpoint_with_the_weights_that_a_stop_speaks_against_is_dropped(a
 
 
 def test_a_changed_beta_is_taken_and_an_adaptive_one_goes_on(tmp_path):
-    args = ppo_settings(kl_target=2.0, kl_horizon=100)
-
-    def trainer(args):
-        checkpoints = every_iteration(tmp_path)
-        return CVaRPPOTrainer(tiny_policy(), varied, args, risk_settings(), SAMPLING, TEXTS, checkpoints=checkpoints)
-
-    first = trainer(args)
+    controller, checkpoints = {"kl_target": 2.0, "kl_horizon": 100}, every_iteration(tmp_path)
+    first = cvar_ppo(checkpoints=checkpoints, **controller)
     next(iter(first))
-    adaptive, fixed = trainer(args), trainer(ppo_settings(kl_coef=0.7))
+    adaptive, fixed = (cvar_ppo(checkpoints=checkpoints, **args) for args in (controller, {"kl_coef": 0.7}))
     for other in (adaptive, fixed):
         other.resume(other_settings=True)
     assert adaptive.kl_coef == first.kl_coef != 0.1 and fixed.kl_coef == 0.7

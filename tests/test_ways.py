@@ -2,18 +2,15 @@
 
 import pytest
 import torch
-from datasets import Dataset
-from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
+from tiny import ppo_trainer, sampling_settings
 
 from benchmarks import ways
 from rarlhf_nb.ppo import whiten
 from rarlhf_nb.trainer import CVaRPPOTrainer
 
 
-def make_trainer(kind=CVaRPPOTrainer, args=None, **risk):
-    prompts = Dataset.from_dict({"prompt": PROMPTS})
-    settings = (args or ppo_settings(), risk_settings(**risk), sampling_settings())
-    return kind(tiny_policy(), good_minus_bad, *settings, prompts, seed=1)
+def make_trainer(kind=CVaRPPOTrainer, **settings):
+    return ppo_trainer(kind=kind, sampling=sampling_settings(), **settings)
 
 
 def updated_weights(trainer, iterations=2):
@@ -68,7 +65,7 @@ def test_what_the_policy_and_the_critic_learn_from():
 
 
 def test_a_dropped_episode_far_from_the_reference_is_pushed_back():
-    trainer = make_trainer(ways.DroppedHeld, args=ppo_settings(learning_rate=0.01, kl_coef=0.5), warm_start=0, rho=0.1)
+    trainer = make_trainer(ways.DroppedHeld, learning_rate=0.01, kl_coef=0.5, warm_start=0, rho=0.1)
     updated_weights(trainer, iterations=4)
     batch, kl = last_batch(trainer), trainer.rollout.kl
     dropped = [place for place in range(8) if place not in trainer.targets.tail.tolist()]

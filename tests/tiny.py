@@ -1,6 +1,7 @@
 """Models of a few thousand parameters, in the hub's format, for tests that need a real network."""
 
 import torch
+from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -8,6 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from rarlhf_nb.policy import ActorCritic
 from rarlhf_nb.settings import PPOSettings, RiskSettings, SamplingSettings
+from rarlhf_nb.trainer import CVaRPPOTrainer
 
 WORDS = ["good", "bad", "film", "the", "is", "was", "plot", "very"]
 
@@ -66,3 +68,16 @@ PROMPTS = ["the film is", "the plot was very", "film", "the plot is bad", "very 
 
 def good_minus_bad(prompts: list[str], completions: list[str], **columns) -> list[float]:
     return [float(c.split().count("good") - c.split().count("bad")) for c in completions]
+
+
+SAMPLING = sampling_settings(minimum_completion_length=2)
+TEXTS = Dataset.from_dict({"prompt": PROMPTS, "topic": list("abcdefgh")})
+
+
+def ppo_trainer(policy=None, reward=good_minus_bad, kind=CVaRPPOTrainer, **changes) -> CVaRPPOTrainer:
+    """A trainer on eight texts; changes are settings of PPO and risk by their names, and other arguments."""
+    sections = []
+    for make, section in ((ppo_settings, PPOSettings), (risk_settings, RiskSettings)):
+        sections.append(make(**{name: changes.pop(name) for name in section.model_fields if name in changes}))
+    options = {"sampling": SAMPLING, "train_dataset": TEXTS, "seed": 1} | changes
+    return kind(policy or tiny_policy(), reward, *sections, **options)
