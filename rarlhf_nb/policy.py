@@ -10,7 +10,6 @@ import copy
 import inspect
 import json
 import warnings
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -72,24 +71,21 @@ class ActorCritic(nn.Module):
     """A causal LM (the actor) and a linear value head on its last hidden state (the critic): one trunk, two heads.
 
     The module stays in eval mode, since dropout would make the PPO ratio differ from 1 before any update. The
-    checkpoint's own generation settings are replaced, since the sampler must draw from the distribution that
-    `token_log_probs` describes.
+    checkpoint's own generation settings are replaced, since whoever generates with the model must draw from the
+    distribution that `token_log_probs` describes.
 
     prefix_ids: tokens that the model reads before every prompt, such as an instruction or a reward token. They belong
     neither to the prompt nor to the completion of an episode. risk: the embedding of alpha of a conditioned policy,
     which acts for any tail share that it is told.
     """
 
+    prefix_ids: list[int]
     risk: RiskEmbedding | None
 
-    def __init__(
-        self, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, prefix_ids: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> None:
         super().__init__()
-        self.model = model
-        self.processing_class = processing_class
-        self.prefix_ids = list(prefix_ids)
-        self.risk = None
+        self.model, self.processing_class = model, processing_class
+        self.prefix_ids, self.risk = [], None
         hidden_size = model.config.get_text_config().hidden_size
         self.value_head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=model.device)
         nn.init.zeros_(self.value_head.weight)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from safetensors.torch import save_file
 from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
 from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -91,17 +90,11 @@ def train(folder: Path, settings: dict) -> None:
     )
     if "fits" in own:
         trainer.policy.register_forward_pre_hook(partial(check_memory, own["fits"]))
-    seen = []
-    for _ in trainer:
-        seen.append(look(trainer))
+    seen = [look(trainer) for _ in trainer]
     with trainer.ranks.summon_full_params(trainer.wrapped):
-        weights = parameter_tensors(trainer.policy)
-        save_file(
-            {name.replace("_fsdp_wrapped_module.", ""): value.clone() for name, value in weights.items()},
-            folder / f"weights-{RANK}.safetensors",
-        )
-    (folder / f"engine-{RANK}.txt").write_text(type(trainer.wrapped).__name__)
-    (folder / f"seen-{RANK}.json").write_text(json.dumps(seen))
+        named = parameter_tensors(trainer.policy).items()
+        weights = {name.replace("_fsdp_wrapped_module.", ""): value.clone() for name, value in named}
+    torch.save((type(trainer.wrapped).__name__, seen, weights), folder / f"found-{RANK}.pt")
 
 
 def train_all(folder: Path, trainings: dict[str, dict]) -> None:

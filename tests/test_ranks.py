@@ -16,7 +16,6 @@ import pandas as pd
 import pytest
 import torch
 from ranked import train_all
-from safetensors.torch import load_file
 from small_run import SMALL
 
 from rarlhf_nb.lab.evaluation.tables import HELD_OUT, SAMPLES
@@ -76,12 +75,9 @@ def folders(tmp_path_factory):
     return root
 
 
-def weights(folder):
-    return [load_file(path) for path in sorted(folder.glob("weights-*.safetensors"))]
-
-
-def seen(folder):
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("seen-*.json"))]
+def found(folder):
+    """What each rank left: the name of its engine, what it has seen in each iteration, and its weights."""
+    return [torch.load(path) for path in sorted(folder.glob("found-*.pt"))]
 
 
 def difference(one, other):
@@ -89,31 +85,35 @@ def difference(one, other):
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
+def logs(folders, training, *counts):
+    files = [folders / count / training / "log.jsonl" for count in counts]
+    return [pd.read_json(file, lines=True).drop(columns="seconds") for file in files]
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 @pytest.mark.parametrize("training", SAME)
 def test_several_processes_follow_the_trajectory_of_one(folders, processes, training):
-    alone, together = folders / "1" / training, folders / str(processes) / training
-    assert seen(together) == seen(alone) * processes  # prompts, tokens, and the tail or the quantiles
-    assert len(weights(together)) == processes
-    for found in weights(together):
-        assert difference(found, weights(alone)[0]) < 1e-9
-    logs = [pd.read_json(folder / "log.jsonl", lines=True).drop(columns="seconds") for folder in (alone, together)]
-    pd.testing.assert_frame_equal(*logs, rtol=0, atol=1e-9)
+    ((_, seen, weights),) = found(folders / "1" / training)
+    together = found(folders / str(processes) / training)
+    assert len(together) == processes
+    for _, own_seen, own_weights in together:
+        assert own_seen == seen  # prompts, tokens, and the tail or the quantiles
+        assert difference(own_weights, weights) < 1e-9
+    pd.testing.assert_frame_equal(*logs(folders, training, "1", str(processes)), rtol=0, atol=1e-9)
 
 
 def test_in_single_precision_the_logs_agree(folders):
-    logs = [pd.read_json(folders / count / "float32" / "log.jsonl", lines=True) for count in "12"]
-    pd.testing.assert_frame_equal(*(log.drop(columns="seconds") for log in logs), rtol=0, atol=1e-4)
+    pd.testing.assert_frame_equal(*logs(folders, "float32", "1", "2"), rtol=0, atol=1e-4)
 
 
 def test_a_tail_may_lie_in_the_share_of_one_process(folders):
-    kept = [len(iteration["tail"]) for iteration in seen(folders / "3" / "one kept")[0]]
-    assert kept[-1] == 1 < 3  # and two processes update on an episode that does not count
+    _, seen, _ = found(folders / "3" / "one kept")[0]
+    assert len(seen[-1]["tail"]) == 1 < 3  # and two processes update on an episode that does not count
 
 
 def test_fsdp_on_the_cpu_follows_it_as_well(folders):
-    assert (folders / "fsdp" / "tail selection" / "engine-0.txt").read_text() == "FullyShardedDataParallel"
-    sharded, alone = (weights(folders / name / "tail selection")[0] for name in ("fsdp", "1"))
+    (engine, _, sharded), (_, _, alone) = (found(folders / name / "tail selection")[0] for name in ("fsdp", "1"))
+    assert engine == "FullyShardedDataParallel"
     assert difference(sharded, alone) < 1e-6
 
 
@@ -193,15 +193,14 @@ def test_a_run_on_two_processes_is_interrupted_loses_one_and_ends_as_on_one(tmp_
     pd.testing.assert_frame_equal(*(log.head(5) for log in logs), rtol=0, atol=1e-4)
     pd.testing.assert_frame_equal(*(each.train("quark").drop(columns="seconds") for each in (alone, experiment)))
 
-    tables = [each.evaluate("sft") for each in (alone, experiment)]
-    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    for each in (alone, experiment):
+        leave_conditioned(each)
+    for method in ("sft", "conditioned"):
+        tables = [each.evaluate(method) for each in (alone, experiment)]
+        pd.testing.assert_frame_equal(*tables, check_exact=True)
     for ending in (SAMPLES, HELD_OUT):
         samples = [each.run.read(f"evaluation/sft{ending}") for each in (alone, experiment)]
         pd.testing.assert_frame_equal(*samples, check_exact=True)
-    for each in (alone, experiment):
-        leave_conditioned(each)
-    tables = [each.evaluate("conditioned") for each in (alone, experiment)]
-    pd.testing.assert_frame_equal(*tables, check_exact=True)
     assert "processes started" not in capfd.readouterr().out  # those of the first training do all the rest
 
     findings = verify(experiment, iterations=2, say=print)
