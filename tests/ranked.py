@@ -68,9 +68,13 @@ def seen_by_ppo(trainer: CVaRPPOTrainer) -> dict[str, Any]:
 
 
 def seen_by_quark(trainer: QuarkTrainer) -> dict[str, Any]:
-    prompts, completions, *ids = zip(*trainer.pool.episodes, strict=True)
-    tokens = [[row.tolist() for row in rows] for rows in ids]
-    return {"texts": [prompts, completions], "tokens": tokens, "bins": trainer.pool.bins.tolist()}
+    pool = trainer.pool
+    prompts, completions = (
+        [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
+        for ids, mask in ((pool.prompt_ids, pool.prompt_mask), (pool.completion_ids, pool.completion_mask))
+    )
+    texts = [pool.prompts, pool.completions]
+    return {"texts": texts, "tokens": [prompts, completions], "bins": trainer.bins.tolist()}
 
 
 def train(folder: Path, settings: dict) -> None:

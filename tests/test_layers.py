@@ -39,7 +39,7 @@ def test_no_import_runs_in_a_circle():
 
 
 def test_no_baseline_knows_another():
-    parts = {"quark_math": "quark", "critic_free": "grpo"}
+    parts = {"critic_free": "grpo"}
     home = {name: parts.get(name.rpartition(".")[2], name.rpartition(".")[2]) for name in MODULES}
     baselines = [name for name in MODULES if name.startswith("rarlhf_nb.baselines.")]
     pairs = [(home[module], home[name]) for module in baselines for name in imported(module) if name in baselines]

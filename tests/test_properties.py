@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from rarlhf_nb.baselines.dexperts import combined_logits, nucleus_mask
-from rarlhf_nb.baselines.quark_math import kl_divergence, quantile_bins
+from rarlhf_nb.baselines.quark import kl_divergence, quantile_bins
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.metrics import (
     bootstrap_interval,

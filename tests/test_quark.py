@@ -6,8 +6,16 @@ import torch
 from datasets import Dataset
 from tiny import PROMPTS, good_minus_bad, sampling_settings, tiny_policy
 
-from rarlhf_nb.baselines.quark import QuarkTrainer, add_reward_tokens, check_scores
-from rarlhf_nb.baselines.quark_math import Pool, kl_divergence, quantile_bins, quark_terms
+from rarlhf_nb.baselines.quark import (
+    QuarkTrainer,
+    add_reward_tokens,
+    check_scores,
+    kl_divergence,
+    quantile_bins,
+    quark_terms,
+    trimmed,
+)
+from rarlhf_nb.distributed import join
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.glossary import logged_keys
 from rarlhf_nb.policy import evaluate_tokens, load_policy
@@ -39,13 +47,8 @@ def make_trainer(policy=None, reward=good_minus_bad, prompts=PROMPTS, sampling=S
 def explored(trainer):
     """A trainer with a quantised pool, prompts and completions of several lengths in it."""
     trainer.explore(0)
-    trainer.pool.quantise(trainer.args.quantiles)
+    trainer.bins = quantile_bins(trainer.pool.env_rewards, trainer.args.quantiles)
     return trainer
-
-
-def whole_pool(trainer):
-    indices = torch.arange(len(trainer.pool))
-    return trainer.pool.take(indices, 0), trainer.pool.bins
 
 
 def test_quantiles_by_hand():
@@ -80,7 +83,7 @@ def test_the_loss_equals_a_slow_loop_without_padding():
     """One completion at a time, one token at a time, straight from the definition; EOS and short prompts included."""
     policy, reference = tiny_policy(0), tiny_policy(1)
     trainer = explored(make_trainer(policy, reference=reference, prompts=PROMPTS * 4))
-    episodes, bins = whole_pool(trainer)
+    episodes, bins = trainer.pool, trainer.bins
     assert not episodes.completion_mask.all() and not episodes.prompt_mask.all()
     total, tokens = 0.0, 0
     for i, quantile in enumerate(bins.tolist()):
@@ -101,7 +104,7 @@ def test_the_loss_equals_a_slow_loop_without_padding():
 
 def test_padding_and_the_company_of_a_batch_change_nothing():
     trainer = explored(make_trainer(reference=tiny_policy(1), prompts=PROMPTS * 4))
-    episodes, bins = whole_pool(trainer)
+    episodes, bins = trainer.pool, trainer.bins
     clean = trainer.terms(episodes, bins)
     dirty = copy.deepcopy(episodes)
     dirty.prompt_ids[~dirty.prompt_mask], dirty.completion_ids[~dirty.completion_mask] = 5, 7
@@ -109,7 +112,7 @@ def test_padding_and_the_company_of_a_batch_change_nothing():
         mask = episodes.completion_mask
         torch.testing.assert_close(one[mask], other[mask], atol=1e-6, rtol=0)
     for i in range(len(trainer.pool)):
-        alone = trainer.pool.take([i], 0)
+        alone = trimmed(trainer.pool.take(torch.tensor([i])))
         assert alone.prompt_mask.all() and alone.completion_mask.all()
         mine = trainer.terms(alone, bins[i : i + 1]).loss[0]
         torch.testing.assert_close(mine, clean.loss[i][episodes.completion_mask[i]], atol=1e-5, rtol=0)
@@ -117,7 +120,7 @@ def test_padding_and_the_company_of_a_batch_change_nothing():
 
 def test_the_logits_of_reward_tokens_enter_no_loss():
     trainer = explored(make_trainer())
-    episodes, bins = whole_pool(trainer)
+    episodes, bins = trainer.pool, trainer.bins
     before = trainer.terms(episodes, bins).loss
     forward = trainer.wrapped
 
@@ -174,11 +177,11 @@ def test_the_pool_is_explored_without_a_token_first_and_under_the_best_one_after
     assert [(name, prefix) for name, prefix, _ in samplers] == [("reference", []), ("policy", [11])]
     prompts = [prompt for *_, batch in samplers for prompt in batch]
     assert len(prompts) == 10 and set(prompts) == set(PROMPTS)  # the next prompts of the shuffle, then its second round
-    assert [prompt for prompt, *_ in trainer.pool.episodes] == prompts  # nothing is purged
+    assert trainer.pool.prompts == prompts  # nothing is purged
     assert log["pool_size"].tolist() == [5] * 4 + [10] * 4
     assert log["gradient_examples"].tolist() == [8 * step for step in range(1, 9)]
-    rewards = torch.tensor(trainer.pool.rewards)
-    assert torch.equal(trainer.pool.bins, quantile_bins(rewards, 3))  # the whole pool, anew
+    rewards = trainer.pool.env_rewards
+    assert torch.equal(trainer.bins, quantile_bins(rewards, 3))  # the whole pool, anew
     assert log["env_reward_mean"][7] == pytest.approx(rewards[5:].mean().item())
     assert set(log.columns) == set(logged_keys("Quark's log"))
     rows = [json.loads(line) for line in (tmp_path / "quark.jsonl").read_text().splitlines()]
@@ -196,9 +199,9 @@ def test_missing_scores_are_dropped_and_wrong_ones_named():
         return [None, float("nan")] + good_minus_bad(prompts, completions)[2:]
 
     trainer = explored(make_trainer(reward=[sometimes, good_minus_bad]))
-    kept, _ = whole_pool(trainer)
-    assert trainer.pool.rewards == [2 * r for r in good_minus_bad(kept.prompts, kept.completions)]  # their sum
-    assert len(kept) == 6 and len(trainer.pool.bins) == 6
+    kept = trainer.pool
+    assert kept.env_rewards.tolist() == [2 * r for r in good_minus_bad(kept.prompts, kept.completions)]  # their sum
+    assert len(kept) == 6 and len(trainer.bins) == 6
     assert check_scores(torch.tensor([1.0, float("nan")]), ["a", "b"], ["c", "d"]).tolist()[0] == 1.0
     for wrong in ([1.0], [1.0, "good"], [1.0, float("inf")], 3.0):
         with pytest.raises(UserError, match="reward"):
@@ -275,11 +278,10 @@ def test_a_prompt_without_room_for_the_reward_token_is_named():
         make_trainer(prompts=[prompt] * 8).train()
 
 
-def test_the_pool_pads_prompts_on_the_left_and_completions_on_the_right():
-    pool = Pool()
+def test_a_batch_of_the_pool_is_padded_to_its_own_longest_episode():
     policy = tiny_policy()
-    for prompts in (["film"], ["the plot was very"]):
-        pool.add(policy.sample(prompts, sampling_settings(), seed=0), [0.0])
-    episodes = pool.take([0, 1], pad_id=2)
-    assert episodes.prompt_mask.tolist() == [[False] * 3 + [True], [True] * 4]
-    assert episodes.prompt_ids[0, :3].tolist() == [2] * 3  # a mask by the pad id would lose a completion's EOS
+    parts = [policy.sample([prompt], sampling_settings(), seed=0) for prompt in ("film", "the plot was very", "is bad")]
+    episodes = trimmed(join(parts, "cpu").take(torch.tensor([0, 2])))
+    assert episodes.prompt_mask.tolist() == [[False, True], [True, True]]
+    assert episodes.prompt_ids.tolist() == [[0, 5], [7, 4]]
+    assert episodes.completion_mask.shape == episodes.completion_ids.shape == (2, 5)

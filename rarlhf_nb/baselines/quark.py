@@ -11,13 +11,15 @@ Departures from the paper or, where stated, from the authors' code:
 3. There are no adaptive controllers of beta and lambda; the authors' code has them, switched off.
 4. An exploration may use fewer than all prompts (`exploration_prompts`); each takes the next ones of a seeded shuffle.
 5. With a LoRA adapter, the embeddings of the reward tokens are trained too; all other embeddings stay frozen.
+
+Shapes: N scored completions in the pool, K quantiles; B episodes, T completion tokens, V tokens in the vocabulary.
 """
 
 import copy
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,6 @@ import torch
 from datasets import Dataset
 from transformers import get_linear_schedule_with_warmup
 
-from rarlhf_nb.baselines.quark_math import Pool, QuarkTerms, check_pool, quark_terms
 from rarlhf_nb.checkpoint import Checkpoint
 from rarlhf_nb.distributed import join
 from rarlhf_nb.errors import UserError
@@ -37,9 +38,72 @@ from rarlhf_nb.policy import ActorCritic, check_context
 from rarlhf_nb.ppo import masked_sum
 from rarlhf_nb.rewards import Reward, check_rewards
 from rarlhf_nb.rollout import Rollout
-from rarlhf_nb.sampling import sampler_logits
+from rarlhf_nb.sampling import sampler_logits, token_entropy, token_log_probs
 from rarlhf_nb.seeding import hash_seed, seeded, shuffled_stream
 from rarlhf_nb.settings import QuarkSettings, SamplingSettings
+
+
+def quantile_bins(rewards: torch.Tensor, quantiles: int) -> torch.Tensor:
+    """Section 2.1: the quantile of each completion, 0 = best: (N,) -> (N,) int64.
+
+    The completions are sorted by reward, highest first, ties in their order in the pool. They fall into K - 1 bins of
+    floor(N / K) and a last, worst bin with the rest. Rewards are finite, since the pool has no missing ones.
+
+    Raises `UserError` if there are fewer completions than quantiles.
+    """
+    check_pool(len(rewards), quantiles)
+    order = rewards.argsort(descending=True, stable=True)
+    bins = torch.empty_like(order)
+    rank = torch.arange(len(rewards), device=rewards.device)
+    bins[order] = (rank // (len(rewards) // quantiles)).clamp(max=quantiles - 1)
+    return bins
+
+
+def check_pool(completions: int, quantiles: int) -> None:
+    """Raise `UserError` if a pool has fewer scored completions than quantiles."""
+    if completions < quantiles:
+        raise UserError(
+            f"quark.quantiles = {quantiles}, but the pool holds {completions} scored completions, fewer than one per "
+            "quantile; lower quark.quantiles or raise quark.exploration_prompts."
+        )
+
+
+def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) = sum_v p(v) (log p(v) - log q(v)), exact, in nats: log-probabilities (..., V), (..., V) -> (...).
+
+    The expectation is under p. Tokens that both forbid (`sampler_logits`) have probability 0 and contribute nothing.
+    """
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+@dataclass
+class QuarkTerms:
+    """The loss of each completion token and its terms; all (B, T), padding not yet masked."""
+
+    loss: torch.Tensor
+    log_likelihood: torch.Tensor
+    kl_per_token: torch.Tensor
+    entropy: torch.Tensor
+
+
+def quark_terms(
+    logits: torch.Tensor,
+    ref_logits: torch.Tensor,
+    token_ids: torch.Tensor,
+    kl_coef: float,
+    entropy_coef: float,
+) -> QuarkTerms:
+    """Eq. 2 as a loss, with the entropy bonus of the authors' code, per token:
+
+    L_t = -log p_theta(y_t | x, y_<t, r_k) + beta KL_t - lambda H(p_theta(. | x, y_<t, r_k)),
+    KL_t = KL(p_0(. | x, y_<t) || p_theta(. | x, y_<t, r_k)); the authors' code computes KL(p_theta || p_0).
+
+    logits, ref_logits: (B, T, V) of p_theta and p_0, over the same V tokens; token_ids: (B, T).
+    """
+    policy, reference = logits.log_softmax(-1), ref_logits.log_softmax(-1)
+    kl = kl_divergence(reference, policy)
+    log_likelihood, entropy = token_log_probs(logits, token_ids), token_entropy(logits)
+    return QuarkTerms(-log_likelihood + kl_coef * kl - entropy_coef * entropy, log_likelihood, kl, entropy)
 
 
 def add_reward_tokens(policy: ActorCritic, quantiles: int, seed: int) -> list[int]:
@@ -86,7 +150,8 @@ class QuarkTrainer(TrainingLoop):
     """Quantised reward conditioning (Lu et al. 2022, Algorithm 1).
 
     `train()` runs all gradient steps. Iterating over the trainer runs them one at a time and yields the statistics of
-    each (`glossary.yaml` explains the keys). `pool` holds every explored completion.
+    each (`glossary.yaml` explains the keys). `pool` holds every explored completion that has a reward, and
+    `bins` (N,) their quantiles, which may change as the pool grows.
 
     On several processes each explores a share of the prompts and learns on a share of every batch; all hold the whole
     pool.
@@ -142,23 +207,26 @@ class QuarkTrainer(TrainingLoop):
         model.value_head.requires_grad_(False)
         self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
         model.value_head.requires_grad_(True)
-        self.pool = Pool()
+        self.pool: Rollout | None = None
+        self.bins = torch.empty(0, dtype=torch.int64)
         self.explored: dict[str, float] = {}  # statistics of the last exploration
 
     def own_state(self) -> Checkpoint:
         """The pool, the statistics of the last exploration, and where the learning rate's schedule is."""
-        tensors, texts = self.pool.state()
+        columns = vars(self.pool).items()
+        tensors = {f"pool.{name}": column for name, column in columns if isinstance(column, torch.Tensor)}
+        texts = {name: column for name, column in columns if isinstance(column, list)}
         return Checkpoint(tensors, {"texts": texts, "explored": self.explored, "step": self.schedule.last_epoch})
 
     def load_own_state(self, own: Checkpoint) -> None:
         """Restore them; the quantiles follow from the pool, and the learning rate from the step."""
-        self.pool.load_state(own.tensors, own.state["texts"], self.policy.device)
-        self.pool.quantise(self.args.quantiles)
+        columns = {name.removeprefix("pool."): own.tensors[name] for name in own.tensors if name.startswith("pool.")}
+        tensors = {name: column.to(self.policy.device) for name, column in columns.items()}
+        self.pool = Rollout(**own.state["texts"], **tensors)
+        self.bins = quantile_bins(self.pool.env_rewards, self.args.quantiles)
         self.explored = own.state["explored"]
-        self.schedule.last_epoch = own.state["step"]
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * self.schedule.lr_lambdas[0](self.schedule.last_epoch)
-        self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        steps = (self.args.warmup_steps, self.args.steps)
+        self.schedule = get_linear_schedule_with_warmup(self.optimizer, *steps, last_epoch=own.state["step"] - 1)
 
     def step(self) -> dict[str, float]:
         """One gradient step; before the first of every `sample_interval` steps, an exploration and new quantiles."""
@@ -166,7 +234,7 @@ class QuarkTrainer(TrainingLoop):
             exploration, place = divmod(self.iteration - 1, self.args.sample_interval)
             if place == 0:
                 self.explored = self.explore(exploration)
-                self.pool.quantise(self.args.quantiles)
+                self.bins = quantile_bins(self.pool.env_rewards, self.args.quantiles)
             episodes, bins = self.batch(exploration, place)
             stats |= self.update(episodes, bins)
             stats |= {
@@ -186,7 +254,8 @@ class QuarkTrainer(TrainingLoop):
         with self.ranks.shared_errors():
             episodes = self.explore_share(indices[share], exploration, share.start)
         episodes = self.ranks.all_gather_rows(episodes)
-        self.pool.add(episodes, episodes.env_rewards.tolist())
+        scored = episodes.take((~episodes.env_rewards.isnan()).nonzero().squeeze(1))
+        self.pool = join([self.pool, scored], self.policy.device) if self.pool else scored
         self.monitor.notice(check_completions(episodes, self.watch.collapse_bound), episodes)
         lengths = episodes.completion_mask.sum(1).float()
         return {
@@ -221,9 +290,7 @@ class QuarkTrainer(TrainingLoop):
         """
         batch = self.args.batch_size
         indices = shuffled_stream(len(self.pool), hash_seed(self.seed, exploration), place * batch, batch)
-        episodes = self.pool.take(indices, self.policy.processing_class.pad_token_id)
-        rewards = torch.tensor([self.pool.rewards[i] for i in indices])
-        return replace(episodes, env_rewards=rewards), self.pool.bins[indices]
+        return trimmed(self.pool.take(torch.from_numpy(indices))), self.bins[indices]
 
     def update(self, episodes: Rollout, bins: torch.Tensor) -> dict[str, float]:
         """Make one gradient step on B completions with their quantiles (B,); returns the terms of the loss."""
@@ -274,6 +341,18 @@ class QuarkTrainer(TrainingLoop):
         """The sampler's logits without the reward tokens: (B, T, V + K) or (B, T, V) -> (B, T, V)."""
         eos_id = self.policy.processing_class.eos_token_id
         return sampler_logits(logits[..., : self.vocabulary], self.sampling, self.forbidden_ids, eos_id)
+
+
+def trimmed(rollout: Rollout) -> Rollout:
+    """The rollout without the places that are padding in all of its episodes."""
+    prompt, completion = rollout.prompt_mask.any(0), rollout.completion_mask.any(0)
+    return replace(
+        rollout,
+        prompt_ids=rollout.prompt_ids[:, prompt],
+        prompt_mask=rollout.prompt_mask[:, prompt],
+        completion_ids=rollout.completion_ids[:, completion],
+        completion_mask=rollout.completion_mask[:, completion],
+    )
 
 
 @contextmanager
