@@ -1,7 +1,5 @@
 """Evaluates any method on the same test prompts with the same seeds, into one table of episodes."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from itertools import product
 
 import pandas as pd
@@ -50,39 +48,21 @@ def evaluate(
 
     def measured(part: tuple[int, int]) -> dict[str, list]:
         sample, at = part
-        options = (at, sampling, hash_seed(seed, sample), autocast, base)
-        return _measured_batch(policy, reference, reward, batch(at), *options)
+        with autocast():
+            episodes = policy.sample(batch(at)["prompt"].tolist(), sampling, hash_seed(seed, sample), at)
+            ref_log_probs = reference.token_log_probs(episodes, sampling)
+            likelihood = {} if base is None else {"base_log_likelihood": completion_log_likelihoods(base, episodes)}
+        return {
+            "completion": episodes.completions,
+            **_rewards(reward, episodes, batch(at)),
+            "kl": episode_kl(episodes.log_probs, ref_log_probs, episodes.completion_mask).tolist(),
+            "completion_length": episodes.completion_mask.sum(1).tolist(),
+            **likelihood,
+        }
 
     parts = list(product(range(settings.samples_per_prompt), range(0, len(prompts), settings.batch_size)))
-    columns = zip(parts, ranks.map(measured, parts), strict=True)
-    return pd.concat(
-        [batch(at).assign(**measurements, seed=sample) for (sample, at), measurements in columns], ignore_index=True
-    )
-
-
-def _measured_batch(
-    policy: Policy,
-    reference: Reference,
-    reward: Reward,
-    batch: pd.DataFrame,
-    first: int,
-    sampling: SamplingSettings,
-    seed: int,
-    autocast: Callable[[], AbstractContextManager],
-    base: Policy | None,
-) -> dict[str, list]:
-    """What `evaluate` adds to a batch of prompts, by column."""
-    with autocast():
-        episodes = policy.sample(batch["prompt"].tolist(), sampling, seed, first)
-        ref_log_probs = reference.token_log_probs(episodes, sampling)
-        likelihood = {} if base is None else {"base_log_likelihood": completion_log_likelihoods(base, episodes)}
-    return {
-        "completion": episodes.completions,
-        **_rewards(reward, episodes, batch),
-        "kl": episode_kl(episodes.log_probs, ref_log_probs, episodes.completion_mask).tolist(),
-        "completion_length": episodes.completion_mask.sum(1).tolist(),
-        **likelihood,
-    }
+    found = zip(parts, ranks.map(measured, parts), strict=True)
+    return pd.concat([batch(at).assign(**columns, seed=sample) for (sample, at), columns in found], ignore_index=True)
 
 
 def _rewards(reward: Reward, episodes: Rollout, batch: pd.DataFrame) -> dict[str, list[float]]:
@@ -108,7 +88,7 @@ def held_out_log_likelihoods(policy: Policy, texts: list[str], length: int, batc
     """Log-likelihoods of human texts under the policy, by teacher forcing on their first `length` tokens.
 
     Columns text, log_likelihood (nats, summed over the scored tokens), tokens (the number of scored tokens). BOS is
-    prepended where the tokenizer has one; without BOS the first token has no context and is not scored. A policy with
+    prepended if the tokenizer has one; without BOS the first token has no context and is not scored. A policy with
     a prefix reads the prefix in place of BOS, and the same tokens are scored. Several processes share the work, as in
     `evaluate`.
     """

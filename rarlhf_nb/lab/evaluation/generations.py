@@ -17,7 +17,7 @@ def read_generations(path: str | Path, columns: dict[str, tuple[str, str]] | Non
     columns: method -> (response column, reward column); by default every pair `<method>_response`, `<method>_reward`
     is a method. Such files hold no KL, so the report leaves it out.
 
-    Raises `UserError` where the file cannot be read, a column is missing, or a value is not a finite number.
+    Raises `UserError` if the file cannot be read, a column is missing, or a value is not a finite number.
     """
     table = read_table(Path(path), f"generations = '{path}'", kind="csv")
     columns = columns or _pairs(table)

@@ -36,7 +36,7 @@ class Interval(NamedTuple):
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """sum_i w_i v_i / sum_i w_i; NaN where the weights sum to 0. (N,), (..., N) -> (...)."""
+    """sum_i w_i v_i / sum_i w_i; NaN if the weights sum to 0. (N,), (..., N) -> (...)."""
     total = np.asarray(weights.sum(-1), dtype=np.float64)
     return np.divide(weights @ values, total, out=np.full_like(total, np.nan), where=total > 0)
 
@@ -79,8 +79,8 @@ def tail_means(values: np.ndarray, keys: np.ndarray, weights: np.ndarray, shares
 def perplexity(log_likelihoods: np.ndarray, tokens: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mean over texts of exp(-log-likelihood / tokens), the paper's (and Hugging Face evaluate's) definition.
 
-    The other definition in use, exp(-total / total tokens), weighs long texts more and is lower where texts differ.
-    log_likelihoods: (N,) nats per text; tokens: (N,) scored tokens, where a text without any is left out;
+    The other definition in use, exp(-total / total tokens), weighs long texts more and is lower if texts differ.
+    log_likelihoods: (N,) nats per text; tokens: (N,) scored tokens; a text without any is left out;
     weights: (..., N).
     """
     scored = tokens > 0
@@ -153,7 +153,7 @@ def seeds_needed(differences: ArrayLike) -> float:
 
     differences: (S,) of two methods, paired by seed. The smallest number of seeds, at least 2, with which a two-sided
     paired t-test at `SIGNIFICANCE` finds such a difference with probability `POWER`: inf for equal means and beyond
-    `MOST_SEEDS`; NaN for fewer than two differences and where all of them are 0.
+    `MOST_SEEDS`; NaN for fewer than two differences, and if all of them are 0.
     """
     differences = np.asarray(differences, dtype=np.float64)
     if len(differences) < 2 or not differences.any():
@@ -175,11 +175,17 @@ def t_test_power(effect: float, seeds: int) -> float:
     """
     freedom, noncentrality = seeds - 1, effect * np.sqrt(seeds)
     boundary = stats.t.ppf(1 - SIGNIFICANCE / 2, freedom)
-    wrong_side = stats.nct.cdf(-boundary, freedom, noncentrality)  # SciPy gives NaN where it is next to 0
+    wrong_side = stats.nct.cdf(-boundary, freedom, noncentrality)  # SciPy gives NaN if it is next to 0
     return float(stats.nct.sf(boundary, freedom, noncentrality) + np.nan_to_num(wrong_side))
 
 
 # The metrics of the report; `glossary` gives the formulas
+
+OPTIONAL_MEANS = {
+    "normalised_reward": "normalised reward (0 to 1)",
+    "kl": "KL from the SFT policy (nats)",
+    "completion_length": "completion length (tokens)",
+}
 
 
 class Metric(NamedTuple):
@@ -193,62 +199,42 @@ class Metric(NamedTuple):
 def episode_metrics(
     table: pd.DataFrame, tail_threshold: float, tail_share: float, cvar_levels: Sequence[float]
 ) -> dict[str, Metric]:
-    """The metrics of a table of episodes; a metric of an optional column only where the table has that column."""
+    """The metrics of a table of episodes; that of an optional column only if the table has the column."""
     reward, score = (table[column].to_numpy(dtype=float) for column in ("reward", "prompt_score"))
-    size = len(table)
 
-    def where(condition: pd.Series) -> tuple[Statistic, int]:
-        chosen = condition.to_numpy(dtype=float)
-        return lambda weights: weighted_mean(reward, weights * chosen), int(chosen.sum())
+    def mean(column: str, name: str) -> Metric:
+        return Metric(name, partial(weighted_mean, table[column].to_numpy(dtype=float)), len(table))
 
-    def lowest(keys: np.ndarray, share: float) -> tuple[Statistic, float]:
-        return partial(tail_mean, reward, keys, share), share * size
+    def mean_of(rows: pd.Series, name: str) -> Metric:
+        chosen = rows.to_numpy(dtype=float)
+        return Metric(name, lambda weights: weighted_mean(reward, weights * chosen), int(chosen.sum()))
+
+    def lowest(keys: np.ndarray, share: float, name: str) -> Metric:
+        return Metric(name, partial(tail_mean, reward, keys, share), share * len(table))
 
     percent = f"{100 * tail_share:g}"
-    return {
-        "reward": Metric("reward", partial(weighted_mean, reward), size),
-        "tail_reward": Metric(
-            f"reward, prompts scored ≤ {tail_threshold:g}", *where(table["prompt_score"] <= tail_threshold)
-        ),
-        f"tail_reward_{percent}": Metric(f"reward, lowest {percent} % of prompts", *lowest(score, tail_share)),
-        **{
-            f"cvar_{100 * level:g}": Metric(f"CVaR {100 * level:g} % of reward", *lowest(reward, level))
-            for level in cvar_levels
-        },
-        **{
-            f"reward[{group}]": Metric(f"reward, group {group}", *where(table["group"] == group))
-            for group in rare_groups(table)
-        },
-        **_means(table),
-        **_completion_perplexity(table),
+    metrics = {
+        "reward": mean("reward", "reward"),
+        "tail_reward": mean_of(table["prompt_score"] <= tail_threshold, f"reward, prompts scored ≤ {tail_threshold:g}"),
+        f"tail_reward_{percent}": lowest(score, tail_share, f"reward, lowest {percent} % of prompts"),
     }
+    for level in cvar_levels:
+        metrics[f"cvar_{100 * level:g}"] = lowest(reward, level, f"CVaR {100 * level:g} % of reward")
+    for group in table["group"].value_counts().index[1:]:  # all but the largest
+        metrics[f"reward[{group}]"] = mean_of(table["group"] == group, f"reward, group {group}")
+    for column, name in OPTIONAL_MEANS.items():
+        if column in table:
+            metrics[column] = mean(column, name)
+    if "base_log_likelihood" in table:
+        metrics["completion_perplexity"] = _completion_perplexity(table)
+    return metrics
 
 
-def rare_groups(table: pd.DataFrame) -> list[str]:
-    """Every group of prompts except the largest, ordered by size."""
-    return table["group"].value_counts().index[1:].tolist()
-
-
-def _means(table: pd.DataFrame) -> dict[str, Metric]:
-    names = {
-        "normalised_reward": "normalised reward (0 to 1)",
-        "kl": "KL from the SFT policy (nats)",
-        "completion_length": "completion length (tokens)",
-    }
-    return {
-        column: Metric(name, partial(weighted_mean, table[column].to_numpy(dtype=float)), len(table))
-        for column, name in names.items()
-        if column in table
-    }
-
-
-def _completion_perplexity(table: pd.DataFrame) -> dict[str, Metric]:
-    if "base_log_likelihood" not in table:
-        return {}
+def _completion_perplexity(table: pd.DataFrame) -> Metric:
     log_likelihoods, tokens = table["base_log_likelihood"].to_numpy(), table["completion_length"].to_numpy()
     sensible = np.exp(-log_likelihoods / np.maximum(tokens, 1)) < ABSURD_PERPLEXITY
     statistic = partial(perplexity, log_likelihoods, np.where(sensible, tokens, 0))
-    return {"completion_perplexity": Metric("perplexity of completions, base model", statistic, int(sensible.sum()))}
+    return Metric("perplexity of completions, base model", statistic, int(sensible.sum()))
 
 
 def held_out_metrics(texts: pd.DataFrame | None) -> dict[str, Metric]:

@@ -216,7 +216,7 @@ def _notes(
         f"{counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))}). {brackets}; test prompts are not resampled.",
         "Differences are paired: both methods have the same seed. Nothing is corrected for multiple comparisons, and "
         "the best of many methods owes part of its lead to luck.",
-        "A pair is told apart where its interval excludes 0. Otherwise the table says how many seeds a paired "
+        "A pair is told apart if its interval excludes 0. Otherwise the table says how many seeds a paired "
         "t-test (two-sided, 5 % level) would need to find such a difference with a probability of 80 %, if the mean "
         "and the variance seen were the true ones; with few seeds, both are rough.",
         _on_equal_kl(at_equal_kl) if "kl" in names else "",
@@ -232,7 +232,7 @@ def _on_equal_kl(compared: bool) -> str:
     if compared:
         return (
             "At equal KL: a reward is fitted as a number of the seed, plus a slope times √KL that both methods share, "
-            "plus what the method gains over RLHF; a dash where the two have no KL in common."
+            "plus what the method gains over RLHF; a dash if the two have no KL in common."
         )
     return (
         "A lead may be bought with KL alone: with several values of ppo.kl_coef in its grid, each with RLHF and the "

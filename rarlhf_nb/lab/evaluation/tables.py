@@ -32,7 +32,7 @@ class Tables(NamedTuple):
 def load_tables(run: Run) -> Tables:
     """Reads all tables that a run has left so far.
 
-    Raises `UserError` where nothing has been evaluated, and for a damaged file.
+    Raises `UserError` if nothing has been evaluated, and for a damaged file.
     """
     found: dict[str, dict[str, pd.DataFrame]] = {".parquet": {}, HELD_OUT: {}, SAMPLES: {}, ALPHAS: {}}
     for path in run.path("evaluation").glob("[!.]*.parquet"):
@@ -79,8 +79,8 @@ def check_paired(tables: dict[str, pd.DataFrame], columns: list[str]) -> None:
         for column in columns:
             ours, first = tables[method][column].to_numpy(), tables[methods[0]][column].to_numpy()
             if len(ours) != len(first) or not (ours == first).all():
-                where = "" if len(ours) != len(first) else f", first in row {int((ours != first).argmax())}"
+                place = "" if len(ours) != len(first) else f", first in row {int((ours != first).argmax())}"
                 raise UserError(
-                    f"{method} and {methods[0]} were evaluated on different rows: {column} differs{where} "
+                    f"{method} and {methods[0]} were evaluated on different rows: {column} differs{place} "
                     f"({len(ours)} rows against {len(first)}); evaluate both on the same test data and seeds."
                 )

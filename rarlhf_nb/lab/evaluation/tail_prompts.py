@@ -13,7 +13,7 @@ def tail_prompts_table(episodes: dict[str, pd.DataFrame], n: int = 8, seed: int 
     """The n prompts with the lowest score, and each method's completion of them.
 
     One row per prompt (index prompt, prompt_score); columns (method, "completion") and (method, "reward").
-    seed: which sample is shown, where prompts have several.
+    seed: which sample is shown, if prompts have several.
     """
     check_episodes(episodes)
     columns = {}
