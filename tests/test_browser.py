@@ -259,15 +259,3 @@ def test_nothing_left_the_machine_no_error_and_no_payload_ran(page):
     assert page.strangers == []
     late = "[anywidget] Failed to initialize model."  # see BUSY
     assert [error for error in page.errors if "favicon" not in error and error != late] == []
-
-
-def test_screenshots(page):
-    """Screenshots to look at, if RARLHF_SCREENSHOTS names a folder."""
-    folder = os.environ.get("RARLHF_SCREENSHOTS") or pytest.skip("RARLHF_SCREENSHOTS names no folder")
-    page.keyboard.press("Control+b")  # without the sidebar
-    for width in (1280, 800):
-        page.set_viewport_size({"width": width, "height": 2600})
-        page.wait_for_timeout(2000)
-        for name in ("explorer", "schedule", "training"):
-            page.locator(f".rarlhf-{name}").last.scroll_into_view_if_needed()
-            page.locator(f".rarlhf-{name}").last.screenshot(path=f"{folder}/{name}-{width}.png")

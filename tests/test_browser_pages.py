@@ -249,16 +249,6 @@ def test_nothing_left_the_machine_no_error_and_no_payload_ran(served):
     assert served.errors == []
 
 
-def test_a_picture_of_it(served):
-    """A screenshot to look at, if RARLHF_SCREENSHOTS names a folder."""
-    folder = os.environ.get("RARLHF_SCREENSHOTS") or pytest.skip("RARLHF_SCREENSHOTS names no folder")
-    for width, scheme in ((1280, "light"), (1280, "dark"), (800, "light"), (800, "dark")):
-        served.set_viewport_size({"width": width, "height": 900})
-        served.emulate_media(color_scheme=scheme)
-        served.wait_for_timeout(500)
-        served.screenshot(path=f"{folder}/explore-{width}-{scheme}.png")
-
-
 # This test comes last, since it ends the server.
 def test_control_c_ends_it_and_the_run_is_as_it_was(served):
     before = served.output.read_text()

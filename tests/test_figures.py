@@ -185,6 +185,7 @@ def test_training_curves_show_the_iterations_and_do_not_smooth_what_was_set():
     np.testing.assert_array_equal(smooth["kl_coef"].y, TRAINING["rlhf"]["kl_coef"])
     assert np.std(smooth["kl"].y) < np.std(raw["kl"].y)
     assert sum(bool(trace.showlegend) for trace in figure.data) == 2
+    assert not figures.training_curves({"quark": pd.DataFrame({"step": [1, 2]})}).data
 
 
 def test_schedule_figure_counts_from_one():

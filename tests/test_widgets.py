@@ -231,19 +231,13 @@ def test_other_seeds_give_the_price_its_bands_at_every_measured_alpha(ranking):
     others = other_seeds()
     content = explorer(other_seeds=others).content
     for alpha in (0.2, 0.63):
+
+        def tail(table, alpha=alpha):
+            return tail_mean(table["reward"].to_numpy(), table[ranking].to_numpy(), alpha, np.ones(SIZE))
+
         value, low, high = content["price"]["sweeps"][0]["tail"][ranking][place(alpha)]  # of ra_rlhf
         found = {0.1: [EPISODES, others[2]], 0.4: [EPISODES, others[2], others[3]]}
-        intervals = [
-            seed_interval(
-                [
-                    tail_mean(
-                        *(t[f"ra_rlhf@{at}"][key].to_numpy() for key in ("reward", ranking)), alpha, np.ones(SIZE)
-                    )
-                    for t in tables
-                ]
-            )
-            for at, tables in found.items()
-        ]
+        intervals = [seed_interval([tail(t[f"ra_rlhf@{at}"]) for t in tables]) for at, tables in found.items()]
         np.testing.assert_allclose(np.transpose([value, low, high]), intervals, atol=1e-5)
 
 
@@ -266,9 +260,15 @@ def test_the_perplexity_of_a_single_seed_has_no_band():
     assert known and low == high == [None, None] and ["perplexity", "perplexity, shown seed only"] in price["panels"]
 
 
-def test_a_batch_run_shows_the_bands_too(monkeypatch):
-    shown = []
-    monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
+@pytest.fixture
+def shown(monkeypatch):
+    """The figures that are shown."""
+    figures = []
+    monkeypatch.setattr(go.Figure, "show", lambda figure: figures.append(figure))
+    return figures
+
+
+def test_a_batch_run_shows_the_bands_too(shown):
     assert explorer(other_seeds=other_seeds(), interactive=False) is None
     assert len(shown) == 2 and sum(bool(trace.fill and len(trace.x)) for trace in shown[1].data) == 6
 
@@ -279,35 +279,33 @@ def test_a_sweep_of_seven_alphas_and_1_moves_to_each():
     widget = risk_explorer({"rlhf": EPISODES["rlhf"]} | tables, resamples=5, other_seeds={2: tables})
     assert widget.content["trained"] == list(alphas)
     for alpha in alphas:
-        assert [slot.method for slot in widget.explored.chosen(alpha)][1:] == [
-            f"ra_rlhf@{alpha:g}",
-            f"ra_rlhf_ru@{alpha:g}",
-        ]
+        chosen = [slot.method for slot in widget.explored.chosen(alpha)]
+        assert chosen == ["rlhf", f"ra_rlhf@{alpha:g}", f"ra_rlhf_ru@{alpha:g}"]
 
 
-def test_what_does_not_fit_is_named():
-    with pytest.raises(UserError, match="different rows"):
-        risk_explorer({"sft": EPISODES["sft"], "rlhf": EPISODES["rlhf"].iloc[::-1]})
-    with pytest.raises(UserError, match="prompt_score"):
-        risk_explorer(EPISODES, ranking="length")
-    with pytest.raises(
-        UserError, match="'ra_rlhf@0.1' is not in this run: choose among sft, rlhf, ra_rlhf, ra_rlhf_ru"
-    ):
-        explorer(methods=["ra_rlhf@0.1"])
-    with pytest.raises(UserError, match="'nobody' is not in this run"):
-        explorer(anchor="nobody")
-    for wrong in ({"alpha": 0}, {"trained": 0}):
-        with pytest.raises(UserError, match=r"alpha = 0"):
-            explorer(**wrong)
-    with pytest.raises(UserError, match=r"methods = \[\] is empty: choose among sft, rlhf"):
-        explorer(methods=[])
-    broken = EPISODES["ra_rlhf@0.1"].drop(columns="reward")
-    with pytest.raises(
-        UserError, match=r"other_seeds, seed 7: evaluation/ra_rlhf@0\.1\.parquet lacks the column reward"
-    ):
-        explorer(other_seeds={7: {"ra_rlhf@0.1": broken}})
-    with pytest.raises(UserError, match="other_seeds, seed 7: episodes is empty"):
-        explorer(other_seeds={7: {"sft": EPISODES["sft"]}})
+BROKEN = {"ra_rlhf@0.1": EPISODES["ra_rlhf@0.1"].drop(columns="reward")}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"episodes": {"sft": EPISODES["sft"], "rlhf": EPISODES["rlhf"].iloc[::-1]}}, "different rows"),
+        ({"ranking": "length"}, "prompt_score"),
+        ({"methods": ["ra_rlhf@0.1"]}, "'ra_rlhf@0.1' is not in this run: choose among sft, rlhf, ra_rlhf, ra_rlhf_ru"),
+        ({"methods": []}, r"methods = \[\] is empty: choose among sft, rlhf"),
+        ({"anchor": "nobody"}, "'nobody' is not in this run"),
+        ({"alpha": 0}, "alpha = 0"),
+        ({"trained": 0}, "alpha = 0"),
+        (
+            {"other_seeds": {7: BROKEN}},
+            r"other_seeds, seed 7: .*ra_rlhf@0\.1\.parquet lacks the column reward",
+        ),
+        ({"other_seeds": {7: {"sft": EPISODES["sft"]}}}, "other_seeds, seed 7: episodes is empty"),
+    ],
+)
+def test_what_does_not_fit_is_named(wrong, words):
+    with pytest.raises(UserError, match=words):
+        risk_explorer(**{"episodes": EPISODES, "resamples": 5} | wrong)
 
 
 # A policy that is conditioned on alpha
@@ -340,9 +338,7 @@ def test_a_conditioned_policy_moves_between_its_evaluations():
     assert content["price"]["sweeps"][-1]["alphas"] == [0.1, 0.4, 1.0]  # its evaluations
 
 
-def test_a_batch_run_shows_the_evaluation_nearest_to_the_trained_alpha(monkeypatch):
-    shown = []
-    monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
+def test_a_batch_run_shows_the_evaluation_nearest_to_the_trained_alpha(shown):
     view = {"ranking": "prompt_score", "trained": 0.25, "alpha": 0.137, "methods": ["conditioned"]}
     assert explorer(alphas={"conditioned": conditioned()}, resamples=0, interactive=False, **view) is None
     curve, price = shown
@@ -604,9 +600,7 @@ def test_a_failure_is_shown_as_text_and_another_start_is_possible(make_trainer):
 # In a batch run
 
 
-def test_where_nobody_is_there_the_same_is_shown_as_figures_and_tables(monkeypatch):
-    shown = []
-    monkeypatch.setattr("plotly.graph_objects.Figure.show", lambda figure: shown.append(figure))
+def test_if_nobody_is_there_the_same_is_shown_as_figures_and_tables(shown, monkeypatch):
     for module in ("widget", "schedule_designer", "live_training"):
         # not imported by name, since the package exports functions of the same names
         monkeypatch.setattr(sys.modules[f"rarlhf_nb.lab.explorer.{module}"], "display", shown.append)
@@ -621,7 +615,3 @@ def test_where_nobody_is_there_the_same_is_shown_as_figures_and_tables(monkeypat
     assert live_training(FakeTrainer.factory(), earlier={"rlhf": log}) is None and len(shown) == 8
     titled = [figure.layout for figure in shown if isinstance(figure, go.Figure) and figure.layout.title.text]
     assert len(titled) == 4 and all(layout.legend.y < layout.title.y for layout in titled)  # below it, not across it
-
-
-def test_all_widgets_can_be_imported_from_one_place():
-    assert all(hasattr(widgets, name) for name in widgets.__all__)

@@ -188,6 +188,8 @@ def training_curves(training: dict[str, pd.DataFrame]) -> go.Figure:
     """
     complete = [method for method in method_order(training) if set(TRAINING_PANELS) <= set(training[method])]
     logs = {method: training[method] for method in complete}
+    if not logs:
+        return laid_out(go.Figure(), "Training: no log of PPO")
     figure = _training_lines(logs).update_traces(line_width=1, opacity=0.3, showlegend=False, hoverinfo="skip")
     figure.add_traces(_training_lines({method: _smoothed(log) for method, log in logs.items()}).data)
     _panels(figure).update_annotations(font_size=14)
