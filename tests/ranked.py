@@ -37,7 +37,7 @@ def rewards(prompts: list[str], completions: list[str], settings: dict) -> list[
 
 
 def check_memory(fits: int, policy: torch.nn.Module, inputs: tuple) -> None:
-    """Run out of memory where more episodes than `fits` are read at once."""
+    """Run out of memory if more episodes than `fits` are read at once."""
     if len(inputs[0]) > fits:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
