@@ -118,10 +118,10 @@ def load_reward(
     return ClassifierReward(classifier.to(device), tokenizer, label, accepted_label_names, sign, batch_size)
 
 
-def check_rewards(rewards: Any, prompts: list[str], completions: list[str]) -> list[float]:
+def check_rewards(rewards: Any, prompts: list[str], completions: list[str], missing: bool = False) -> list[float]:
     """Check what a reward function returned; gives one finite float per episode.
 
-    Lists, tensors and arrays are accepted.
+    Lists, tensors and arrays are accepted. If rewards may be `missing`, None and NaN become NaN.
 
     Raises:
         UserError: a wrong number of values, or a value that is not a finite number; the message shows its episode.
@@ -134,12 +134,12 @@ def check_rewards(rewards: Any, prompts: list[str], completions: list[str]) -> l
     if len(values) != len(prompts):
         raise UserError(f"the reward function returned {len(values)} values: {expected}")
     for index, (value, prompt, completion) in enumerate(zip(values, prompts, completions, strict=True)):
-        if not _is_finite_number(value):
+        if not (_is_finite_number(value) or (missing and (value is None or value != value))):
             raise UserError(
                 f"the reward of episode {index} is {value!r}, not a finite number: return a finite number for it. "
                 f"Prompt: {_shortened(prompt)!r}. Completion: {_shortened(completion)!r}"
             )
-    return [float(value) for value in values]
+    return [math.nan if value is None else float(value) for value in values]
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ from tiny import PROMPTS, good_minus_bad, sampling_settings, tiny_policy
 from rarlhf_nb.baselines.quark import (
     QuarkTrainer,
     add_reward_tokens,
-    check_scores,
     kl_divergence,
     quantile_bins,
     quark_terms,
@@ -20,6 +19,7 @@ from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.glossary import logged_keys
 from rarlhf_nb.policy import evaluate_tokens, load_policy
 from rarlhf_nb.ppo import masked_mean
+from rarlhf_nb.rewards import check_rewards
 from rarlhf_nb.sampling import token_entropy
 from rarlhf_nb.seeding import shuffled_stream
 from rarlhf_nb.settings import LoraSettings, QuarkSettings
@@ -202,10 +202,10 @@ def test_missing_scores_are_dropped_and_wrong_ones_named():
     kept = trainer.pool
     assert kept.env_rewards.tolist() == [2 * r for r in good_minus_bad(kept.prompts, kept.completions)]  # their sum
     assert len(kept) == 6 and len(trainer.bins) == 6
-    assert check_scores(torch.tensor([1.0, float("nan")]), ["a", "b"], ["c", "d"]).tolist()[0] == 1.0
+    assert check_rewards(torch.tensor([1.0, float("nan")]), ["a", "b"], ["c", "d"], missing=True)[0] == 1.0
     for wrong in ([1.0], [1.0, "good"], [1.0, float("inf")], 3.0):
         with pytest.raises(UserError, match="reward"):
-            check_scores(wrong, ["a", "b"], ["c", "d"])
+            check_rewards(wrong, ["a", "b"], ["c", "d"], missing=True)
 
 
 def test_a_saved_policy_speaks_under_the_best_token(tmp_path):

@@ -17,7 +17,7 @@ Shapes: N scored completions in the pool, K quantiles; B episodes, T completion 
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -273,15 +273,16 @@ class QuarkTrainer(TrainingLoop):
                 episodes = sampler.sample(prompts, self.sampling, hash_seed(self.seed, exploration), first=first + at)
             # the policy will read one token more than p_0
             check_context(self.policy, 1 + episodes.prompt_ids.shape[1], self.sampling.completion_length)
-            rewards = torch.from_numpy(self.env_rewards(episodes, columns))
+            rewards = self.env_rewards(episodes, columns)
             # the loss reads the tokens anew
             parts.append(replace(episodes, log_probs=None, values=None, entropy=None, env_rewards=rewards))
         return join(parts, self.policy.device)
 
-    def env_rewards(self, episodes: Rollout, columns: dict[str, list]) -> np.ndarray:
-        """The sum of the reward functions for each episode (B,), NaN where one of them is missing."""
+    def env_rewards(self, episodes: Rollout, columns: dict[str, list]) -> torch.Tensor:
+        """The sum of the reward functions for each episode (B,), NaN if one of them is missing."""
         texts = {"prompts": episodes.prompts, "completions": episodes.completions}
-        return np.sum([check_scores(reward(**texts, **columns), **texts) for reward in self.reward_funcs], axis=0)
+        rewards = [check_rewards(reward(**texts, **columns), **texts, missing=True) for reward in self.reward_funcs]
+        return torch.tensor(rewards, dtype=torch.float64).sum(0)
 
     def batch(self, exploration: int, place: int) -> tuple[Rollout, torch.Tensor]:
         """The B completions of a step, the `place`-th after an exploration, and their quantiles (B,).
@@ -363,14 +364,3 @@ def without_prefix(policy: ActorCritic) -> Iterator[None]:
         yield
     finally:
         policy.prefix_ids = prefix_ids
-
-
-def check_scores(rewards: Any, prompts: list[str], completions: list[str]) -> np.ndarray:
-    """Like `check_rewards`, but a missing score (None or NaN) is allowed and becomes NaN: (B,)."""
-    values = rewards.tolist() if hasattr(rewards, "tolist") else rewards
-    if not isinstance(values, Iterable):
-        return np.array(check_rewards(values, prompts, completions))  # says what is wrong
-    values = list(values)
-    missing = np.array([value is None or value != value for value in values])
-    given = [0.0 if gone else value for value, gone in zip(values, missing, strict=True)]
-    return np.where(missing, np.nan, check_rewards(given, prompts, completions))
