@@ -61,11 +61,12 @@ class Checkpoints:
     def drop_others(self, iteration: int) -> None:
         """Remove all but the checkpoint of an iteration and the one before.
 
-        Later ones, which the training has passed over by going on from an earlier one, are removed too.
+        So unfinished ones go, and later ones, which the training has passed over by going on from an earlier one.
         """
         places = self._places()
-        at = places.index(self._place(iteration))
-        for dropped in places[:at] + places[at + KEPT :]:
+        earlier = places[places.index(self._place(iteration)) :]
+        kept = [place for place in earlier if (place / CHECKSUMS).exists()][:KEPT]
+        for dropped in set(places) - set(kept):
             shutil.rmtree(dropped)
 
     def newest(self, settings: dict[str, Any] | None = None, otherwise: str = "choose another run name") -> Path | None:

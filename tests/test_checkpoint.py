@@ -32,6 +32,10 @@ def test_a_damaged_checkpoint_is_none_of_the_two_that_are_kept(tmp_path):
         assert checkpoints.latest().state["iteration"] == 10
     checkpoints.save(11, Checkpoint({}, {"iteration": 11}))
     assert names(checkpoints) == {"checkpoint-10", "checkpoint-11"}
+    (checkpoints.folder / "checkpoint-12").mkdir()  # the process ended before it was complete
+    assert checkpoints.latest().state["iteration"] == 11
+    checkpoints.save(13, Checkpoint({}, {"iteration": 13}))
+    assert names(checkpoints) == {"checkpoint-11", "checkpoint-13"}
 
 
 def test_every_bit_flip_and_truncation_is_noticed_and_the_older_one_used(tmp_path):
