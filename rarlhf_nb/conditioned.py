@@ -89,7 +89,7 @@ class AlphaConditionedTrainer(CVaRPPOTrainer):
         return torch.tensor(self.group_alphas()).repeat_interleave(sizes)[share]
 
     def group_kept(self, kept: int) -> list[int]:
-        """The episodes in each group's tail, where the schedule keeps `kept` of the whole batch."""
+        """The episodes in each group's tail while the schedule keeps `kept` of the whole batch."""
         shares = (max(alpha, kept / self.args.batch_size) for alpha in self.group_alphas())
         return [tail_count(share, len(rows)) for share, rows in zip(shares, self.groups, strict=True)]
 
@@ -107,7 +107,7 @@ class AlphaConditionedTrainer(CVaRPPOTrainer):
         return Targets(*map(torch.cat, columns))
 
     def statistics(self, rollout: Rollout, targets: Targets, losses: dict[str, float]) -> dict[str, float]:
-        """Those of `CVaRPPOTrainer`, where `kept` counts the tails of all groups, and the means of both end groups."""
+        """Those of `CVaRPPOTrainer`, with `kept` of all groups' tails together, and the means of both end groups."""
         ends = {"alpha_1": self.groups[0], "alpha_min": self.groups[-1]}
         means = {f"env_reward_{end}": rollout.env_rewards[rows].mean().item() for end, rows in ends.items()}
         means |= {f"kl_{end}": rollout.kl[rows].mean().item() for end, rows in ends.items()}

@@ -18,7 +18,7 @@ def masked_sum(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def episode_kl(log_probs: torch.Tensor, ref_log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Sum_t log pi(a_t|s_t) - log pi_ref(a_t|s_t): (B, T) -> (B,), nats per episode.
+    """The KL of eq. 3, Sum_t log pi(a_t|s_t) - log pi_ref(a_t|s_t): (B, T) -> (B,), nats per episode.
 
     Its mean over episodes drawn from pi is an unbiased estimate of KL(pi || pi_ref), so only noise makes it negative.
     """
@@ -68,7 +68,7 @@ def whiten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def policy_losses(
     log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor, cliprange: float
 ) -> torch.Tensor:
-    """PPO's clipped surrogate (Schulman et al. 2017), per token: max(-A ratio, -A clip(ratio)): (B, T) -> (B, T)."""
+    """Eq. 11, PPO's clipped surrogate (Schulman et al. 2017), per token: max(-A ratio, -A clip(ratio)): (B, T) each."""
     ratio = (log_probs - old_log_probs).exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)

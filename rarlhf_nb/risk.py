@@ -39,11 +39,11 @@ def tail_count(alpha: float, n: int) -> int:
 
 def _finite_sorted(values: ArrayLike) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
-    if values.shape[-1] == 0:
+    if len(values) == 0:
         raise ValueError("values is empty: a tail needs at least one value")
     if np.isnan(values).any():
         raise ValueError("values holds NaN: an episode without a value has no rank; drop it or repair its value")
-    return np.sort(values, axis=-1)
+    return np.sort(values)
 
 
 def var(values: ArrayLike, alpha: float) -> float:
@@ -53,25 +53,20 @@ def var(values: ArrayLike, alpha: float) -> float:
     an empty array, `UserError` for alpha outside (0, 1].
     """
     values = _finite_sorted(values)
-    return float(values[tail_count(alpha, values.shape[-1]) - 1])
+    return float(values[tail_count(alpha, len(values)) - 1])
 
 
 def cvar(values: ArrayLike, alpha: float) -> float:
     """Conditional value at risk: the mean of the lowest alpha share. Eq. 6: E[R | R <= q_alpha(R)].
 
-    Where alpha N is not whole, the boundary value counts with the remaining fraction. CVaR is then continuous in alpha
-    and equal to max_eta eta - E[(eta - R)_+] / alpha (Rockafellar and Uryasev 2000). The order of ties cannot matter.
+    If alpha N is not whole, the boundary value counts with the remaining fraction. CVaR is then continuous in alpha and
+    equal to max_eta eta - E[(eta - R)_+] / alpha (Rockafellar and Uryasev 2000). The order of ties cannot matter.
     values: (N,). Raises the errors of `var`.
     """
-    return float(cvar_sorted(_finite_sorted(values), alpha))
-
-
-def cvar_sorted(values: np.ndarray, alpha: float) -> np.ndarray:
-    """`cvar` along the last axis of values in ascending order: (..., N) -> (...)."""
-    n = values.shape[-1]
-    kept = tail_count(alpha, n)
-    boundary = alpha * n - (kept - 1)
-    return (values[..., : kept - 1].sum(-1) + boundary * values[..., kept - 1]) / (alpha * n)
+    values = _finite_sorted(values)
+    kept = tail_count(alpha, len(values))
+    boundary = alpha * len(values) - (kept - 1)
+    return float((values[: kept - 1].sum() + boundary * values[kept - 1]) / (alpha * len(values)))
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,7 @@ class SoftRiskSchedule:
     """The number of episodes that each iteration keeps (eqs. 8-10): all, then fewer at a constant rate, then ⌈alpha B⌉.
 
     batch_size: B. alpha: the final tail share. iterations: M. warm_start: n, the number of first iterations that keep
-    every episode. rho: the share of M at which alpha is reached. Raises `UserError` where these do not fit together.
+    every episode. rho: the share of M at which alpha is reached. Raises `UserError` if these do not fit together.
     """
 
     batch_size: int
@@ -131,7 +126,7 @@ def kept_episodes(returns: torch.Tensor, kept: int) -> torch.Tensor:
 def rockafellar_uryasev_rewards(rewards: torch.Tensor, kept: int) -> torch.Tensor:
     """Rewards whose plain mean is the batch's CVaR at alpha' = kept / B (Rockafellar and Uryasev 2000).
 
-    r~ = eta + min(r - eta, 0) / alpha', where eta is the VaR of the batch at alpha'. rewards: (B,) -> (B,).
+    r~ = eta + min(r - eta, 0) / alpha', and eta is the VaR of the batch at alpha'. rewards: (B,) -> (B,).
     Every episode counts in the update: a reward above eta counts as eta, and a shortfall below it is multiplied by
     1 / alpha'. The added constant eta changes no gradient of the policy; with it the mean is CVaR itself, and at
     alpha' = 1 r~ is r, so that the same code runs plain PPO.
@@ -163,7 +158,7 @@ def drawn_above(rewards: torch.Tensor, sizes: torch.Tensor, kept: int, share: fl
 
 def inclusion_probabilities(sizes: torch.Tensor, count: int) -> torch.Tensor:
     """Probabilities in proportion to the sizes, at most 1, that add up to `count` < N: (N,) -> (N,) float64."""
-    sizes = sizes.double().clamp(min=1e-300)  # where all are 0, all are alike
+    sizes = sizes.double().clamp(min=1e-300)  # if all are 0, all are alike
     certain = torch.zeros_like(sizes, dtype=torch.bool)
     while True:
         chances = (count - certain.sum()) * sizes / sizes[~certain].sum()

@@ -294,7 +294,7 @@ class ConditionedSettings(Section):
 
 
 def shown(value: Any) -> str:
-    """The `repr` of a value, cut where it is long: YAML's aliases can make it grow without end."""
+    """The `repr` of a value, cut if it is long: YAML's aliases can make it grow without end."""
     short = reprlib.Repr()
     short.maxlevel, short.maxstring = 3, 200
     return short.repr(value)

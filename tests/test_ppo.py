@@ -1,4 +1,4 @@
-"""Each equation against numbers worked by hand or against a slow loop over single tokens."""
+"""Each equation against numbers worked by hand; `test_properties` has what holds for every input."""
 
 import math
 
@@ -41,21 +41,6 @@ def test_gae_by_hand():
     assert targets.tolist() == [[0.5, 0.75, 1.0], [2.5, 2.0, 0.0]]
 
 
-@pytest.mark.parametrize("gamma, lam", [(1.0, 1.0), (0.9, 0.95), (1.0, 0.0)])
-def test_gae_is_the_weighted_sum_of_later_errors(gamma, lam):
-    generator = torch.Generator().manual_seed(3)
-    rewards, values = (torch.randn(4, 6, generator=generator, dtype=torch.float64) for _ in range(2))
-    lengths = [6, 1, 4, 5]
-    mask = torch.arange(6) < torch.tensor(lengths)[:, None]
-    advantages, _ = generalized_advantages(rewards, values, mask, gamma, lam)
-    for i, length in enumerate(lengths):
-        after = [values[i, t].item() for t in range(1, length)] + [0.0]
-        deltas = [rewards[i, t].item() + gamma * after[t] - values[i, t].item() for t in range(length)]
-        slow = [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, length)) for t in range(length)]
-        assert advantages[i, :length].tolist() == pytest.approx(slow)
-        assert (advantages[i, length:] == 0).all()
-
-
 def test_whitening_counts_real_tokens_only():
     whitened = whiten(float64([[1.0, 2.0, 3.0], [4.0, 5.0, 1e6]]), MASK)
     expected = [(x - 3) / math.sqrt(2) for x in (1, 2, 3, 4, 5)]
@@ -94,25 +79,3 @@ def test_the_mean_of_the_kl_estimate_is_the_closed_form_with_its_sign():
     kl = episode_kl(policy.log()[tokens], reference.log()[tokens], torch.ones_like(tokens, dtype=torch.bool))
     assert closed_form == pytest.approx(0.09203, abs=1e-5)
     assert kl.mean().item() == pytest.approx(closed_form, abs=0.003)
-
-
-def test_garbage_in_padding_changes_nothing():
-    generator = torch.Generator().manual_seed(5)
-    clean = [torch.randn(2, 3, generator=generator, dtype=torch.float64) for _ in range(4)]
-    dirty = [x.clone().masked_fill(~MASK, 1e9) for x in clean]
-
-    def everything(a, b, c, d):
-        rewards = dense_rewards(float64([1.0, 2.0]), a, b, MASK, 0.1)
-        advantages, targets = generalized_advantages(rewards, c, MASK, 1.0, 0.95)
-        white = whiten(advantages, MASK)
-        return [
-            rewards[MASK],
-            white[MASK],
-            targets[MASK],
-            episode_kl(a, b, MASK),
-            masked_mean(policy_losses(d, a, white, 0.2), MASK),
-            masked_mean(value_losses(d, c, targets, 0.2), MASK),
-        ]
-
-    for one, other in zip(everything(*clean), everything(*dirty), strict=True):
-        assert torch.equal(one, other)
