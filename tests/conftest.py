@@ -45,6 +45,15 @@ def pictures_of_figures(monkeypatch):
     monkeypatch.delenv("BROWSER_PATH")
 
 
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout of the project with an empty notebook, in which the test works."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """A run sets the number of threads of its process; the next test does not depend on that."""

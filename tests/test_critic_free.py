@@ -105,10 +105,7 @@ def test_micro_batches_change_nothing(algorithm, tmp_path):
 
 
 @pytest.fixture
-def experiment(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
-    monkeypatch.chdir(tmp_path)
+def experiment(checkout):
     experiment = Experiment.open("pocket", overrides=SMALL)
     experiment.prepare_data()
     experiment.train_sft()

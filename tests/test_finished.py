@@ -28,11 +28,8 @@ EVERYTHING = ["data", "sft", "train rlhf", "evaluate rlhf"]
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
+def work(checkout, monkeypatch):
     """A function that runs data, SFT, and the training and evaluation of `methods`; returns the stages it worked on."""
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
-    monkeypatch.chdir(tmp_path)
     worked = []
     do = Stage.do.fget
     monkeypatch.setattr(Stage, "do", property(lambda stage: worked.append(stage.name) or do(stage)))
@@ -177,10 +174,7 @@ def test_a_killed_training_continues_inside_its_stage(work, capsys):
     assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
 
 
-def test_a_run_whose_texts_have_moved_is_reopened_and_says_so_when_it_needs_them(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
-    monkeypatch.chdir(tmp_path)
+def test_a_run_whose_texts_have_moved_is_reopened_and_says_so_when_it_needs_them(checkout, tmp_path):
     file = tmp_path / "texts.jsonl"
     file.write_text('{"text": "this film is good"}\n')
     tiny_policy().save(tmp_path / "tiny")

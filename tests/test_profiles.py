@@ -47,19 +47,15 @@ SCHEDULE_TABLE = {
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_paper_profile_has_the_papers_task(name):
-    task, sampling = load_profile(name).task, load_profile(name).sampling
+def test_a_profile_of_the_paper_has_the_published_numbers(name):
+    profile, reviews, large = load_profile(name), name.startswith("imdb"), name.endswith("gptj")
+    task, sampling, ppo, risk, sft = profile.task, profile.sampling, profile.ppo, profile.risk, profile.sft
     found = (task.prompt_length, sampling.completion_length, task.train_prompts, task.test_prompts)
     found += (task.minimum_characters, task.train_toxic_share, task.test_toxic_share, task.tail_threshold)
     assert found == TASK_TABLE[name]
     assert sampling.minimum_completion_length == sampling.completion_length and sampling.temperature == 1
-    assert task.positive_label == (1 if name.startswith("imdb") else 0)
+    assert task.positive_label == (1 if reviews else 0)
 
-
-@pytest.mark.parametrize("name", PAPER)
-def test_a_paper_profile_has_the_papers_training(name):
-    profile = load_profile(name)
-    ppo, risk, sft = profile.ppo, profile.risk, profile.sft
     assert (ppo.batch_size, ppo.iterations, risk.alpha, risk.warm_start, ppo.learning_rate) == RISK_TABLE[name]
     assert (risk.rho, risk.estimator) == (0.95, "tail_selection")
     assert (ppo.kl_coef, ppo.kl_target, ppo.kl_horizon) == (0.2, 6, 10_000)
@@ -67,33 +63,20 @@ def test_a_paper_profile_has_the_papers_training(name):
     assert (ppo.cliprange, ppo.cliprange_value, ppo.ratio_threshold) == (0.2, 0.2, 10)
     assert (sft.learning_rate, sft.batch_size, sft.gradient_accumulation_steps) == (1e-5, 64, 16)
     assert (sft.packing, sft.max_length, sft.epochs) == (True, 64, 10)
-    assert sft.max_steps == (100 if name.startswith("imdb") else None)
+    assert sft.max_steps == (100 if reviews else None)
+    assert {m: profile.schedule().kept(m) for m in SCHEDULE_TABLE[name]} == SCHEDULE_TABLE[name]
 
-
-@pytest.mark.parametrize("name", PAPER)
-def test_a_paper_profile_names_the_papers_models(name):
-    policy, reward = load_profile(name).policy, load_profile(name).reward
-    if name.startswith("imdb"):
-        assert (reward.model, reward.label, reward.sign) == ("lvwerra/distilbert-imdb", 1, 1)
-    else:
-        assert (reward.model, reward.label, reward.sign) == ("unitary/toxic-bert", 0, -1)
-    if name.endswith("gptj"):
+    policy, reward = profile.policy, profile.reward
+    model = ("lvwerra/distilbert-imdb", 1, 1) if reviews else ("unitary/toxic-bert", 0, -1)
+    assert (reward.model, reward.label, reward.sign) == model
+    if large:
         assert (policy.lora.r, policy.lora.alpha, policy.dtype) == (16, 16, "bfloat16")
     else:
         assert (policy.model, policy.lora, policy.dtype) == ("gpt2", None, "float32")
 
-
-@pytest.mark.parametrize("name", PAPER)
-def test_a_paper_profile_keeps_as_many_episodes_as_the_paper(name):
-    schedule = load_profile(name).schedule()
-    assert {m: schedule.kept(m) for m in SCHEDULE_TABLE[name]} == SCHEDULE_TABLE[name]
-
-
-@pytest.mark.parametrize("name", PAPER)
-def test_a_paper_profile_has_the_baselines_published_settings(name):
-    dexperts, quark = load_profile(name).dexperts, load_profile(name).quark
+    dexperts, quark = profile.dexperts, profile.quark
     experts = dexperts.experts
-    assert (dexperts.alpha, experts.epochs) == ((3.2, 3) if name.startswith("imdb") else (2.0, 1))
+    assert (dexperts.alpha, experts.epochs) == ((3.2, 3) if reviews else (2.0, 1))
     assert (dexperts.top_p, experts.learning_rate, experts.packing, experts.max_length) == (0.9, 5e-5, True, 128)
     assert experts.batch_size * experts.gradient_accumulation_steps == 64
     assert (quark.quantiles, quark.kl_coef, quark.entropy_coef) == (5, 0.05, 0.06)

@@ -28,10 +28,7 @@ STAGES = [
 
 
 @pytest.fixture
-def open_experiment(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
-    monkeypatch.chdir(tmp_path)
+def open_experiment(checkout):
     return lambda name: Experiment.open("pocket", run=name, overrides=SMALL)
 
 

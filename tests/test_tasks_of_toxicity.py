@@ -11,10 +11,7 @@ METHODS = ["sft", "rlhf", "ra_rlhf"]
 @pytest.mark.parametrize(
     ("profile", "published"), [("pocket-jigsaw", {"jigsaw-gpt2", "jigsaw-gptj"}), ("pocket-rtp", {"rtp-gpt2"})]
 )
-def test_a_run_rewards_civility_and_reports_toxicity(profile, published, tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
-    monkeypatch.chdir(tmp_path)
+def test_a_run_rewards_civility_and_reports_toxicity(checkout, profile, published):
     experiment = Experiment.open(profile, overrides=SMALL)
     assert experiment.prepare_data() == []
     test, civil = experiment.data("test"), experiment.profile.task.positive_label
