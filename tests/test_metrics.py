@@ -61,14 +61,6 @@ def test_paired_difference_sees_what_unpaired_intervals_hide():
     assert bootstrap_interval(weighted_mean(a, weights)).low < prompts.mean()
 
 
-def test_bootstrap_intervals_cover_the_truth_about_as_often_as_they_say():
-    rng = np.random.default_rng(5)
-    intervals = [
-        bootstrap_interval(weighted_mean(rng.normal(size=60), bootstrap_weights(60, 300, rng))) for _ in range(300)
-    ]
-    assert 0.90 <= np.mean([interval.low <= 0 <= interval.high for interval in intervals]) <= 0.98
-
-
 def test_an_empty_tail_has_no_interval_and_empty_resamples_are_left_out():
     assert np.isnan(bootstrap_interval(np.full(5, np.nan))).all()
     assert bootstrap_interval(np.array([1.0, np.nan, 1.0, 1.0])) == (1.0, 1.0, 1.0)
@@ -113,14 +105,6 @@ def test_power_agrees_with_direct_integration(effect, seeds):
         return stats.chi2.pdf(chi_square, freedom) * (stats.norm.sf(edge - shift) + stats.norm.cdf(-edge - shift))
 
     assert t_test_power(effect, seeds) == pytest.approx(integrate.quad(found, 0, np.inf, limit=500)[0], abs=1e-8)
-
-
-def test_seeds_needed_find_the_difference_as_often_as_they_say():
-    differences = np.array([0.1, 0.9, 1.4, 0.6, -0.5])
-    seeds = int(seeds_needed(differences))
-    drawn = np.random.default_rng(0).normal(differences.mean(), differences.std(ddof=1), size=(20_000, seeds))
-    share = (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean()
-    assert 0.79 < share < 0.87 and t_test_power(differences.mean() / differences.std(ddof=1), seeds - 1) < 0.8
 
 
 def test_seeds_needed_at_the_edges():
