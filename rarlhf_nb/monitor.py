@@ -169,8 +169,10 @@ class Monitor:
                 continue
             self.noticed.add(incident.symptom)
             action = "stop" if incident.fatal else getattr(self.settings, incident.symptom)
-            line = self._line(incident, action)
-            self._write(incident, action, line, rollout)
+            what = f"{self.unit} {self.iteration}: {incident.what}; {ACTIONS[action]}"
+            line = f"{what} ({incident.symptom}: {action}). {REMEDIES[incident.symptom]}"
+            if self.file is not None:
+                self._write(incident, {"action": action, "message": line}, rollout)
             self.skipping = self.skipping or action != "warn"
             if action == "stop":
                 self.at_once = self.at_once or not self.stepped
@@ -180,15 +182,9 @@ class Monitor:
             if incident.fatal:
                 self.conclude(None)
 
-    def _line(self, incident: Incident, action: str) -> str:
-        what = f"{self.unit} {self.iteration}: {incident.what}; {ACTIONS[action]}"
-        return f"{what} ({incident.symptom}: {action}). {REMEDIES[incident.symptom]}"
-
-    def _write(self, incident: Incident, action: str, line: str, rollout: Rollout | None) -> None:
-        if self.file is None:
-            return
-        entry = {self.unit: self.iteration, "symptom": incident.symptom, "action": action, "numbers": incident.numbers}
-        entry |= {"message": line, "episodes": [] if rollout is None else _episodes(rollout, incident.rows)}
+    def _write(self, incident: Incident, answer: dict[str, str], rollout: Rollout | None) -> None:
+        entry = {self.unit: self.iteration, "symptom": incident.symptom, "numbers": incident.numbers} | answer
+        entry["episodes"] = [] if rollout is None else _episodes(rollout, incident.rows)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as file:
             file.write(json.dumps(entry) + "\n")
