@@ -213,13 +213,13 @@ def test_tail_prompts_are_the_lowest_scored_and_escaped():
 
 def test_a_report_is_read_as_it_was_written_and_one_of_an_earlier_version_is_refused(tmp_path):
     written = report({"sft": RLHF, "rlhf": RISK_AVERSE}, tail_threshold=-9.0)
-    run = Run(tmp_path)
+    run = Run.open("mine", {}, 1, tmp_path)
     run.write("report.json", written.to_json())
     found = read_report(run)
     pd.testing.assert_frame_equal(found.numbers, written.numbers)
     assert (found.names, found.notes) == (written.names, written.notes)
     run.write("report.json", json.dumps({"methods": {}}))
-    with pytest.raises(UserError, match="is of an earlier version: run notebook 05_analysis again"):
+    with pytest.raises(UserError, match=r"'mine' is of rarlhf_nb 0\..*: run notebook 05_analysis again"):
         read_report(run)
 
 

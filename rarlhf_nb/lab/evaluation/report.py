@@ -135,7 +135,8 @@ def read_report(run: Run) -> Report:
     """The report of a run, from its report.json. Raises `UserError` if it is damaged or of an earlier version."""
     content = run.read("report.json")
     if "numbers" not in content:
-        raise UserError(f"report.json of run {run.name!r} is of an earlier version: run notebook 05_analysis again.")
+        version = run.manifest["versions"]["rarlhf_nb"]
+        raise UserError(f"report.json of run {run.name!r} is of rarlhf_nb {version}: run notebook 05_analysis again.")
     numbers = pd.DataFrame(content["numbers"], columns=COLUMNS).astype(dict.fromkeys(ENDS, float))
     return Report(numbers, content["names"], content["notes"])
 
