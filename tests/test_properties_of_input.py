@@ -311,7 +311,7 @@ def test_a_visible_text_hides_no_character(text):
     shown = widget_text.visible(text)
     for character in shown:  # Zs: spaces; Cn: not assigned, shown as a box
         assert character.isprintable() or unicodedata.category(character) in ("Zs", "Cn")
-    if len(shown) <= widget_text.SHORT:
+    if len(shown) <= widget_text.MAX_SHOWN:
         assert Parsed(widget_text.text_html(text)).text == shown
 
 

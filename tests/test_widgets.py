@@ -28,7 +28,7 @@ from rarlhf_nb.lab.explorer.interpolation import between, steps_between
 from rarlhf_nb.lab.explorer.progress_table import Shown
 from rarlhf_nb.lab.explorer.schedule_designer import saved_share
 from rarlhf_nb.lab.explorer.tails import measure_tails
-from rarlhf_nb.lab.explorer.text import SHORT, hover_text, text_html, visible
+from rarlhf_nb.lab.explorer.text import MAX_SHOWN, hover_text, text_html, visible
 from rarlhf_nb.lab.plots.figures import TRAINING_PANELS
 from rarlhf_nb.lab.plots.renderer import is_static
 from rarlhf_nb.risk import SoftRiskSchedule, cvar, tail_count, var
@@ -396,7 +396,7 @@ def test_a_hostile_text_stays_text(text):
     assert page.tags <= {"b", "bdi", "details", "summary", "br"} and not page.attributes
     assert visible(text) in page.text
     assert not any(ord(c) < 32 or 127 <= ord(c) < 160 or c in "\u202e\u200f\u2067\u200b\ud800" for c in page.text)
-    assert ("<details>" in text_html(text)) == (len(visible(text)) > SHORT)
+    assert ("<details>" in text_html(text)) == (len(visible(text)) > MAX_SHOWN)
 
 
 def test_hostile_texts_are_text_in_every_widget():

@@ -46,9 +46,9 @@ from rarlhf_nb.lab.methods import MethodKey, method_name
 from rarlhf_nb.lab.plots.theme import TEMPLATE, faint, label_text, line_style, method_color
 from rarlhf_nb.risk import check_alpha, tail_count
 
-FIRST = ("rlhf", "ra_rlhf", "ra_rlhf_ru")  # shown at first, with the conditioned policy
-TEXTS = 4  # episodes of a tail whose texts are shown
-COMPARED = 3  # prompts whose completions are shown at three trained alphas
+INITIAL_METHODS = ("rlhf", "ra_rlhf", "ra_rlhf_ru")  # shown at first, with the conditioned policy
+TAIL_TEXTS = 4  # episodes of a tail whose texts are shown
+COMPARED_PROMPTS = 3  # prompts whose completions are shown at three trained alphas
 BINS = 40
 PRICES = {"tail": "measured tail (logit)", "mean": "mean reward (logit)", "kl": "KL (nats)", "perplexity": "perplexity"}
 
@@ -135,9 +135,9 @@ class ExplorerContent:
         for name in [*(methods or []), *([anchor] if anchor is not None else [])]:
             if name not in self.groups:
                 raise UserError(f"methods, anchor: {name!r} is not in this run: choose among {', '.join(self.groups)}.")
-        first = [name for name in self.groups if name in (*FIRST, self.conditioned)] or list(self.groups)
+        first = [name for name in self.groups if name in (*INITIAL_METHODS, self.conditioned)] or list(self.groups)
         chosen = first if methods is None else [name for name in self.groups if name in methods]
-        if trained is None and self.trained_alphas:  # halfway where it moves the policy, otherwise the first stop
+        if trained is None and self.trained_alphas:  # halfway if it moves one policy, otherwise the first stop
             trained = self.trained_alphas[len(self.trained_alphas) // 2 if self.conditioned else 0]
         return {
             "alpha": float(ALPHAS[alpha_index(alpha)]),
@@ -289,7 +289,7 @@ class ExplorerContent:
         """The rows of the hardest prompts, whose completions are shown at three trained alphas."""
         first = next(iter(self.episodes.values()))
         hardest = first.reset_index(drop=True).sort_values("prompt_score", kind="stable").drop_duplicates("prompt")
-        return hardest.index[:COMPARED].tolist()
+        return hardest.index[:COMPARED_PROMPTS].tolist()
 
     def _columns(self) -> dict[str, Any]:
         rows, members = self.compared(), self.families[self.conditioned]
@@ -346,7 +346,7 @@ def _ends(resampled: np.ndarray) -> list:
 
 def _spread(tail: np.ndarray) -> np.ndarray:
     """Episodes that represent a tail: evenly spread from the lowest to the one at the boundary."""
-    return tail[np.unique(np.linspace(0, len(tail) - 1, min(TEXTS, len(tail))).round().astype(int))]
+    return tail[np.unique(np.linspace(0, len(tail) - 1, min(TAIL_TEXTS, len(tail))).round().astype(int))]
 
 
 def _texts(table: pd.DataFrame, rows: Sequence[int], text: str, number: str) -> list[list]:

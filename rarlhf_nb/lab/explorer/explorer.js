@@ -1,7 +1,7 @@
 // The risk explorer in the browser. Python has measured, interpolated and named everything in `content`
 // (content.py); here it is looked up and drawn. Every text from data is set as text, never as HTML.
 
-const SHORT = 240; // characters of a text that are shown at once
+const MAX_SHOWN = 240; // characters of a text that are shown at once
 const KEYED = ["button", "input", "select", "summary"];
 const PAUSE = 60; // milliseconds
 const FRAME = 110; // milliseconds per step of the play button
@@ -38,8 +38,8 @@ function band(along, [, low, high], fillcolor) {
 }
 
 function foldedText(text) {
-  if (text.length <= SHORT) return make("bdi", {}, text);
-  return make("details", {}, make("summary", {}, make("bdi", {}, text.slice(0, SHORT) + "…")), make("bdi", {}, text));
+  if (text.length <= MAX_SHOWN) return make("bdi", {}, text);
+  return make("details", {}, make("summary", {}, make("bdi", {}, text.slice(0, MAX_SHOWN) + "…")), make("bdi", {}, text));
 }
 
 // The view as the part of an address after #, and back; what does not fit the run is ignored.
@@ -205,7 +205,7 @@ function explore(root, content, { ask = null, share, moved = () => {} }) {
 
   const compared = () => [1, view.trained, content.columns.alphas[0]];
 
-  // The same prompts at three alphas: fresh from the policy where there is one, otherwise of the nearest evaluated alpha.
+  // The same prompts at three alphas: fresh from the policy if there is one, otherwise of the nearest evaluated alpha.
   function writeColumns() {
     if (!content.columns) return;
     const { prompts, alphas, completions } = content.columns;

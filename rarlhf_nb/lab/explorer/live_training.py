@@ -24,7 +24,7 @@ ESTIMATORS = {
     "Rockafellar–Uryasev": "rockafellar_uryasev",
     "one policy from α to 1": "conditioned",
 }
-SHORT = {"tail_selection": "tail", "rockafellar_uryasev": "RU", "conditioned": "one policy"}
+CURVE_NAMES = {"tail_selection": "tail", "rockafellar_uryasev": "RU", "conditioned": "one policy"}
 WIDE, NARROW = {"width": "22em"}, {"width": "12em"}
 SAMPLES = 3  # completions shown
 
@@ -58,7 +58,7 @@ class Setting(NamedTuple):
     def label(self, number: int) -> str:
         """The name of the curve."""
         alpha = f"α {self.alpha:g}" + (" to 1" if self.estimator == "conditioned" else "")
-        kind = SHORT[self.estimator]
+        kind = CURVE_NAMES[self.estimator]
         return f"{number}: {kind}, {alpha}, n {self.warm_start}, ρ {self.rho:g}, seed {self.seed}"
 
 

@@ -44,7 +44,7 @@ POLICY = (
 def explorer_page(run: Run, nonce: str) -> str:
     """The explorer of `run` as one HTML page, whose scripts carry the `nonce`.
 
-    Raises `UserError` where no method was evaluated, or the methods were not evaluated on the same prompts.
+    Raises `UserError` if no method was evaluated, or the methods were not evaluated on the same prompts.
     """
     tables, profile = load_tables(run), Profile(**run.manifest["settings"])
     explored = ExplorerContent(tables.episodes, tables.held_out, profile.risk.alpha, alphas=tables.alphas)
@@ -61,7 +61,7 @@ def explorer_page(run: Run, nonce: str) -> str:
 def serve(run: Run, port: int, say: Callable[[str], None] = print) -> None:
     """Serve the `explorer_page` of `run` on this machine until Ctrl-C; `say` gets the address with its token.
 
-    Raises the errors of `explorer_page`, and `UserError` where the port is taken.
+    Raises the errors of `explorer_page`, and `UserError` if the port is taken.
     """
     token, nonce = secrets.token_urlsafe(24), secrets.token_urlsafe(16)
 

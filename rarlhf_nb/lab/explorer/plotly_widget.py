@@ -54,7 +54,7 @@ class Drawing(PlotlyWidget):
 
 
 def controls(*children: Widget) -> HBox:
-    """Controls in a row that wraps where the page is narrow."""
+    """Controls in a row that wraps if the page is narrow."""
     return HBox(children, layout=Layout(flex_flow="row wrap", align_items="center"))
 
 

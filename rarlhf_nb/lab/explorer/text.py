@@ -3,7 +3,7 @@
 import html
 import unicodedata
 
-SHORT = 240  # characters of a text that are shown at once
+MAX_SHOWN = 240  # characters of a text that are shown at once
 SYMBOLS = {"\n": "↵ ", "\t": "⇥ "}
 HIDDEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")  # control, format, private-use, surrogate, separators
 STYLE = """<style>
@@ -34,9 +34,9 @@ def text_html(text: str) -> str:
     """`text` as HTML: escaped, isolated from the surrounding text direction, and folded if it is long."""
     shown = visible(text)
     whole = f"<bdi>{html.escape(shown)}</bdi>"
-    if len(shown) <= SHORT:
+    if len(shown) <= MAX_SHOWN:
         return whole
-    start = html.escape(shown[:SHORT])
+    start = html.escape(shown[:MAX_SHOWN])
     return f"<details><summary><bdi>{start}</bdi>… ({len(text)} characters)</summary>{whole}</details>"
 
 
