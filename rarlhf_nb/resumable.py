@@ -31,7 +31,7 @@ class ResumableTrainer(Trainer):
         """Restore what `own_state` gave."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write none, where TRL's trainers write one with every checkpoint."""
+        """Write none, though TRL's trainers ask for one with every checkpoint."""
 
     def train_resumably(self, checkpoints: Checkpoints | None, settings: dict[str, Any]) -> None:
         """Train, from the last checkpoint if there is one. Ctrl-C saves a checkpoint after the step under way.

@@ -127,7 +127,7 @@ def _batches(episodes: int, most: int | Literal["auto"] | None) -> dict[str, int
 
 
 def _of_whole_texts(reward: Reward, policy: ActorCritic) -> Reward:
-    """The reward of completions with their leading space, which TRL loses where it decodes them without the prompt."""
+    """The reward of completions with their leading space, which TRL loses, as it decodes them without the prompt."""
 
     def of_whole_texts(
         prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any

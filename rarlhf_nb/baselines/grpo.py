@@ -14,8 +14,8 @@ A(R) the advantage that TRL computes from it:
 At alpha = 1 the first two are TRL's trainers number for number. The third is not: VaR is then the highest reward, so
 each episode is weighted by its distance from that, not from its group's mean.
 
-The KL term is that of the episodes that are trained on. GRPO adds it to the loss, where an episode of the tail has the
-weight that it has in the whole batch. RLOO subtracts it from the reward before it computes A; the tail is that of the
+The KL term is that of the episodes that are trained on. GRPO adds it to the loss, in which an episode of the tail has
+the weight that it has in the whole batch. RLOO subtracts it from the reward before it computes A; the tail is that of the
 rewards without it.
 """
 
@@ -182,7 +182,7 @@ class CVaRMixin:
                 advantages = (groups - value_at_risk.unsqueeze(1)).view(-1)[mine].to(advantages.dtype)
             output["advantages"] = torch.where(tail[mine], advantages, 0.0) * (groups.shape[1] / kept)
             if self._masks_kl and kept < groups.shape[1]:
-                # GRPO's loss, its KL and its entropy count the tokens where this mask is 1
+                # GRPO's loss, its KL and its entropy count the tokens whose mask is 1
                 mask = output.get("tool_mask", torch.ones_like(output["completion_mask"]))
                 output["tool_mask"] = mask * tail[mine].unsqueeze(1)
         numbers = {

@@ -17,7 +17,7 @@ def prompted_policy(policy: ActorCritic, prefix: str) -> ActorCritic:
     """The same network, reading `prefix` before every prompt instead of any prefix that it had.
 
     The weights are shared, and the given policy keeps its own prefix. Prefix and prompt are joined without a separator,
-    so the prefix must end with its own space or line break. Raises `UserError` where the prefix has no tokens.
+    so the prefix must end with its own space or line break. Raises `UserError` if the prefix has no tokens.
     """
     prefix_ids = policy.processing_class(prefix, add_special_tokens=False)["input_ids"]
     if not prefix_ids:
@@ -39,7 +39,7 @@ def choose_prefix(
     """The mean reward of each prefix on validation prompts: columns prefix and reward, best prefix first.
 
     The reward is that of prompt + completion; the prefix is not part of the rated text. All prefixes are sampled with
-    the same seeds. Raises `UserError` where prompts or prefixes are missing, and the errors of `prompted_policy` and
+    the same seeds. Raises `UserError` if prompts or prefixes are missing, and the errors of `prompted_policy` and
     `check_rewards`.
     """
     for name, given in (("prompts", prompts), ("prefixes", prefixes)):

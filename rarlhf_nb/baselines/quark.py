@@ -195,7 +195,7 @@ class QuarkTrainer(TrainingLoop):
         self.reference = reference or copy.deepcopy(model).requires_grad_(False)
         self.vocabulary = _rows(model.model)  # V, before the reward tokens
         self.reward_ids = add_reward_tokens(model, args.quantiles, hash_seed(seed, 0))
-        # where a model has more rows than its tokenizer has tokens, the reward tokens are among these V
+        # if a model has more rows than its tokenizer has tokens, the reward tokens are among these V
         self.forbidden_ids = [i for i in model.forbidden_ids if i < self.vocabulary]
         model.prefix_ids = self.reward_ids[:1]
         if isinstance(model.model, peft.PeftModel):
