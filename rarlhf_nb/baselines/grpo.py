@@ -15,8 +15,8 @@ At alpha = 1 the first two are TRL's trainers number for number. The third is no
 each episode is weighted by its distance from that, not from its group's mean.
 
 The KL term is that of the episodes that are trained on. GRPO adds it to the loss, in which an episode of the tail has
-the weight that it has in the whole batch. RLOO subtracts it from the reward before it computes A; the tail is that of the
-rewards without it.
+the weight that it has in the whole batch. RLOO subtracts it from the reward before it computes A; the tail is that of
+the rewards without it.
 """
 
 import inspect
