@@ -4,7 +4,6 @@ All RL methods start from the SFT policy with the same budget, data order and se
 """
 
 import time
-from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -216,22 +215,15 @@ def _train(stage: Stage, method: str, iterations: int | None = None) -> None:
     iterations: train only so many, and save no policy.
     """
     trainer = make_trainer(stage.workspace, method, checkpoints=stage.checkpoints(method))
-    for _ in islice(_with_progress_lines(trainer, method), iterations):
-        pass
-    if trainer.ranks.main and iterations is None:
-        stage.workspace.run.write_folder(f"policies/{method}", trainer.policy.save)
-
-
-def _with_progress_lines(trainer: TrainingLoop, method: str) -> Iterator[dict[str, float]]:
-    """The iterations of a trainer; with several processes, which show no bar, one prints a line every few seconds."""
-    last = time.monotonic()
-    for stats in trainer:
-        late = time.monotonic() - last > LINE_EVERY or trainer.iteration == trainer.iterations
-        if trainer.ranks.count > 1 and trainer.ranks.main and late:
+    several, last_line = trainer.ranks.count > 1, time.monotonic()
+    for stats in islice(trainer, iterations):
+        due = time.monotonic() - last_line > LINE_EVERY or trainer.iteration == trainer.iterations
+        if several and trainer.ranks.main and due:  # several processes show no bar
             shown = ", ".join(f"{name} {stats[key]:.3g}" for name, key in trainer.progress.items())
             print(f"{method}: {trainer.unit} {trainer.iteration} of {trainer.iterations}, {shown}", flush=True)
-            last = time.monotonic()
-        yield stats
+            last_line = time.monotonic()
+    if trainer.ranks.main and iterations is None:
+        stage.workspace.run.write_folder(f"policies/{method}", trainer.policy.save)
 
 
 def _train_without_critic(stage: Stage, method: str, iterations: int | None = None) -> None:
