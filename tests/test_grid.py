@@ -1,37 +1,37 @@
 """The grid of a sweep, and what is refused before any work begins."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from typer.testing import CliRunner
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab import sweep_commands
+from rarlhf_nb.lab import cli
 from rarlhf_nb.lab.cli import app, join_pairs
-from rarlhf_nb.lab.grid import Grid, read_alphas, read_seeds, read_values, to_json
 from rarlhf_nb.lab.runs import Run
-from rarlhf_nb.lab.sweep import Sweep
+from rarlhf_nb.lab.sweep import Grid, Sweep, read_alphas, read_seeds, read_values
 
 
-def test_every_combination_is_a_cell_and_the_first_alpha_comes_first():
+def test_every_combination_is_a_run_and_the_first_alpha_comes_first():
     grid = Grid("pocket", [1.0, 0.2], [1, 2], {"ppo.kl_coef": [0.1, 0.2]}, {"ppo.iterations": 30})
-    cells = grid.cells()
-    assert [cell.name for cell in cells[:5]] == [
+    trials = grid.trials()
+    assert [trial.name for trial in trials[:5]] == [
         "alpha_1-kl_coef_0.1-seed_1",
         "alpha_1-kl_coef_0.1-seed_2",
         "alpha_1-kl_coef_0.2-seed_1",
         "alpha_1-kl_coef_0.2-seed_2",
         "alpha_0.2-kl_coef_0.1-seed_1",
     ]
-    assert len({cell.name for cell in cells}) == len(cells) == 8
-    profile = grid.settings(cells[-1])
+    assert len({trial.name for trial in trials}) == len(trials) == 8
+    profile = grid.settings(trials[-1])
     assert (profile.risk.alpha, profile.ppo.kl_coef, profile.ppo.iterations) == (0.2, 0.2, 30)
     assert profile.sweep.alphas == []
 
 
 def test_a_value_that_is_no_file_name_is_named_by_its_place():
     grid = Grid("pocket", [0.4], [1], {"prompted.prefixes": [["../a b"], ["c"]]})
-    assert [cell.name for cell in grid.cells()] == ["alpha_0.4-prefixes_no1-seed_1", "alpha_0.4-prefixes_no2-seed_1"]
+    assert [trial.name for trial in grid.trials()] == ["alpha_0.4-prefixes_no1-seed_1", "alpha_0.4-prefixes_no2-seed_1"]
 
 
 def test_values_are_those_that_the_profile_reads_and_columns_of_one_kind():
@@ -42,10 +42,10 @@ def test_values_are_those_that_the_profile_reads_and_columns_of_one_kind():
     }
     grid = Grid("pocket", [0.4], [1], free)
     assert grid.free["ppo.learning_rate"] == [0.0001, 0.0003]  # YAML reads 1e-4 as text
-    first, last = grid.columns(grid.cells()[0]), grid.columns(grid.cells()[-1])
+    first, last = map(grid.columns, (grid.trials()[0], grid.trials()[-1]))
     assert first["ppo.learning_rate"] == 0.0001 and first["ppo.kl_target"] == "6.0"
     assert '"r": 4' in first["policy.lora"] and last["policy.lora"] == last["ppo.kl_target"] == "null"
-    assert Grid(**json.loads(json.dumps(to_json(grid)))) == grid
+    assert Grid(**json.loads(json.dumps(asdict(grid)))) == grid
 
 
 def test_values_are_read_as_people_write_them():
@@ -61,8 +61,8 @@ def test_values_are_read_as_people_write_them():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--alpha", "0.4,1.5"], "alpha = 1.5: the tail share must lie in"),
-        (["--alpha", "0.4,0"], "alpha = 0.0: the tail share must lie in"),
+        (["--alpha", "0.4,1.5"], "risk.alpha = 1.5: input should be less than or equal to 1"),
+        (["--alpha", "0.4,0"], "risk.alpha = 0.0: input should be greater than 0"),
         (["--alpha", "0.4,0.40"], "--alpha: 0.4 is listed twice; remove one of them"),
         (["--alpha", "high"], "--alpha 'high' is not a number"),
         (["--seed", "3-1"], "--seed '3-1' is neither a seed nor a range"),
@@ -78,7 +78,7 @@ def test_values_are_read_as_people_write_them():
         (["-p", "ppo.kl_coef", "[0.1"], "this is not a list of YAML values"),
         (["-p", "risk.alpha", "0.1"], "-p risk.alpha: a sweep takes its α from --alpha"),
         (["--profile", "pockets"], "profile = 'pockets' is unknown"),
-        (["--seed", "1-10000"], "the grid has 10000 cells, which take an unknown time"),
+        (["--seed", "1-10000"], "the grid has 10000 runs: make it smaller, or say --yes"),
         (["--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], "give one of them"),
     ],
 )
@@ -86,7 +86,7 @@ def test_a_grid_that_cannot_be_is_refused_in_one_line_before_any_work(words, mes
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep_commands, "_workers", lambda *arguments: pytest.fail("work began"))
+    monkeypatch.setattr(cli, "execute_sweep", lambda *arguments: pytest.fail("work began"))
     answer = CliRunner().invoke(app, join_pairs(["sweep", "grid", *words]))
     assert answer.exit_code == 2 and message in answer.stderr and answer.stderr.count("\n") == 1, answer.output
     assert not (tmp_path / "papermill_runs").exists()

@@ -1,10 +1,11 @@
-"""A sweep ends with every cell that can be finished, whoever dies on the way; its state is told from its files."""
+"""A sweep ends with every run that can be finished, whoever dies on the way; its state is told from its files."""
 
 import io
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,23 +14,22 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
+from distributed import Client
 from rich.console import Console
-from rich.live import Live
 from typer.testing import CliRunner
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab import sweep_commands, workers
+from rarlhf_nb.lab import run_sweep
 from rarlhf_nb.lab.cli import app
 from rarlhf_nb.lab.evaluation.report import Report
 from rarlhf_nb.lab.experiment import Experiment
-from rarlhf_nb.lab.grid import Grid
+from rarlhf_nb.lab.run_sweep import remote_client, write_sweep_report
 from rarlhf_nb.lab.runs import Run
-from rarlhf_nb.lab.status import Progress, SweepProgress, sweep_progress
-from rarlhf_nb.lab.sweep import CELL_NOTEBOOKS, SWEEP_NOTEBOOKS, Sweep
+from rarlhf_nb.lab.status import Progress, SweepDisplay, SweepProgress, sweep_progress
+from rarlhf_nb.lab.sweep import SWEEP_NOTEBOOKS, TRIAL_NOTEBOOKS, Grid, Sweep
 from rarlhf_nb.lab.sweep_experiment import sweep_scores
-from rarlhf_nb.lab.sweeping import write_sweep_report
-from rarlhf_nb.lab.workers import DaskWorkers
 
 PARAMETERS = 'profile: str = "pocket"\nrun: str = ""\nseed: int = 1\noverrides: dict = {}'
 # what a training leaves, made up: the reward rises with alpha and seed
@@ -48,14 +48,14 @@ for number, method in enumerate(["sft", "rlhf", "ra_rlhf", "ra_rlhf_ru"]):
     here.write(f"evaluation/{method}.parquet", table)
 """
 SLOW = "import time; time.sleep(2)"
-FAILS = 'if seed == 2: raise RuntimeError("<b>no more luck</b>")'
+FAILS = 'open(f"tries-{seed}", "a").write("x")\nif seed == 2: raise RuntimeError("<b>no more luck</b>")'
 
 
 def checkout(folder: Path, third: str = SLOW) -> Path:
     """A checkout whose notebooks take seconds; `third` is the code of notebook 03."""
     (folder / "notebooks").mkdir(parents=True)
-    codes = dict.fromkeys([*CELL_NOTEBOOKS, *SWEEP_NOTEBOOKS], "print(run, seed)")
-    codes |= {CELL_NOTEBOOKS[1]: TRAINED, CELL_NOTEBOOKS[2]: third}
+    codes = dict.fromkeys([*TRIAL_NOTEBOOKS, *SWEEP_NOTEBOOKS], "print(run, seed)")
+    codes |= {TRIAL_NOTEBOOKS[1]: TRAINED, TRIAL_NOTEBOOKS[2]: third}
     for name, code in codes.items():
         write_notebook(folder, name, code)
     return folder
@@ -83,12 +83,12 @@ def until(condition, seconds: float = 120) -> None:
 
 def states(folder: Path) -> dict[str, str]:
     progress = sweep_progress(Sweep.reopen("grid", folder / "papermill_runs"))
-    return {name: cell.state for name, cell in progress.cells.items()}
+    return {name: run.state for name, run in progress.trials.items()}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A sweep with a cell that fails at first, and what the two commands printed."""
+    """A sweep with a run that fails at first, and what the two commands printed."""
     folder = checkout(tmp_path_factory.mktemp("sweep"), FAILS)
     words = ("sweep", "grid", "--alpha", "0.4", "--seed", "1-2", "--workers", "2")
     first = rarlhf(folder, *words).communicate(timeout=300)
@@ -96,17 +96,16 @@ def finished(tmp_path_factory):
         patch.chdir(folder)
         told = CliRunner().invoke(app, ["status", "grid"]).stdout
     failed = states(folder)
-    logs = [(folder / "papermill_runs" / "grid" / f"alpha_0.4-seed_{seed}" / "cell.log").read_text() for seed in (1, 2)]
-    write_notebook(folder, CELL_NOTEBOOKS[2], "print('now it works')")
+    write_notebook(folder, TRIAL_NOTEBOOKS[2], "print('now it works')")
     second = rarlhf(folder, *words).communicate(timeout=300)
-    return folder, first, told, failed, logs, second
+    return folder, first, told, failed, second
 
 
-def test_a_cell_that_fails_is_tried_twice_and_recorded_while_the_rest_goes_on(finished):
-    _, (out, errors), told, failed, (healthy, log), _ = finished
+def test_a_run_that_fails_is_tried_twice_and_recorded_while_the_rest_goes_on(finished):
+    folder, (out, errors), told, failed, _ = finished
     assert failed == {"alpha_0.4-seed_1": "done", "alpha_0.4-seed_2": "failed"}
-    assert log.count("03_ra_rlhf failed with RuntimeError") == 2
-    assert healthy.splitlines()[-1].startswith("04_other_baselines: done in") and healthy.count("01_data_prep") == 2
+    assert (folder / "tries-1").read_text() == "x" and (folder / "tries-2").read_text() == "xx"
+    assert "alpha_0.4-seed_2: 03_ra_rlhf failed with RuntimeError" in out
     assert "03_ra_rlhf, cell 3" in told and "RuntimeError: <b>no more luck</b>" in told
     assert "1 done, 1 failed" in told
     assert "| RA-RLHF (RU) α 0.4" in out, (out, errors)  # the report is made of what there is
@@ -122,7 +121,7 @@ def test_the_same_command_finishes_what_failed_and_reports_over_seeds(finished):
     assert report["notes"] and (sweep / "05_analysis.ipynb").exists() and (sweep / "06_alpha_explorer.ipynb").exists()
 
 
-def test_a_cell_is_a_run_that_the_command_line_reopens(finished, monkeypatch):
+def test_a_run_of_a_sweep_is_one_that_the_command_line_reopens(finished, monkeypatch):
     monkeypatch.chdir(finished[0])
     runs = finished[0] / "papermill_runs"
     before = sorted(path.name for path in runs.iterdir())
@@ -144,13 +143,11 @@ def test_one_damaged_sweep_hides_no_other_run(finished, tmp_path, monkeypatch):
 
 
 def test_an_error_in_brackets_is_shown_as_it_is():
-    cells = {"alpha_0.4-seed_1": Progress("failed", "03_ra_rlhf", 1.0, "pip install 'rarlhf_nb[cluster]' [/y]")}
-    display = sweep_commands.Display()
-    display.console = Console(force_terminal=True, width=200, file=io.StringIO())
-    display.live = Live(console=display.console, auto_refresh=False)
-    with display:
-        display.show(SweepProgress(cells, None))
-    assert "'rarlhf_nb[cluster]' [/y]" in display.console.file.getvalue()
+    trials = {"alpha_0.4-seed_1": Progress("failed", "03_ra_rlhf", 1.0, "pip install 'rarlhf_nb[cluster]' [/y]")}
+    console = Console(force_terminal=True, width=200, file=io.StringIO())
+    with SweepDisplay(console) as display:
+        display.show(SweepProgress(trials, None))
+    assert "'rarlhf_nb[cluster]' [/y]" in console.file.getvalue()
 
 
 def test_a_sweep_opens_like_a_run(finished, monkeypatch):
@@ -160,11 +157,11 @@ def test_a_sweep_opens_like_a_run(finished, monkeypatch):
     assert list(experiment.tables().episodes) == methods
     others = experiment.other_seeds()
     assert list(others) == [1] and list(others[1]) == methods
-    cell = pd.read_parquet("papermill_runs/grid/alpha_0.4-seed_1/evaluation/ra_rlhf.parquet")
-    pd.testing.assert_frame_equal(others[1]["ra_rlhf@0.4"], cell)
+    table = pd.read_parquet("papermill_runs/grid/alpha_0.4-seed_1/evaluation/ra_rlhf.parquet")
+    pd.testing.assert_frame_equal(others[1]["ra_rlhf@0.4"], table)
     scores = experiment.scores()
     row = scores[(scores["method"] == "ra_rlhf@0.4") & (scores["seed"] == 1)].iloc[0]
-    assert row["reward"] == pytest.approx(cell["reward"].mean()) and row["alpha"] == 0.4
+    assert row["reward"] == pytest.approx(table["reward"].mean()) and row["alpha"] == 0.4
     assert scores.loc[scores["method"] == "rlhf", "alpha"].tolist() == [1.0] * 2
     assert np.isnan(scores.loc[scores["method"] == "sft", "alpha"]).all()
     assert list(experiment.report().of("reward").index) == methods
@@ -187,10 +184,10 @@ def test_the_scores_of_a_sweep_count_every_seed_once(tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     grid = Grid("pocket", [1.0, 0.4], [1, 2], {"ppo.kl_coef": [0.1, 0.2]})
     sweep = Sweep.open("grid", grid)
-    for cell in grid.cells():
-        run = Run.open(f"grid/{cell.name}", grid.settings(cell).model_dump(mode="json"), cell.seed)
-        value = cell.seed + cell.alpha
-        values = {"sft": cell.seed, "rlhf": cell.seed + 1.0, "ra_rlhf": value, "ra_rlhf_ru": value}
+    for trial in grid.trials():
+        run = Run.open(f"grid/{trial.name}", grid.settings(trial).model_dump(mode="json"), trial.seed)
+        value = trial.seed + trial.alpha
+        values = {"sft": trial.seed, "rlhf": trial.seed + 1.0, "ra_rlhf": value, "ra_rlhf_ru": value}
         names = {"reward": "reward", "tail_reward": "tail reward"}
         numbers = pd.DataFrame({"method": values.keys(), "baseline": "", "value": values.values()}).merge(
             pd.Series(list(names), name="metric"), "cross"
@@ -210,68 +207,63 @@ def test_the_scores_of_a_sweep_count_every_seed_once(tmp_path, monkeypatch):
     assert not [note for note in report.notes if note.startswith("Missing")]
 
 
-def test_a_killed_cell_is_tried_again_and_a_killed_sweep_leaves_nobody_behind(tmp_path):
-    folder = checkout(tmp_path / "checkout", "import os, time\nwhile not os.path.exists('go on'):\n    time.sleep(0.1)")
+def test_a_killed_run_is_tried_again_and_a_killed_sweep_leaves_nobody_behind(tmp_path):
+    waits = """
+import os, time
+from pathlib import Path
+Path(f"pids-{seed}").open("a").write(f"{os.getpid()} ")
+while not os.path.exists("go on"):
+    time.sleep(0.1)
+"""
+    folder = checkout(tmp_path / "checkout", waits)
     words = ("sweep", "grid", "--alpha", "0.4", "--seed", "1-2", "--workers", "2")
-    runs = folder / "papermill_runs" / "grid"
+    pids = folder / "pids-1"
     sweep = rarlhf(folder, *words)
-    log = runs / "alpha_0.4-seed_1" / "cell.log"
-    until(lambda: log.exists() and "03_ra_rlhf" in log.read_text())
+    until(pids.exists)
     assert states(folder)["alpha_0.4-seed_1"] == "running"
-    os.kill(json.loads((runs / "alpha_0.4-seed_1" / ".holder.json").read_text())["process"], signal.SIGKILL)
+    os.kill(int(pids.read_text()), signal.SIGKILL)  # as the system does when memory runs out
     second = rarlhf(folder, *words)
     _, errors = second.communicate(timeout=300)
     assert second.returncode == 2 and "run = 'grid' is in use by process" in errors
-    until(lambda: (runs / "alpha_0.4-seed_1" / "cell.log").read_text().count("03_ra_rlhf: running") == 2)
+    until(lambda: len(pids.read_text().split()) == 2)
+    notebooks = psutil.Process(sweep.pid).children()
     sweep.kill()  # now the whole command, in the middle of its second attempt
     sweep.communicate()
-    until(lambda: set(states(folder).values()) == {"interrupted"}, 30)
+    assert len(notebooks) == 2 and not psutil.wait_procs(notebooks, timeout=10)[1]
+    assert set(states(folder).values()) == {"interrupted"}
     (folder / "go on").touch()
     _, errors = rarlhf(folder, *words).communicate(timeout=300)
     assert set(states(folder).values()) == {"done"}, errors
 
 
-def test_ctrl_c_reaches_the_notebooks_and_the_same_command_goes_on(tmp_path):
+@pytest.mark.parametrize("saves", [True, False])
+def test_ctrl_c_reaches_the_notebooks_a_second_one_ends_at_once_and_the_same_command_goes_on(saves, tmp_path):
+    ends = "open('saved', 'w').close()\n        raise" if saves else "pass"
     caught = (
         "import time\nopen('begun', 'w').close()\n"
-        "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    open('saved', 'w').close()\n    raise"
+        f"while True:\n    try:\n        time.sleep(60)\n    except KeyboardInterrupt:\n        {ends}"
     )
     folder = checkout(tmp_path / "checkout", caught)
     words = ("sweep", "grid", "--alpha", "0.4", "--seed", "1", "--workers", "1")
     sweep = rarlhf(folder, *words)
     until((folder / "begun").exists)
-    time.sleep(0.5)  # until the cell waits
+    time.sleep(0.5)  # until the notebook waits
     sweep.send_signal(signal.SIGINT)
-    _, errors = sweep.communicate(timeout=300)
+    if not saves:
+        time.sleep(2)
+        assert sweep.poll() is None
+        sweep.send_signal(signal.SIGINT)
+    _, errors = sweep.communicate(timeout=30)
     assert sweep.returncode == 130 and "interrupted: the same command goes on from here" in errors
-    assert (folder / "saved").exists() and states(folder) == {"alpha_0.4-seed_1": "interrupted"}
-    write_notebook(folder, CELL_NOTEBOOKS[2], "print('goes on')")
+    assert (folder / "saved").exists() == saves and states(folder) == {"alpha_0.4-seed_1": "interrupted"}
+    write_notebook(folder, TRIAL_NOTEBOOKS[2], "print('goes on')")
     _, errors = rarlhf(folder, *words).communicate(timeout=300)
     assert states(folder) == {"alpha_0.4-seed_1": "done"}, errors
-
-
-def test_a_second_ctrl_c_ends_at_once(tmp_path):
-    stubborn = (
-        "import time\nopen('begun', 'w').close()\n"
-        "while True:\n    try:\n        time.sleep(60)\n    except KeyboardInterrupt:\n        pass"
-    )
-    folder = checkout(tmp_path / "checkout", stubborn)
-    sweep = rarlhf(folder, "sweep", "grid", "--alpha", "0.4", "--seed", "1", "--workers", "1")
-    until((folder / "begun").exists)
-    time.sleep(0.5)  # until the cell waits
-    sweep.send_signal(signal.SIGINT)
-    time.sleep(2)
-    assert sweep.poll() is None
-    sweep.send_signal(signal.SIGINT)
-    _, errors = sweep.communicate(timeout=30)
-    assert sweep.returncode == 130 and states(folder) == {"alpha_0.4-seed_1": "interrupted"}, errors
-    assert not (folder / "papermill_runs" / "grid" / ".stop").exists()
 
 
 @pytest.fixture
 def cluster(tmp_path):
     """A Dask scheduler and two workers on this machine, in processes of their own: (address, workers)."""
-    pytest.importorskip("distributed")
     port = str(free_port())
     address = f"tcp://127.0.0.1:{port}"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
@@ -290,43 +282,41 @@ def cluster(tmp_path):
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as chosen:
         chosen.bind(("127.0.0.1", 0))
         return chosen.getsockname()[1]
 
 
 def test_a_dask_cluster_loses_a_worker_and_all_cells_finish(cluster, tmp_path, monkeypatch):
-    from distributed import Client
-
     address, _ = cluster
-    folder = checkout(tmp_path / "checkout", "import time; time.sleep(3)")
+    folder = checkout(tmp_path / "checkout", "import time; open(f'begun-{seed}', 'w').close(); time.sleep(3)")
     with Client(address, timeout=30, set_as_default=False) as client:
         client.wait_for_workers(2, timeout=60)
         pids = client.run(os.getpid)
     words = ("sweep", "grid", "--alpha", "0.4", "--seed", "1-2", "--scheduler", address)
     sweep = rarlhf(folder, *words)
-    log = folder / "papermill_runs" / "grid" / "alpha_0.4-seed_1" / "cell.log"
-    until(lambda: log.exists() and "03_ra_rlhf: running" in log.read_text())
+    until((folder / "begun-1").exists)
     os.kill(next(iter(pids.values())), signal.SIGKILL)  # its nanny starts another worker
     out, errors = sweep.communicate(timeout=300)
     assert sweep.returncode == 0, errors
     assert set(states(folder).values()) == {"done"} and "2 seeds (1, 2)" in out
-    here = workers.installed_versions()
-    monkeypatch.setattr(workers, "installed_versions", lambda: here | {"torch": "1.0"})  # not in the workers
-    with pytest.raises(
-        UserError, match=r"worker tcp://\S+ cannot take part: the version of torch is '\S+' there and '1.0'"
+    here = run_sweep.installed_versions()
+    monkeypatch.setattr(run_sweep, "installed_versions", lambda: here | {"torch": "1.0"})  # not in the workers
+    with (
+        pytest.raises(
+            UserError, match=r"worker tcp://\S+ cannot take part: the version of torch is '\S+' there and '1.0'"
+        ),
+        remote_client(address, folder / "papermill_runs" / "grid"),
     ):
-        DaskWorkers(folder / "papermill_runs" / "grid", address)
+        pass
 
 
 def test_a_scheduler_that_does_not_answer_is_named_within_seconds(tmp_path):
     started = time.monotonic()
     with pytest.raises(UserError, match="--scheduler 'tcp://127.0.0.1:9' does not answer within 5 s"):
-        DaskWorkers(tmp_path, "tcp://127.0.0.1:9")
+        remote_client("tcp://127.0.0.1:9", tmp_path).__enter__()
     with pytest.raises(UserError, match="--scheduler 'nonsense://x' does not answer"):
-        DaskWorkers(tmp_path, "nonsense://x")
+        remote_client("nonsense://x", tmp_path).__enter__()
     assert time.monotonic() - started < 15
 
 

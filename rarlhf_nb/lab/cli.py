@@ -11,16 +11,14 @@ import typer
 import yaml
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab import sweep_commands
 from rarlhf_nb.lab.artifacts import KEEP
 from rarlhf_nb.lab.messages import reported_errors
 
 if TYPE_CHECKING:
     from rarlhf_nb.lab.experiment import Experiment
+    from rarlhf_nb.lab.sweep import Sweep
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-app.command()(sweep_commands.sweep)
-app.command()(sweep_commands.status)
 
 
 @app.callback()
@@ -60,6 +58,50 @@ def run(
         if processes is not None:
             overrides["compute.processes"] = processes
         execute(profile, run, seed, overrides, force)
+
+
+@app.command()
+def sweep(
+    name: Annotated[str, typer.Argument(help="Name of the sweep's folder in papermill_runs/.")],
+    profile: Annotated[str, typer.Option(help="Name of the profile; `rarlhf profiles` lists them.")] = "pocket",
+    alpha: Annotated[str | None, typer.Option(help="Tail shares, such as 1,0.4,0.2; by default the profile's.")] = None,
+    seed: Annotated[str, typer.Option(help="Seeds, such as 1-5 or 1,4.")] = "1-3",
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", metavar="KEY VALUES", help="A setting with one value or several: -p ppo.kl_coef 0.1,0.2"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once on this machine; by default as many as the cores allow.")
+    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler whose workers run it.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Run a grid of more than 200 runs.")] = False,
+) -> None:
+    """Run every combination of α, seed and the values of -p, and report what the seeds say.
+
+    Each combination is a run NAME/RUN; work that they share is done once. The same command continues an interrupted
+    sweep, and with further values it runs only what is new.
+    """
+    with reported_errors():
+        if workers is not None and scheduler is not None:
+            raise UserError(f"--workers = {workers} and --scheduler = {scheduler!r}: give one of them.")
+        from rarlhf_nb.lab.sweep import Sweep, read_grid
+
+        execute_sweep(Sweep.open(name, read_grid(profile, alpha, seed, parameter or [], yes)), workers, scheduler)
+
+
+@app.command()
+def status(
+    name: Annotated[str | None, typer.Argument(help="Name of a run or a sweep; by default all of them.")] = None,
+) -> None:
+    """Show how far runs and sweeps have got, from their files alone, even while they run elsewhere."""
+    from rarlhf_nb.lab.notebooks import notebook_files
+    from rarlhf_nb.lab.runs import default_root
+    from rarlhf_nb.lab.status import status_of, status_of_all
+
+    notebooks = [path.stem for path in notebook_files()]
+    with reported_errors():
+        lines = status_of_all(default_root(), notebooks) if name is None else status_of(name, default_root(), notebooks)
+        typer.echo("\n".join(lines))
 
 
 @app.command()
@@ -162,6 +204,22 @@ def execute(profile: str, run_name: str | None, seed: int, overrides: dict[str, 
     typer.echo(
         f"{time.perf_counter() - started:.0f} s in all; report.md, notebooks, policies and tables are in {run.folder}"
     )
+
+
+def execute_sweep(sweep: "Sweep", workers: int | None, scheduler: str | None) -> None:
+    """`rarlhf sweep` after its arguments are parsed."""
+    from rich.console import Console
+
+    from rarlhf_nb.lab.run_sweep import local_client, remote_client, run_sweep
+    from rarlhf_nb.lab.status import SweepDisplay, shared_work
+
+    trials = sweep.grid.trials()
+    threads = sweep.grid.settings(trials[0]).compute.threads or 1
+    count = workers or max(1, (os.cpu_count() or 1) // threads)
+    connection = remote_client(scheduler, sweep.folder) if scheduler else local_client(min(count, len(trials)))
+    with connection as client, SweepDisplay(Console()) as display:
+        report = run_sweep(sweep, client, display.show, echo=typer.echo)
+    typer.echo(f"{report.summary()}\n{shared_work(sweep)}\nsweep_report.md and all runs are in {sweep.folder}")
 
 
 def parse_parameters(pairs: list[str]) -> dict[str, Any]:

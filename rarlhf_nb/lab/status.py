@@ -3,15 +3,21 @@
 import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.artifacts import lock_owner, read_records
+from rarlhf_nb.lab.artifacts import SWEEP, lock_owner, read_records
 from rarlhf_nb.lab.methods import CONDITIONED, CRITIC_FREE, MethodKey
-from rarlhf_nb.lab.runs import MANIFEST, Run
-from rarlhf_nb.lab.sweep import CELL_NOTEBOOKS, Sweep
+from rarlhf_nb.lab.runs import MANIFEST, Run, check_name
+from rarlhf_nb.lab.sweep import TRIAL_NOTEBOOKS, Sweep
 
 QUIET = 120  # seconds without a written file, after which a run counts as silent
 FINAL = ("done", "failed")
@@ -31,8 +37,8 @@ class Progress:
     error: str = ""
 
 
-def run_progress(run: Run, notebooks: list[str], failure: dict[str, Any] | None = None) -> Progress:
-    """The progress of a run that is done after these notebooks. failure: what its sweep noted of it."""
+def run_progress(run: Run, notebooks: list[str]) -> Progress:
+    """The progress of a run that is done after these notebooks."""
     if not run.path(MANIFEST).exists():
         return Progress("waiting")
     try:
@@ -42,89 +48,145 @@ def run_progress(run: Run, notebooks: list[str], failure: dict[str, Any] | None 
     seconds = sum(entry["seconds"] for entry in entries.values())
     if lock_owner(run.folder):
         at = next((name for name, entry in entries.items() if entry["state"] == "running"), "between notebooks")
-        silent = _since(_last_write(run)) > QUIET
-        begun = _since(run.path(MANIFEST).stat().st_mtime)
-        return Progress("silent" if silent else "running", f"{at}{_training(run)}", seconds + begun)
-    if failure:
-        where = failure["notebook"] or "the run"
-        return Progress(
-            "failed", where + (f", cell {failure['cell']}" if failure["cell"] else ""), seconds, failure["error"]
-        )
+        state = "silent" if _since(_last_write(run)) > QUIET else "running"
+        return Progress(state, f"{at}{_training(run)}", seconds + _since(run.path(MANIFEST).stat().st_mtime))
     if not entries:  # as in JupyterLab, where no notebook is noted
         return Progress("waiting")
-    states = {name: entries.get(name, {}).get("state") for name in notebooks}
-    if set(states.values()) == {"done"}:
+    first = next((name for name in notebooks if entries.get(name, {}).get("state") != "done"), None)
+    if first is None:
         return Progress("done", seconds=seconds)
-    first = next(name for name, state in states.items() if state != "done")
-    return Progress("failed" if states[first] == "failed" else "interrupted", f"{first}{_training(run)}", seconds)
+    entry = entries.get(first, {})
+    if entry.get("state") == "failed":
+        cell = f", cell {entry['cell']}" if entry.get("cell") else ""
+        return Progress("failed", f"{first}{cell}", seconds, entry.get("error", ""))
+    return Progress("interrupted", f"{first}{_training(run)}", seconds)
 
 
 def run_table(run: Run, notebooks: list[str]) -> pd.DataFrame:
-    """One row per notebook of a run: its state, its seconds, and the training under way."""
+    """One row per notebook of a run: its state, the training under way, its seconds, and why it failed."""
     entries, busy = run.manifest["notebooks"], lock_owner(run.folder)
     rows = {}
     for name in notebooks:
-        entry = entries.get(name, {"state": "waiting", "seconds": 0.0})
+        entry = {"state": "waiting", "seconds": 0.0} | entries.get(name, {})
         under_way = entry["state"] == "running"
-        state = entry["state"] if busy or not under_way else "interrupted"
+        seconds = _since(run.path(MANIFEST).stat().st_mtime) if busy and under_way else entry["seconds"]
         rows[name] = {
-            "state": state,
+            "state": "interrupted" if under_way and not busy else entry["state"],
             "at": _training(run).removeprefix(": ") if under_way else "",
-            "time": _clock(
-                entry["seconds"] or (_since(run.path(MANIFEST).stat().st_mtime) if busy and under_way else 0)
-            ),
+            "time": _clock(seconds),
+            "error": _first_line(entry.get("error", "")),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 @dataclass(frozen=True)
 class SweepProgress:
-    """How far a sweep is. cells: by name. seconds_left: estimated from finished cells; None before there are any."""
+    """How far a sweep is. trials: by name. seconds_left: estimated from finished runs; None before there are any."""
 
-    cells: dict[str, Progress]
+    trials: dict[str, Progress]
     seconds_left: float | None
 
     def counts(self) -> dict[str, int]:
-        """How many cells are in each state."""
-        states = [cell.state for cell in self.cells.values()]
+        """How many runs are in each state."""
+        states = [trial.state for trial in self.trials.values()]
         return {state: states.count(state) for state in dict.fromkeys(states)}
 
     def headline(self) -> str:
-        """One line: how many cells are in each state, and the time left."""
-        left = "" if not self.seconds_left else f"; about {_clock(self.seconds_left)} left"
+        """One line: how many runs are in each state, and the time left."""
+        left = f"; about {_clock(self.seconds_left)} left" if self.seconds_left else ""
         return ", ".join(f"{count} {state}" for state, count in self.counts().items()) + left
 
     def table(self) -> pd.DataFrame:
-        """One row per cell, for reading."""
+        """One row per run, for reading."""
         rows = {
-            name: {"state": cell.state, "at": cell.at, "time": _clock(cell.seconds), "error": _first_line(cell.error)}
-            for name, cell in self.cells.items()
+            name: {"state": run.state, "at": run.at, "time": _clock(run.seconds), "error": _first_line(run.error)}
+            for name, run in self.trials.items()
         }
         return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def sweep_progress(sweep: Sweep, workers: int = 1) -> SweepProgress:
-    """The progress of a sweep on so many workers; of one that runs elsewhere, on as many as run a cell now."""
-    cells = {
-        cell.name: run_progress(sweep.cell_run(cell), CELL_NOTEBOOKS, sweep.failure(cell))
-        for cell in sweep.grid.cells()
-    }
-    finished = [cell.seconds for cell in cells.values() if cell.state == "done"]
+    """The progress of a sweep on so many workers; of one that runs elsewhere, on as many as run something now."""
+    trials = {trial.name: run_progress(sweep.trial_run(trial), TRIAL_NOTEBOOKS) for trial in sweep.grid.trials()}
+    finished = [trial.seconds for trial in trials.values() if trial.state == "done"]
     if not finished:
-        return SweepProgress(cells, None)
+        return SweepProgress(trials, None)
     each = sum(finished) / len(finished)
-    left = sum(max(0.0, each - cell.seconds) for cell in cells.values() if cell.state not in FINAL)
-    running = sum(cell.state == "running" for cell in cells.values())
-    return SweepProgress(cells, left / max(workers, running))
+    left = sum(max(0.0, each - trial.seconds) for trial in trials.values() if trial.state not in FINAL)
+    running = sum(trial.state == "running" for trial in trials.values())
+    return SweepProgress(trials, left / max(workers, running))
 
 
 def shared_work(sweep: Sweep) -> str:
-    """One line: the work of the cells, and how much of it they took from each other instead of doing it."""
-    records = [record for cell in sweep.grid.cells() for record in read_records(sweep.cell_run(cell).folder)]
+    """One line: the work of the runs, and how much of it they took from each other instead of doing it."""
+    records = [record for trial in sweep.grid.trials() for record in read_records(sweep.trial_run(trial).folder)]
     taken = sum(record.seconds for record in records if record.taken_from)
     worked = sum(record.seconds for record in records if not record.taken_from)
     share = 100 * taken / max(taken + worked, 1e-9)
     return f"{worked:.0f} s of work in all stages; {taken:.0f} s more ({share:.0f} %) was shared instead of done again"
+
+
+class SweepDisplay:
+    """The progress of a sweep: a table that stays in place in a terminal, and elsewhere a line for every change."""
+
+    def __init__(self, console: Console) -> None:
+        self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self.counts: dict[str, int] = {}
+
+    def __enter__(self) -> "SweepDisplay":
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def show(self, progress: SweepProgress) -> None:
+        """Show the progress."""
+        if self.live is not None:
+            self.live.update(_rich_table(progress), refresh=True)
+        elif progress.counts() != self.counts:
+            self.counts = progress.counts()
+            typer.echo(progress.headline())
+
+
+def status_of_all(root: Path, notebooks: list[str]) -> list[str]:
+    """A line for every run and sweep in `root`."""
+    lines = []
+    for folder in sorted(path.parent for path in root.glob(f"*/{MANIFEST}")):
+        try:
+            if (folder / SWEEP).exists():
+                state = f"sweep, {sweep_progress(Sweep.reopen(folder.name, root)).headline()}"
+            else:
+                progress = run_progress(Run(folder), notebooks)
+                state = ": ".join(part for part in (progress.state, progress.at) if part)
+        except UserError as error:
+            state = str(error)
+        lines.append(f"{folder.name}: {state}")
+    return lines or ["there are no runs yet"]
+
+
+def status_of(name: str, root: Path, notebooks: list[str]) -> list[str]:
+    """The progress of a run or a sweep in `root`. Raises `UserError` if there is none of that name."""
+    check_name(name)
+    if (root / name / SWEEP).exists():
+        sweep = Sweep.reopen(name, root)
+        progress = sweep_progress(sweep)
+        return [progress.table().to_string(), progress.headline(), shared_work(sweep)]
+    if not (root / name / MANIFEST).exists():
+        raise UserError(f"run = {name!r}: there is no such run or sweep; `rarlhf status` lists them.")
+    return [run_table(Run(root / name), notebooks).to_string()]
+
+
+def _rich_table(progress: SweepProgress) -> Table:
+    rows = progress.table()
+    table = Table(caption=progress.headline(), box=None)
+    for column in ("run", *rows.columns):
+        table.add_column(column, overflow="fold")
+    for name, row in rows.iterrows():
+        table.add_row(name, *map(escape, row))
+    return table
 
 
 def _training(run: Run) -> str:
@@ -132,10 +194,9 @@ def _training(run: Run) -> str:
     for folder in sorted(run.path("training").glob("*.checkpoints")):
         method = folder.name.removesuffix(".checkpoints")
         settings, log = run.manifest["settings"], run.path("training", f"{method}.jsonl")
-        total = _length(settings, method)
         try:
             last = json.loads(log.read_text().splitlines()[-1])
-            return f": {method} {last.get('iteration', last.get('step'))}/{total}"
+            return f": {method} {last.get('iteration', last.get('step'))}/{_length(settings, method)}"
         except (OSError, ValueError, IndexError):  # it has none, or it is being written
             return f": {method}"
     return ""

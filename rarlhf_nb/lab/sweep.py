@@ -1,13 +1,19 @@
-"""A sweep on the disk: a folder with its grid, one run folder per cell, and what all of them share."""
+"""A sweep: the grid of what it varies, and its folder, which holds one run for every combination."""
 
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import yaml
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.files import sealed, unsealed
 from rarlhf_nb.lab.artifacts import SWEEP
-from rarlhf_nb.lab.grid import Cell, Grid, to_json
 from rarlhf_nb.lab.methods import (
     ANALYSIS_NOTEBOOK,
     BASELINES_NOTEBOOK,
@@ -16,12 +22,104 @@ from rarlhf_nb.lab.methods import (
     RISK_NOTEBOOK,
     SFT_NOTEBOOK,
 )
+from rarlhf_nb.lab.profiles import Profile, load_profile
 from rarlhf_nb.lab.runs import MANIFEST, Run, check_name, default_root
 from rarlhf_nb.provenance import installed_versions
 
-FAILURE = "failure.json"  # in a cell's folder: where and why it failed
-CELL_NOTEBOOKS = [DATA_NOTEBOOK, SFT_NOTEBOOK, RISK_NOTEBOOK, BASELINES_NOTEBOOK]
+TRIAL_NOTEBOOKS = [DATA_NOTEBOOK, SFT_NOTEBOOK, RISK_NOTEBOOK, BASELINES_NOTEBOOK]
 SWEEP_NOTEBOOKS = [ANALYSIS_NOTEBOOK, EXPLORER_NOTEBOOK]  # which run once, on the whole sweep
+MANY = 200  # runs; a larger grid is more often a slip than a wish
+RANGE = re.compile(r"(\d+)-(\d+)")
+
+
+class Trial(NamedTuple):
+    """One run of a sweep. free: its values of the settings that the grid varies besides α and seed."""
+
+    name: str
+    alpha: float
+    seed: int
+    free: dict[str, Any]
+    overrides: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a sweep varies, and what it keeps.
+
+    free: dotted key -> the values to try. fixed: dotted key -> value. Raises `UserError` for a value listed twice, for
+    settings that do not fit, and for runs that would share a folder.
+    """
+
+    profile: str
+    alphas: list[float]
+    seeds: list[int]
+    free: dict[str, list[Any]] = field(default_factory=dict)
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in ("risk.alpha", "sweep.alphas"):
+            if key in self.free or key in self.fixed:
+                raise UserError(f"-p {key}: a sweep takes its α from --alpha; give it there.")
+        object.__setattr__(self, "free", {key: self._read(key) for key in self.free})
+        lists = {"--alpha": self.alphas, "--seed": self.seeds} | {f"-p {key}": self.free[key] for key in self.free}
+        for name, values in lists.items():
+            for value in _repeated(values):
+                raise UserError(f"{name}: {value} is listed twice; remove one of them.")
+        for name in _repeated([trial.name for trial in self.trials()]):
+            raise UserError(f"two runs of the grid would share the folder {name}: leave out one of the close values.")
+        for trial in self.trials():
+            if trial.seed == self.seeds[0]:  # the seed is no setting
+                self.settings(trial)
+
+    def trials(self) -> list[Trial]:
+        """All runs; those with the first α come first, since they do the work that the others share."""
+        return [
+            Trial(self._name(alpha, seed, free), alpha, seed, free, self._overrides(alpha, free))
+            for alpha in self.alphas
+            for free in (dict(zip(self.free, values, strict=True)) for values in product(*self.free.values()))
+            for seed in self.seeds
+        ]
+
+    def settings(self, trial: Trial) -> Profile:
+        """The profile of a run."""
+        return load_profile(self.profile, trial.overrides)
+
+    def extends(self, other: "Grid") -> bool:
+        """Whether this grid has every run of `other`, so that a sweep may grow into it."""
+        same = (self.profile, self.fixed, list(self.free)) == (other.profile, other.fixed, list(other.free))
+        mine = {trial.name: trial.overrides for trial in self.trials()}
+        return same and all(mine.get(trial.name) == trial.overrides for trial in other.trials())
+
+    def columns(self, trial: Trial) -> dict[str, Any]:
+        """The free settings of a run for a table: numbers, and text if not all values of a setting are numbers."""
+        numeric = {key for key, values in self.free.items() if all(map(_is_number, values))}
+        return {key: value if key in numeric else _text(value) for key, value in trial.free.items()}
+
+    def described(self) -> str:
+        """The grid in words."""
+        alphas, seeds = ",".join(f"{alpha:g}" for alpha in self.alphas), ",".join(map(str, self.seeds))
+        settings = "".join(f", {key} {values}" for key, values in (self.fixed | self.free).items())
+        return f"profile {self.profile}, α {alphas}, seeds {seeds}{settings}"
+
+    def _read(self, key: str) -> list[Any]:
+        """The values of a free setting as the profile reads them: YAML takes 1e-4 for text."""
+        others = {name: values[0] for name, values in self.free.items()}
+        return [
+            _setting(load_profile(self.profile, self._overrides(self.alphas[0], others | {key: value})), key)
+            for value in self.free[key]
+        ]
+
+    def _overrides(self, alpha: float, free: dict[str, Any]) -> dict[str, Any]:
+        return self.fixed | free | {"risk.alpha": alpha, "sweep.alphas": []}
+
+    def _name(self, alpha: float, seed: int, free: dict[str, Any]) -> str:
+        parts = [f"alpha_{alpha:g}"]
+        for key, value in free.items():
+            text = f"{value:g}" if isinstance(value, float) else _text(value)
+            # a value that cannot be a file name is named by its place in the list
+            shown = text if re.fullmatch(r"[A-Za-z0-9_.-]{1,20}", text) else f"no{self.free[key].index(value) + 1}"
+            parts.append(f"{key.split('.')[-1]}_{shown}")
+        return "-".join([*parts, f"seed_{seed}"])
 
 
 @dataclass(frozen=True)
@@ -47,30 +145,30 @@ class Sweep:
             earlier = cls.reopen(name, root).grid
             if not grid.extends(earlier):
                 raise UserError(
-                    f"sweep = {name!r} belongs to other parameters: {_described(earlier)} in the folder, "
-                    f"{_described(grid)} now. A sweep may only grow. Choose another name, or delete the folder."
+                    f"sweep = {name!r} belongs to other parameters: {earlier.described()} in the folder, "
+                    f"{grid.described()} now. A sweep may only grow. Choose another name, or delete the folder."
                 )
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(folder)
-        run.write(SWEEP, sealed(to_json(grid)))
+        run.write(SWEEP, sealed(asdict(grid)))
         if not run.path(MANIFEST).exists():
-            settings = grid.settings(grid.cells()[0]).model_dump(mode="json")
+            settings = grid.settings(grid.trials()[0]).model_dump(mode="json")
             content = {"settings": settings, "seed": grid.seeds[0], "versions": installed_versions(), "notebooks": {}}
             run.write(MANIFEST, sealed(content))
         return cls(folder, grid)
 
     @classmethod
     def reopen(cls, name: str, root: Path | None = None) -> "Sweep":
-        """Open an existing sweep. Raises `UserError` where there is none, and where its grid is damaged."""
+        """Open an existing sweep. Raises `UserError` if there is none, and if its grid is damaged."""
         check_name(name)
         folder = (root or default_root()) / name
         try:
             return cls(folder, Grid(**unsealed((folder / SWEEP).read_text())))
         except FileNotFoundError:
             raise UserError(f"sweep = {name!r}: there is no such sweep.") from None
-        except (ValueError, TypeError) as error:
-            if isinstance(error, UserError):
-                raise
+        except UserError:
+            raise
+        except (ValueError, TypeError):
             raise UserError(
                 f"{SWEEP} of sweep {name!r} is damaged: delete that file and run the same `rarlhf sweep` command "
                 "again, which keeps all that is finished."
@@ -81,33 +179,78 @@ class Sweep:
         """The sweep's own folder as a run folder."""
         return Run(self.folder)
 
-    def cell_run(self, cell: Cell) -> Run:
-        """The run folder of a cell, whether or not it has been begun."""
-        return Run(self.folder / cell.name)
+    def trial_run(self, trial: Trial) -> Run:
+        """The run folder of a trial, whether or not it has been begun."""
+        return Run(self.folder / trial.name)
 
-    def failure(self, cell: Cell) -> dict[str, Any] | None:
-        """Where and why a cell failed last: notebook, cell of the notebook, error and time; None if it did not."""
-        path = self.cell_run(cell).path(FAILURE)
+
+def read_grid(profile: str, alpha: str | None, seed: str, pairs: list[str], any_size: bool = False) -> Grid:
+    """The grid that a user has written: α as "1,0.4", seeds as "1-3,7", and pairs such as "ppo.kl_coef=0.1,0.2".
+
+    alpha: None for that of the profile. any_size: whether the grid may have more than `MANY` runs. Raises `UserError`
+    for what cannot be read.
+    """
+    values = read_values(pairs)
+    free = {key: several for key, several in values.items() if len(several) > 1}
+    fixed = {key: several[0] for key, several in values.items() if len(several) == 1}
+    alphas = [load_profile(profile, fixed).risk.alpha] if alpha is None else read_alphas(alpha)
+    seeds = read_seeds(seed)
+    size = len(alphas) * len(seeds) * prod(map(len, free.values()))
+    if size > MANY and not any_size:
+        raise UserError(f"the grid has {size} runs: make it smaller, or say --yes.")
+    return Grid(profile, alphas, seeds, free, fixed)
+
+
+def read_alphas(text: str) -> list[float]:
+    """ "1,0.4" -> [1.0, 0.4]. Raises `UserError` for what is not a number."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--alpha {text!r} is not a number or several, such as 1,0.4,0.2.") from None
+
+
+def read_seeds(text: str) -> list[int]:
+    """ "1-3,7" -> [1, 2, 3, 7]. Raises `UserError` for what is neither a seed nor a range."""
+    seeds: list[int] = []
+    for part in map(str.strip, text.split(",")):
+        ends = RANGE.fullmatch(part)
+        first, last = map(int, ends.groups() if ends else (part, part)) if ends or part.isdecimal() else (1, 0)
+        if first > last:
+            raise UserError(f"--seed {part!r} is neither a seed nor a range; write for example --seed 1-5 or 1,4.")
+        seeds += range(first, last + 1)
+    return seeds
+
+
+def read_values(pairs: list[str]) -> dict[str, list[Any]]:
+    """["ppo.kl_coef=0.1,0.2"] -> {"ppo.kl_coef": [0.1, 0.2]}; the values are a YAML list without its brackets."""
+    values = {}
+    for pair in pairs:
+        key, _, text = pair.partition("=")
         try:
-            return unsealed(path.read_text()) if path.exists() else None
-        except ValueError:
-            return {"notebook": "?", "cell": None, "error": f"{FAILURE} is damaged", "time": "?"}
+            values[key] = yaml.safe_load(f"[{text}]")
+        except Exception:  # besides its own errors, PyYAML lets those of int(), datetime() and deep nesting through
+            raise UserError(f"-p {key} {text!r}: this is not a list of YAML values, such as 0.1,0.2.") from None
+        if not values[key]:
+            raise UserError(f"-p {key}: the values are missing; write -p KEY VALUE or -p KEY VALUE,VALUE.")
+    return values
 
 
-def seconds_of_a_run(profile: str, root: Path | None = None) -> float | None:
-    """How long the notebooks of a cell took in a finished run of the profile, if there is one here."""
-    for manifest in sorted((root or default_root()).glob(f"**/{MANIFEST}")):
-        try:
-            content = Run(manifest.parent).manifest
-        except UserError:
-            continue
-        done = [content["notebooks"].get(name, {}) for name in CELL_NOTEBOOKS]
-        if content["settings"]["name"] == profile and all(entry.get("state") == "done" for entry in done):
-            return sum(entry["seconds"] for entry in done)
-    return None
+def _repeated(values: list[Any]) -> Iterable[Any]:
+    """The values that occur earlier in the list; they need not be hashable."""
+    return (value for place, value in enumerate(values) if value in values[:place])
 
 
-def _described(grid: Grid) -> str:
-    alphas = ",".join(f"{alpha:g}" for alpha in grid.alphas)
-    settings = "".join(f", {key} {values}" for key, values in (grid.fixed | grid.free).items())
-    return f"profile {grid.profile}, α {alphas}, seeds {','.join(map(str, grid.seeds))}{settings}"
+def _setting(profile: Profile, key: str) -> Any:
+    """The value under a dotted key, as JSON."""
+    value = profile.model_dump(mode="json")
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -9,31 +9,30 @@ import pandas as pd
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.scores import distinct_scores, run_scores
 from rarlhf_nb.lab.evaluation.tables import Tables, load_tables
-from rarlhf_nb.lab.grid import Cell
 from rarlhf_nb.lab.methods import RISK_AVERSE, RISK_NEUTRAL, MethodKey, method_order
 from rarlhf_nb.lab.profiles import profile_files
 from rarlhf_nb.lab.results import Results
 from rarlhf_nb.lab.runs import Run
-from rarlhf_nb.lab.sweep import Sweep
+from rarlhf_nb.lab.sweep import Sweep, Trial
 from rarlhf_nb.lab.workspace import Workspace, prepare_process
 
 
 @dataclass(frozen=True)
 class SweepExperiment(Results):
-    """The cells of a sweep with one seed, side by side: each method trained on the tail has its α in its key.
+    """The runs of a sweep with one seed, side by side: each method trained on the tail has its α in its key.
 
-    The workspace is the first of these cells, from which data and models are read; reports are written to the sweep's
+    The workspace is the first of these runs, from which data and models are read; reports are written to the sweep's
     folder.
     """
 
     sweep: Sweep
-    chosen: tuple[Cell, ...]
+    chosen: tuple[Trial, ...]
 
     @classmethod
     def open_sweep(cls, sweep: Sweep, profile: str, seed: int, overrides: dict[str, Any]) -> "SweepExperiment":
-        """The finished cells with `seed`; `overrides` choose among the values of other settings that the sweep varies.
+        """The finished runs with `seed`; `overrides` choose among the values of other settings that the sweep varies.
 
-        Raises `UserError` for a profile, seed or setting that the sweep does not have, and if no such cell is finished.
+        Raises `UserError` for a profile, seed or setting that the sweep does not have, and if no such run is finished.
         """
         grid = sweep.grid
         if profile_files().get(profile) != profile_files()[grid.profile]:  # one profile may have two names
@@ -43,16 +42,16 @@ class SweepExperiment(Results):
         free = {key: values[0] for key, values in grid.free.items()} | {
             key: value for key, value in overrides.items() if grid.fixed.get(key) != value
         }
-        cells = [cell for cell in grid.cells() if cell.seed == seed and cell.free == free]
-        if not cells:
+        trials = [trial for trial in grid.trials() if trial.seed == seed and trial.free == free]
+        if not trials:
             raise UserError(f"overrides = {overrides}: sweep {sweep.folder.name!r} varies {grid.free or 'no setting'}.")
-        finished = tuple(cell for cell in cells if cell in finished_cells(sweep))
+        finished = tuple(trial for trial in trials if trial in finished_trials(sweep))
         if not finished:
             raise UserError(
                 f"sweep {sweep.folder.name!r} has no finished run with seed {seed}: run `rarlhf sweep` first."
             )
         first = finished[0]
-        workspace = prepare_process(Workspace(grid.settings(first), sweep.cell_run(first), seed))
+        workspace = prepare_process(Workspace(grid.settings(first), sweep.trial_run(first), seed))
         return cls(workspace, sweep, finished)
 
     @property
@@ -61,21 +60,21 @@ class SweepExperiment(Results):
         return self.sweep.run
 
     def tables(self) -> Tables:
-        """The tables of the chosen cells together."""
-        return _merged([(cell.alpha, load_tables(self.sweep.cell_run(cell))) for cell in self.chosen])
+        """The tables of the chosen runs together."""
+        return _merged([(trial.alpha, load_tables(self.sweep.trial_run(trial))) for trial in self.chosen])
 
     def other_seeds(self) -> dict[int, dict[str, pd.DataFrame]]:
         """The episodes tables of the same settings and α with the sweep's other seeds: seed -> method -> table."""
-        free, alphas, found = self.chosen[0].free, {cell.alpha for cell in self.chosen}, {}
-        for cell in finished_cells(self.sweep):
-            if cell.seed != self.seed and cell.free == free and cell.alpha in alphas:
-                found.setdefault(cell.seed, []).append((cell.alpha, load_tables(self.sweep.cell_run(cell))))
+        free, alphas, found = self.chosen[0].free, {trial.alpha for trial in self.chosen}, {}
+        for trial in finished_trials(self.sweep):
+            if trial.seed != self.seed and trial.free == free and trial.alpha in alphas:
+                found.setdefault(trial.seed, []).append((trial.alpha, load_tables(self.sweep.trial_run(trial))))
         return {seed: _merged(parts).episodes for seed, parts in found.items()}
 
     def scores(self, free: Sequence[str] = ()) -> pd.DataFrame:
-        """The scores of the sweep's cells whatever their seed and α; other settings are the chosen ones unless `free`.
+        """The scores of the sweep's runs whatever their seed and α; other settings are the chosen ones unless `free`.
 
-        A method that does not depend on α has one row per seed, not one per cell.
+        A method that does not depend on α has one row per seed, not one per run.
         """
         scores = distinct_scores(sweep_scores(self.sweep))
         for key, value in self.sweep.grid.columns(self.chosen[0]).items():
@@ -84,21 +83,21 @@ class SweepExperiment(Results):
         return scores.reset_index(drop=True)
 
 
-def finished_cells(sweep: Sweep) -> list[Cell]:
-    """The cells that have a report."""
-    return [cell for cell in sweep.grid.cells() if sweep.cell_run(cell).path("report.json").exists()]
+def finished_trials(sweep: Sweep) -> list[Trial]:
+    """The runs that have a report."""
+    return [trial for trial in sweep.grid.trials() if sweep.trial_run(trial).path("report.json").exists()]
 
 
 def sweep_scores(sweep: Sweep) -> pd.DataFrame:
-    """One row per finished cell and method; see `evaluation.scores` for the columns, to which `alpha` is added.
+    """One row per finished run and method; see `evaluation.scores` for the columns, to which `alpha` is added.
 
     alpha is what the method was trained with: 1 for RLHF, GRPO and RLOO, NaN for a method without a tail share.
     """
     found = []
-    for cell in finished_cells(sweep):
-        scores = run_scores(sweep.cell_run(cell), sweep.grid.columns(cell))
-        alphas = dict.fromkeys(RISK_AVERSE, cell.alpha) | dict.fromkeys(RISK_NEUTRAL, 1.0)
-        keys = [_key(method, cell.alpha) for method in scores["method"]]
+    for trial in finished_trials(sweep):
+        scores = run_scores(sweep.trial_run(trial), sweep.grid.columns(trial))
+        alphas = dict.fromkeys(RISK_AVERSE, trial.alpha) | dict.fromkeys(RISK_NEUTRAL, 1.0)
+        keys = [_key(method, trial.alpha) for method in scores["method"]]
         found.append(scores.assign(alpha=scores["method"].map(alphas), method=keys))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
@@ -108,7 +107,7 @@ def _key(method: str, alpha: float) -> str:
 
 
 def _merged(parts: list[tuple[float, Tables]]) -> Tables:
-    """The tables of several cells that differ in α alone; a method that does not depend on it is taken once."""
+    """The tables of several runs that differ in α alone; a method that does not depend on it is taken once."""
     kinds = []
     for kind in Tables._fields:
         found = {
