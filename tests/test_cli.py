@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab import notebooks
+from rarlhf_nb.lab import cli, notebooks
 from rarlhf_nb.lab.cli import app, join_pairs, parse_parameters
 
 
@@ -38,24 +38,47 @@ def test_what_the_command_line_says_reaches_the_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--profile", "pokcet"], "profile = 'pokcet' is unknown (did you mean 'pocket'?)"),
-        (["-p", "risk.alpha", "0"], "risk.alpha = 0"),
-        (["-p", "risk.alpa", "0.3"], "did you mean 'risk.alpha'?"),
-        (["-p", "risk.warm_start", "99"], "lower warm_start"),
-        (["-p", "risk.alpha"], "the value is missing; write -p KEY VALUE"),
-        (["--profile", "imdb-smollm2"], "task.train_file is missing"),
-        (["-p", "task.train_file", "[x"], "-p task.train_file '[x': this is not a YAML value"),
-        (["--run", "../up"], "run = '../up'"),
+        (["run", "--profile", "pokcet"], "profile = 'pokcet' is unknown (did you mean 'pocket'?)"),
+        (["run", "-p", "risk.alpha", "0"], "risk.alpha = 0"),
+        (["run", "-p", "risk.alpa", "0.3"], "did you mean 'risk.alpha'?"),
+        (["run", "-p", "risk.warm_start", "99"], "lower warm_start"),
+        (["run", "-p", "risk.alpha"], "the value is missing; write -p KEY VALUE"),
+        (["run", "--profile", "imdb-smollm2"], "task.train_file is missing"),
+        (["run", "-p", "task.train_file", "[x"], "-p task.train_file '[x': this is not a YAML value"),
+        (["run", "--run", "../up"], "run = '../up'"),
+        (["sweep", "grid", "--alpha", "0.4,1.5"], "risk.alpha = 1.5: input should be less than or equal to 1"),
+        (["sweep", "grid", "--alpha", "0.4,0"], "risk.alpha = 0.0: input should be greater than 0"),
+        (["sweep", "grid", "--alpha", "0.4,0.40"], "--alpha: 0.4 is listed twice; remove one of them"),
+        (["sweep", "grid", "--alpha", "high"], "--alpha 'high' is not a number"),
+        (["sweep", "grid", "--seed", "3-1"], "--seed '3-1' is neither a seed nor a range"),
+        (["sweep", "grid", "--seed", "1,2,1"], "--seed: 1 is listed twice"),
+        (["sweep", "grid", "--seed", "-1"], "--seed '-1' is neither a seed"),
+        (
+            ["sweep", "grid", "-p", "ppo.kl_coeff", "0.1"],
+            "'ppo.kl_coeff' is unknown (did you mean 'ppo.kl_coef'?)",
+        ),
+        (["sweep", "grid", "-p", "ppo.kl_coef", "0.1,0.1"], "-p ppo.kl_coef: 0.1 is listed twice"),
+        (["sweep", "grid", "-p", "ppo.learning_rate", "1e-4,0.0001"], "-p ppo.learning_rate: 0.0001 is listed twice"),
+        (["sweep", "grid", "-p", "ppo.kl_coef", "2020-99-99,0.1"], "this is not a list of YAML values"),
+        (["sweep", "grid", "--alpha", "0.1234567,0.1234568"], "would share the folder alpha_0.123457-seed_1"),
+        (["sweep", "grid", "-p", "ppo.kl_coef", "0.1,yes"], "ppo.kl_coef"),
+        (["sweep", "grid", "-p", "ppo.kl_coef"], "-p ppo.kl_coef: the values are missing"),
+        (["sweep", "grid", "-p", "ppo.kl_coef", "[0.1"], "this is not a list of YAML values"),
+        (["sweep", "grid", "-p", "risk.alpha", "0.1"], "-p risk.alpha: a sweep takes its α from --alpha"),
+        (["sweep", "grid", "--profile", "pockets"], "profile = 'pockets' is unknown"),
+        (["sweep", "grid", "--seed", "1-10000"], "the grid has 10000 runs: make it smaller, or say --yes"),
+        (["sweep", "grid", "--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], "give one of them"),
     ],
 )
 def test_bad_input_exits_with_2_and_one_line_before_any_work(words, message, tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(notebooks, "run_notebooks", lambda *arguments, **options: pytest.fail("work began"))
-    answer = CliRunner().invoke(app, join_pairs(["run", *words]))
-    assert answer.exit_code == 2 and answer.stderr.startswith("error: ") and message in answer.stderr
-    assert answer.stderr.count("\n") == 1 and answer.stdout == ""
+    for module, work in ((notebooks, "run_notebooks"), (cli, "execute_sweep")):
+        monkeypatch.setattr(module, work, lambda *arguments, **options: pytest.fail("work began"))
+    answer = CliRunner().invoke(app, join_pairs(words))
+    assert answer.exit_code == 2 and answer.stderr.startswith("error: ") and message in answer.stderr, answer.output
+    assert answer.stderr.count("\n") == 1 and answer.stdout == "" and not (tmp_path / "papermill_runs").exists()
 
 
 def test_the_process_ends_with_2_and_no_traceback():

@@ -1,14 +1,11 @@
-"""The grid of a sweep, and what is refused before any work begins."""
+"""The grid of a sweep, and its folder."""
 
 import json
 from dataclasses import asdict
 
 import pytest
-from typer.testing import CliRunner
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab import cli
-from rarlhf_nb.lab.cli import app, join_pairs
 from rarlhf_nb.lab.runs import Run
 from rarlhf_nb.lab.sweep import Grid, Sweep, read_alphas, read_seeds, read_values
 
@@ -56,40 +53,6 @@ def test_values_are_read_as_people_write_them():
         "policy.lora": [{"r": 4, "alpha": 8}],
         "sweep.alphas": [[0.2, 0.1]],
     }
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--alpha", "0.4,1.5"], "risk.alpha = 1.5: input should be less than or equal to 1"),
-        (["--alpha", "0.4,0"], "risk.alpha = 0.0: input should be greater than 0"),
-        (["--alpha", "0.4,0.40"], "--alpha: 0.4 is listed twice; remove one of them"),
-        (["--alpha", "high"], "--alpha 'high' is not a number"),
-        (["--seed", "3-1"], "--seed '3-1' is neither a seed nor a range"),
-        (["--seed", "1,2,1"], "--seed: 1 is listed twice"),
-        (["--seed", "-1"], "--seed '-1' is neither a seed"),
-        (["-p", "ppo.kl_coeff", "0.1"], "parameter 'ppo.kl_coeff' is unknown (did you mean 'ppo.kl_coef'?)"),
-        (["-p", "ppo.kl_coef", "0.1,0.1"], "-p ppo.kl_coef: 0.1 is listed twice"),
-        (["-p", "ppo.learning_rate", "1e-4,0.0001"], "-p ppo.learning_rate: 0.0001 is listed twice"),
-        (["-p", "ppo.kl_coef", "2020-99-99,0.1"], "this is not a list of YAML values"),
-        (["--alpha", "0.1234567,0.1234568"], "would share the folder alpha_0.123457-seed_1"),
-        (["-p", "ppo.kl_coef", "0.1,yes"], "ppo.kl_coef"),
-        (["-p", "ppo.kl_coef"], "-p ppo.kl_coef: the values are missing"),
-        (["-p", "ppo.kl_coef", "[0.1"], "this is not a list of YAML values"),
-        (["-p", "risk.alpha", "0.1"], "-p risk.alpha: a sweep takes its α from --alpha"),
-        (["--profile", "pockets"], "profile = 'pockets' is unknown"),
-        (["--seed", "1-10000"], "the grid has 10000 runs: make it smaller, or say --yes"),
-        (["--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], "give one of them"),
-    ],
-)
-def test_a_grid_that_cannot_be_is_refused_in_one_line_before_any_work(words, message, tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "execute_sweep", lambda *arguments: pytest.fail("work began"))
-    answer = CliRunner().invoke(app, join_pairs(["sweep", "grid", *words]))
-    assert answer.exit_code == 2 and message in answer.stderr and answer.stderr.count("\n") == 1, answer.output
-    assert not (tmp_path / "papermill_runs").exists()
 
 
 def test_a_sweep_may_grow_and_nothing_else(tmp_path):
