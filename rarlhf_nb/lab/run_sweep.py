@@ -4,9 +4,10 @@ import hashlib
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,26 @@ def local_client(workers: int) -> Iterator[Client]:
         LocalCluster(n_workers=1, threads_per_worker=workers, **options, **places) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        yield client
+        try:
+            yield client
+        except KeyboardInterrupt:
+            _end_notebooks()
+            raise
+
+
+def _end_notebooks() -> None:
+    """Interrupt every notebook, so that a training saves a checkpoint; those that do not end are left to their fate.
+
+    They end with this process, as they do after a second Ctrl-C.
+    """
+    kernels, alive = psutil.Process().children(), True
+    with suppress(KeyboardInterrupt):
+        for kernel in kernels:
+            kernel.send_signal(signal.SIGINT)
+        alive = psutil.wait_procs(kernels, timeout=SAVE_SECONDS)[1]
+    if alive:  # and a thread waits for each, so that the interpreter would not end
+        print("interrupted: the same command goes on from here", file=sys.stderr, flush=True)
+        os._exit(130)
 
 
 @contextmanager
@@ -162,19 +182,12 @@ def _report(run: Run) -> Exception | None:
 
 
 def _stop(client: Client, futures: list[Future]) -> None:
-    """Begin no further run, and end those that are under way: here their notebooks, elsewhere their workers."""
+    """Begin no further run; the workers of a cluster that have one are restarted, which ends it."""
     mine = {future.key for future in futures}
     busy = [worker for worker, keys in client.processing().items() if mine & set(keys)]
     client.cancel(futures)
     if client.cluster is None:
         client.restart_workers(busy)
-        return
-    kernels = psutil.Process().children()
-    for kernel in kernels:
-        kernel.send_signal(signal.SIGINT)
-    _, alive = psutil.wait_procs(kernels, timeout=SAVE_SECONDS)
-    for kernel in alive:
-        kernel.kill()
 
 
 def write_sweep_report(sweep: Sweep) -> SweepReport:
