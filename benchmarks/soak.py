@@ -79,7 +79,7 @@ def command(run: str, settings: Sequence[str]) -> list[str]:
 
 
 def run_once(folder: Path, run: str, settings: Sequence[str]) -> None:
-    """Run to the end. Raises `CalledProcessError` where it fails."""
+    """Run to the end. Raises `CalledProcessError` if it fails."""
     subprocess.run(command(run, settings), cwd=folder, check=True, capture_output=True)
 
 

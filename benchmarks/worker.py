@@ -79,7 +79,7 @@ def serve(iterate: Callable[..., Spent]) -> None:
 
 
 class Meter:
-    """Books the seconds of calls under the names of phases, and the FLOPs of their matrix products where asked.
+    """Books the seconds of calls under the names of phases, and the FLOPs of their matrix products if asked.
 
     Counting slows an iteration down, so seconds and FLOPs come from different iterations.
     """

@@ -7,7 +7,7 @@ first used.
 
 import lazy_loader
 
-__version__ = "0.8.1"
+__version__ = "0.9.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,

@@ -33,7 +33,7 @@ print("written")
 
 @contextmanager
 def small_disk(folder: Path, options: str = "size=4m"):
-    """A file system of its own at `folder`; skips the test where none can be mounted."""
+    """A file system of its own at `folder`; skips the test if none can be mounted."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
