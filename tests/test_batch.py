@@ -190,11 +190,12 @@ def test_a_run_in_use_is_refused_and_a_killed_one_leaves_nothing_in_the_way(tmp_
     assert entries(run) == {"01_first.ipynb", "manifest.json"}
 
 
-def test_ctrl_c_reaches_the_notebook_which_ends_in_its_own_time(tmp_path):
+@pytest.mark.parametrize("end", ["raise", "import os; os._exit(0)"], ids=["its own", "too soon for an answer"])
+def test_ctrl_c_reaches_the_notebook_which_ends_in_its_own_time(end, tmp_path):
     code = (
         "import time\nopen('begun', 'w').close()\n"
         "try:\n    time.sleep(60)\n"
-        "except KeyboardInterrupt:\n    time.sleep(3)\n    open('saved', 'w').close()\n    raise"
+        f"except KeyboardInterrupt:\n    time.sleep(3)\n    open('saved', 'w').close()\n    {end}"
     )
     notebook(tmp_path, "01_first", code)
     runner = start(tmp_path, "mine")

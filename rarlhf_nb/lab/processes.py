@@ -7,7 +7,6 @@ import gc
 import io
 import multiprocessing
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ class WorkerPool:
         return all(process.is_alive() for process in self.ranks.values())
 
     def run(self, work: Callable[..., None], *arguments: Any, **options: Any) -> None:
-        """Call `work` on all ranks, and print what they print; it and its arguments must survive pickle.
+        """Call `work` on all ranks, and print what they print; it and its arguments must survive a pipe.
 
         Ctrl-C reaches every rank, so that a training saves a checkpoint first. Raises what a rank raises, and
         `RankLost` if one of them dies.
@@ -186,10 +186,10 @@ def _end_with_pool() -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error with its traceback in a note; in a `RuntimeError` if it does not survive pickle."""
+    """The error with its traceback in a note; in a `RuntimeError` if it does not survive the pipe."""
     if not isinstance(error, UserError):
         error.add_note("".join(traceback.format_exception(error)))
     try:
-        return pickle.loads(pickle.dumps(error))
+        return ForkingPickler.loads(ForkingPickler.dumps(error))  # as the pipe will
     except Exception:
         return RuntimeError("".join(traceback.format_exception(error)))
