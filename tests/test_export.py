@@ -49,17 +49,8 @@ def open_run(tmp_path, profile="pocket-imdb", **settings):
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    """The folder that a checkout would be, with a run whose policies are tiny."""
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def run(root):
-    run = open_run(root)
+def run(checkout):
+    run = open_run(checkout)
     for method in ("sft", "quark", "prompted", *RL):
         saved_policy(method).save(run.path("policies", method))
     run.write("training/ra_rlhf.jsonl", '{"iteration": 1}\n')
@@ -108,16 +99,16 @@ def run_code(card):
 
 
 @pytest.mark.parametrize("method", ["sft", "ra_rlhf", "ra_rlhf@0.2"])
-def test_the_copy_is_the_policy_bit_for_bit(run, root, method):
+def test_the_copy_is_the_policy_bit_for_bit(run, checkout, method):
     rarlhf("mine", method, "out/copy")
-    copy = files(root / "out" / "copy")
+    copy = files(checkout / "out" / "copy")
     card = copy.pop("README.md")
     assert (b"training_log.jsonl" in card) == (method == "ra_rlhf")
     assert copy.pop("training_log.jsonl", None) == (b'{"iteration": 1}\n' if method == "ra_rlhf" else None)
     assert copy == files(run.path("policies", method)) and "model.safetensors" in copy
     ids = torch.arange(3, 11).unsqueeze(0)
-    policy, loaded = load_policy(run.path("policies", method)), load_policy(root / "out" / "copy")
-    alone = AutoModelForCausalLM.from_pretrained(root / "out" / "copy").to(policy.device)
+    policy, loaded = load_policy(run.path("policies", method)), load_policy(checkout / "out" / "copy")
+    alone = AutoModelForCausalLM.from_pretrained(checkout / "out" / "copy").to(policy.device)
     with torch.no_grad():
         logits = [model(ids.to(policy.device)).logits for model in (policy.model, loaded.model, alone)]
     assert torch.equal(logits[0], logits[1])
@@ -125,7 +116,7 @@ def test_the_copy_is_the_policy_bit_for_bit(run, root, method):
     assert torch.equal(policy.value_head.weight, loaded.value_head.weight) and policy.value_head.weight.any()
 
 
-def test_the_conditioned_policy_is_exported_for_one_alpha(run, root):
+def test_the_conditioned_policy_is_exported_for_one_alpha(run, checkout):
     policy = saved_policy("conditioned")
     policy.risk = RiskEmbedding(16, alpha_min=0.1)
     policy.risk.weight.data.copy_(torch.linspace(-0.2, 0.2, 16))
@@ -133,15 +124,15 @@ def test_the_conditioned_policy_is_exported_for_one_alpha(run, root):
     run.write("training/conditioned.jsonl", '{"iteration": 1}\n')
     assert "export it for one, such as 'conditioned@0.2'" in rarlhf("mine", "conditioned", "copy", status=2)
     rarlhf("mine", "conditioned@0.13", "copy")
-    assert (root / "copy" / "training_log.jsonl").read_text() == '{"iteration": 1}\n'
-    card = card_of(root / "copy")
+    assert (checkout / "copy" / "training_log.jsonl").read_text() == '{"iteration": 1}\n'
+    card = card_of(checkout / "copy")
     assert "fixed here at α = 0.13" in card.text and "seed 3" in card.text
     settings = settings_of(card)
     assert settings["conditioned"]["groups"] == 4
     assert settings["ppo"]["iterations"] == 80 and settings["ppo"]["kl_coef"] == 0.4
     assert "cvar" in card.data.tags and "{{" not in card.text and "\n\n\n" not in card.text
     ids = torch.arange(3, 11).unsqueeze(0)
-    fixed, alone = policy.at(0.13).model, AutoModelForCausalLM.from_pretrained(root / "copy")
+    fixed, alone = policy.at(0.13).model, AutoModelForCausalLM.from_pretrained(checkout / "copy")
     with torch.no_grad():
         logits, found, plain = (model(ids).logits for model in (fixed, alone, policy.model))
     torch.testing.assert_close(found, logits)
@@ -149,9 +140,9 @@ def test_the_conditioned_policy_is_exported_for_one_alpha(run, root):
 
 
 @pytest.mark.parametrize("method", ["ra_rlhf_ru", "quark", "prompted"])
-def test_the_cards_code_draws_from_the_distribution_that_was_measured(run, root, method, monkeypatch):
+def test_the_cards_code_draws_from_the_distribution_that_was_measured(run, checkout, method, monkeypatch):
     rarlhf("mine", method, "copy")
-    card = card_of(root / "copy")
+    card = card_of(checkout / "copy")
     policy = load_policy(run.path("policies", method))
     sampling = load_profile("pocket-imdb").sampling
     numbers = iter(torch.from_numpy(uniforms(7, 0, 1, sampling.completion_length)).unbind(1))
@@ -168,7 +159,7 @@ def test_the_cards_code_draws_from_the_distribution_that_was_measured(run, root,
         assert "“the plot is good”" in card.text
 
 
-def test_the_card_says_how_the_policy_was_trained(run, root):
+def test_the_card_says_how_the_policy_was_trained(run, checkout):
     for method, (words, settings) in {
         "rlhf": ("trained with RLHF to raise the average", {"risk.alpha": 1.0, "ppo.iterations": 40}),
         "ra_rlhf": (
@@ -184,7 +175,7 @@ def test_the_card_says_how_the_policy_was_trained(run, root):
         "prompted": ("an instruction before every prompt", {"prompted.validation_prompts": 256}),
     }.items():
         rarlhf("mine", method, method)
-        card = card_of(root / method)
+        card = card_of(checkout / method)
         for part in (words, "seed 3", "A reward model's score is not safety", "The pocket world is a toy"):
             assert part in card.text, (method, part)
         found = settings_of(card)
@@ -195,10 +186,10 @@ def test_the_card_says_how_the_policy_was_trained(run, root):
         assert "{{" not in card.text and "{%" not in card.text and "\n\n\n" not in card.text
 
 
-def test_the_card_has_the_reports_numbers_with_intervals(run, root):
+def test_the_card_has_the_reports_numbers_with_intervals(run, checkout):
     report = leave_report(run)
     rarlhf("mine", "ra_rlhf", "copy")
-    card = card_of(root / "copy")
+    card = card_of(checkout / "copy")
     rows = [line for line in card.text.splitlines() if line.startswith("|")]
     assert [row.split("|")[1].strip() for row in rows[2:]] == ["SFT", "RLHF", "RA-RLHF", "RA-RLHF minus RLHF"]
     low, high = report.of("reward").loc["ra_rlhf", ["low", "high"]]
@@ -208,25 +199,25 @@ def test_the_card_has_the_reports_numbers_with_intervals(run, root):
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert results == {"reward": 4.5, "tail_reward": -0.5, "cvar_10": pytest.approx(-0.8333), "kl": 1.0}
     rarlhf("mine", "rlhf", "rlhf")
-    assert "minus RLHF" not in (root / "rlhf" / "README.md").read_text()
+    assert "minus RLHF" not in (checkout / "rlhf" / "README.md").read_text()
 
 
-def test_a_policy_without_a_report_says_so_and_names_the_command(run, root):
+def test_a_policy_without_a_report_says_so_and_names_the_command(run, checkout):
     leave_report(run, methods=("sft", "rlhf"))
     rarlhf("mine", "ra_rlhf", "first")
-    card = card_of(root / "first")
+    card = card_of(checkout / "first")
     assert "This policy was not evaluated. `rarlhf run`" in card.text and "03\\_ra\\_rlhf" in card.text
     assert card.data.eval_results is None
     run.write("evaluation/ra_rlhf.parquet", pd.DataFrame({"reward": [0.0]}))
     rarlhf("mine", "ra_rlhf", "second")
-    assert "`rarlhf report mine` writes one" in card_of(root / "second").text
+    assert "`rarlhf report mine` writes one" in card_of(checkout / "second").text
 
 
-def test_hostile_texts_and_local_paths_stay_out_of_the_card(root):
+def test_hostile_texts_and_local_paths_stay_out_of_the_card(checkout):
     settings = load_profile("pocket-imdb").model_dump(mode="json")
     for section, key in (("policy", "model"), ("reward", "model"), ("task", "dataset")):
-        settings[section] |= {key: f"{root}/somebody/{HOSTILE}"}
-    run = open_run(root, **settings | {"name": HOSTILE})
+        settings[section] |= {key: f"{checkout}/somebody/{HOSTILE}"}
+    run = open_run(checkout, **settings | {"name": HOSTILE})
     policy = saved_policy("rlhf")
     policy.processing_class.add_tokens([HOSTILE.replace("\n", " ")])
     policy.model.resize_token_embeddings(len(policy.processing_class))
@@ -234,19 +225,19 @@ def test_hostile_texts_and_local_paths_stay_out_of_the_card(root):
     policy.save(run.path("policies", "rlhf"))
     leave_report(run, methods=("sft", "rlhf"), group=HOSTILE)
     rarlhf("mine", "rlhf", "copy")
-    card = card_of(root / "copy")
+    card = card_of(checkout / "copy")
     html = MarkdownIt("commonmark").enable("table").render(card.text)
     assert html.count("&lt;img src=x&gt;") == 5  # profile, policy, reward, data, prefix: shown, not interpreted
     assert "<img" not in html and 'href="http:z' not in html and "**&amp;lt;** # head" in html
-    assert "somebody" not in card.content and str(root) not in card.content
+    assert "somebody" not in card.content and str(checkout) not in card.content
     assert card.data.base_model is None and card.data.datasets is None
 
 
-def test_a_hub_id_is_named_as_base_model_and_data(root):
-    run = open_run(root, profile="imdb-gpt2")
+def test_a_hub_id_is_named_as_base_model_and_data(checkout):
+    run = open_run(checkout, profile="imdb-gpt2")
     saved_policy("sft").save(run.path("policies", "sft"))
     rarlhf("mine", "sft", "copy")
-    card = card_of(root / "copy")
+    card = card_of(checkout / "copy")
     assert card.data.base_model == "gpt2" and card.data.datasets == ["stanfordnlp/imdb"]
     assert "lvwerra/distilbert-imdb" in card.text and "pocket" not in card.text
 
@@ -268,30 +259,30 @@ def test_a_hub_id_is_named_as_base_model_and_data(root):
         (["mine", "rlhf", "out", "--push", "me/mine"], "the hub does not answer; export without --push"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(run, root, words, message):
-    (root / "full").mkdir()
-    (root / "full" / "file").write_text("precious")
-    before = files(root)
+def test_bad_input_is_one_line_and_writes_nothing(run, checkout, words, message):
+    (checkout / "full").mkdir()
+    (checkout / "full" / "file").write_text("precious")
+    before = files(checkout)
     answer = rarlhf(*words, status=2)
     assert answer.startswith("error: ") and message in answer and answer.count("\n") == 1
-    assert {name: data for name, data in files(root).items() if not name.endswith(".lock")} == before
+    assert {name: data for name, data in files(checkout).items() if not name.endswith(".lock")} == before
 
 
-def test_a_policy_that_is_missing_names_the_notebook(run, root):
+def test_a_policy_that_is_missing_names_the_notebook(run, checkout):
     shutil.rmtree(run.path("policies", "ra_rlhf"))
     assert "run notebook 03_ra_rlhf first" in rarlhf("mine", "ra_rlhf", "out", status=2)
 
 
-def test_the_folder_is_written_whole_or_not_at_all(run, root, monkeypatch):
-    (root / "out").mkdir()  # an empty folder may be there already
+def test_the_folder_is_written_whole_or_not_at_all(run, checkout, monkeypatch):
+    (checkout / "out").mkdir()  # an empty folder may be there already
     with run_lock(run.folder):
         assert "is in use" in rarlhf("mine", "rlhf", "out", status=2)
     with monkeypatch.context() as patch:
         patch.setattr(export, "model_card", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
         assert "no space left" in rarlhf("mine", "rlhf", "out", status=2)
-        assert not list(root.glob("*out*/*"))
+        assert not list(checkout.glob("*out*/*"))
     rarlhf("mine", "rlhf", "out")
-    assert (root / "out" / "README.md").exists()
+    assert (checkout / "out" / "README.md").exists()
 
 
 @pytest.fixture
@@ -314,26 +305,26 @@ def hub(monkeypatch):
     return calls
 
 
-def test_push_uploads_the_folder_to_a_private_repository(run, root, hub):
+def test_push_uploads_the_folder_to_a_private_repository(run, checkout, hub):
     assert "pushed: https://huggingface.co/me/mine" in rarlhf("mine", "rlhf", "copy", "--push", "me/mine")
     assert hub == [
         ("create_repo", ("me/mine",), {"private": True, "exist_ok": True}),
-        ("upload_folder", (), {"repo_id": "me/mine", "folder_path": root / "copy"}),
+        ("upload_folder", (), {"repo_id": "me/mine", "folder_path": checkout / "copy"}),
     ]
-    assert 'from_pretrained("me/mine")' in (root / "copy" / "README.md").read_text()
+    assert 'from_pretrained("me/mine")' in (checkout / "copy" / "README.md").read_text()
 
 
-def test_push_without_a_login_says_how_to_log_in_and_writes_nothing(run, root, hub, monkeypatch):
+def test_push_without_a_login_says_how_to_log_in_and_writes_nothing(run, checkout, hub, monkeypatch):
     monkeypatch.setattr(export, "get_token", lambda: None)
     assert "run `hf auth login` first" in rarlhf("mine", "rlhf", "copy", "--push", "me/mine", status=2)
-    assert not (root / "copy").exists() and not hub
+    assert not (checkout / "copy").exists() and not hub
 
 
-def test_a_push_that_fails_keeps_the_folder_and_says_how_to_go_on(run, root, hub, monkeypatch):
+def test_a_push_that_fails_keeps_the_folder_and_says_how_to_go_on(run, checkout, hub, monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("403 Forbidden\nlong explanation")
 
     monkeypatch.setattr(export.HfApi, "upload_folder", refuse)
     answer = rarlhf("mine", "rlhf", "copy", "--push", "me/mine", status=2)
-    assert "403 Forbidden. The folder is written" in answer and f"`hf upload me/mine {root / 'copy'}`" in answer
-    assert "long explanation" not in answer and json.loads((root / "copy" / "config.json").read_text())
+    assert "403 Forbidden. The folder is written" in answer and f"`hf upload me/mine {checkout / 'copy'}`" in answer
+    assert "long explanation" not in answer and json.loads((checkout / "copy" / "config.json").read_text())

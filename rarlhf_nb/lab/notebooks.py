@@ -10,7 +10,6 @@ from typing import Any
 
 import nbformat
 import papermill
-from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import strip_color
 from traitlets.config import Config
@@ -117,39 +116,25 @@ def _run_notebook(run: Run, notebook: Path, parameters: dict[str, Any], folder: 
 
 def _execute(notebook: Path, target: Path, parameters: dict[str, Any], folder: Path) -> nbformat.NotebookNode:
     """Run papermill; the executed notebook does not tell the paths of this machine, since such notebooks are shared."""
-    shut_down = False
-
-    class Kernel(AsyncKernelManager):
-        async def shutdown_kernel(self, *arguments: Any, **options: Any) -> None:
-            nonlocal shut_down
-            shut_down = True
-            await super().shutdown_kernel(*arguments, **options)
-
     with tempfile.TemporaryDirectory(prefix="rarlhf-") as sockets:
-        settings = {
+        kernel = {
             "transport": "ipc",  # runs side by side cannot take each other's port, and nobody else can listen
             "ip": f"{sockets}/socket",
             "connection_file": f"{sockets}/kernel.json",
             "shutdown_wait_time": 2 * SAVE_SECONDS,  # half of it passes before the kernel is terminated
         }
-        try:
-            executed = papermill.execute_notebook(
-                notebook,
-                target,
-                parameters,
-                kernel_name="python3",
-                language="python",
-                kernel_manager_class=Kernel,
-                config=Config(Kernel=settings),
-                resources={"metadata": {"path": str(folder)}},
-                start_timeout=120,
-                store_widget_state=False,  # plotly's widget state would add 5 MB per figure
-                progress_bar=False,
-            )
-        except DeadKernelError:
-            if shut_down:  # only a living kernel is: Ctrl-C ended it, and it was gone before its cell could say so
-                raise KeyboardInterrupt from None
-            raise
+        executed = papermill.execute_notebook(
+            notebook,
+            target,
+            parameters,
+            kernel_name="python3",
+            language="python",
+            config=Config(AsyncKernelManager=kernel),
+            resources={"metadata": {"path": str(folder)}},
+            start_timeout=120,
+            store_widget_state=False,  # plotly's widget state would add 5 MB per figure
+            progress_bar=False,
+        )
     for key in ("input_path", "output_path"):
         executed.metadata["papermill"].pop(key, None)
     return executed

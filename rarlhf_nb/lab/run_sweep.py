@@ -1,6 +1,5 @@
 """`rarlhf sweep`: the runs of a grid as tasks of Dask, then the notebooks and the report of the whole sweep."""
 
-import hashlib
 import logging
 import os
 import signal
@@ -16,7 +15,7 @@ import psutil
 from distributed import Client, Future, LocalCluster
 
 from rarlhf_nb.errors import UserError, first_line
-from rarlhf_nb.lab.artifacts import run_lock
+from rarlhf_nb.lab.artifacts import code_hash, run_lock
 from rarlhf_nb.lab.evaluation.sweep_report import SweepReport, build_sweep_report
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.notebooks import SAVE_SECONDS, notebook_files, run_notebooks
@@ -28,7 +27,6 @@ from rarlhf_nb.provenance import installed_versions
 
 ANSWER_SECONDS = 5  # for a scheduler to answer
 WAIT = 60.0  # seconds for a run folder that somebody else still holds, such as a process that is about to die
-PACKAGE = Path(__file__).parents[1]
 
 
 @contextmanager
@@ -102,9 +100,8 @@ def _check_workers(client: Client, address: str, folder: str) -> None:
 
 def worker_facts(folder: str) -> dict[str, Any]:
     """What the workers of one sweep must have in common."""
-    code = b"".join(path.read_bytes() for path in sorted(PACKAGE.rglob("*.py")))
     return {
-        "the code of rarlhf_nb": hashlib.sha256(code).hexdigest()[:12],
+        "the code of rarlhf_nb": code_hash(".")[:12],
         **{f"the version of {package}": version for package, version in installed_versions().items()},
         "whether the sweep's folder is there": Path(folder).is_dir(),
     }
