@@ -61,6 +61,14 @@ class Ranks:
                 "before anything else of accelerate, or set ACCELERATE_USE_CPU=true."
             )
 
+    def check_batch_size(self, name: str, size: int) -> None:
+        """Raise `UserError` if a batch of that size, the setting `name`, leaves a rank without an episode."""
+        if size < self.count:
+            raise UserError(
+                f"{name} = {size}: each of the {self.count} processes must sample an episode; raise it, or start "
+                "fewer processes."
+            )
+
     def share(self, rows: int) -> slice:
         """The rows of a batch that this rank samples: consecutive, and as many as on the others, or one more."""
         return slice(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
@@ -70,7 +78,7 @@ class Ranks:
 
         A rank that is one row short repeats a row, which does not count: all ranks must make the same calls.
         """
-        own = torch.arange(self.rank, rows + -rows % self.count, self.count)
+        own = torch.arange(self.rank, rows + -rows % self.count, self.count, device=self.device)
         return own.clamp(max=rows - 1), own < rows
 
     def unshard(self, own: torch.Tensor, rows: int) -> torch.Tensor:
@@ -101,9 +109,10 @@ class Ranks:
             return
         with wrapped.no_sync():
             yield
-        for parameter in wrapped.parameters():
-            if parameter.grad is not None:
-                parameter.grad = reduce(parameter.grad)
+        gradients = [parameter.grad for parameter in wrapped.parameters() if parameter.grad is not None]
+        mean = reduce(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, part in zip(gradients, mean.split([len(g.flatten()) for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def all_gather_rows(self, rows: Rows) -> Rows:
         """The rows of every rank as one dataclass of rows, in the order of the ranks, on this rank's device."""

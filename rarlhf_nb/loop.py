@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import time
 from abc import ABC, abstractmethod
@@ -27,9 +28,10 @@ from rarlhf_nb.checkpoint import (
 from rarlhf_nb.distributed import Ranks, connect
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.interrupts import InterruptLater
-from rarlhf_nb.monitor import Incident, Monitor, TrainingStopped
+from rarlhf_nb.monitor import Incident, Monitor, TrainingStopped, check_finite
 from rarlhf_nb.policy import ActorCritic
-from rarlhf_nb.rewards import Reward
+from rarlhf_nb.rewards import Reward, check_rewards
+from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.settings import Section, WatchSettings, flat
 
 
@@ -92,7 +94,8 @@ class TrainingLoop(ABC):
         self.monitor = Monitor(self.watch, self.log_file, self.unit, verbose=self.ranks.main)
         self.iteration = 0  # the last one's number, counted from 1
         self.rows: list[dict[str, float]] = []  # the statistics so far
-        self.optimizer: torch.optim.Optimizer  # made by the subclass
+        self.wrapped: torch.nn.Module  # accelerate's wrapper of the policy; made by the subclass, as the next
+        self.optimizer: torch.optim.Optimizer
 
     def _check_ranks(self, checkpoints: Checkpoints | None) -> None:
         """Raise `UserError`, on every rank, if the processes of this training do not belong together."""
@@ -129,7 +132,28 @@ class TrainingLoop(ABC):
             self.monitor.notice([Incident("not_finite", str(error), {}, fatal=True)], None)
         stats["seconds"] = time.perf_counter() - started
         self.rows.append(stats)
-        self.monitor.conclude(stats)
+        self.monitor.conclude()
+
+    def env_rewards(self, rollout: Rollout, columns: dict[str, list], missing: bool = False) -> torch.Tensor:
+        """The sum of the reward functions for each episode, checked: (B,) float64; NaN if one of them is `missing`."""
+        texts = {"prompts": rollout.prompts, "completions": rollout.completions}
+        rewards = [check_rewards(reward(**texts, **columns), **texts, missing=missing) for reward in self.reward_funcs]
+        return torch.tensor(rewards, dtype=torch.float64).sum(0)
+
+    def optimizer_step(self, losses: dict[str, float], rollout: Rollout, max_grad_norm: float | None) -> bool:
+        """Clip the gradient of `losses` on these episodes, and step unless an incident forbids it; says whether.
+
+        Losses and gradient must be finite.
+        """
+        # without a limit nothing is clipped, and the norm tells whether the gradient is finite
+        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), max_grad_norm or math.inf)
+        numbers = losses if self.monitor.skipping else losses | {"gradient norm": norm.item()}
+        self.monitor.notice(check_finite(numbers), rollout)
+        allowed = self.monitor.allows_step()
+        if allowed:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return allowed
 
     @abstractmethod
     def own_state(self) -> Checkpoint:
@@ -152,7 +176,8 @@ class TrainingLoop(ABC):
                     try:
                         stats = self.step(**self.next_prompts())
                     except TrainingStopped as stop:
-                        raise self._with_last_good_checkpoint(stop) from None
+                        stop.args = (f"{stop} {self._last_good_checkpoint()}",)
+                        raise
                     self.log(stats)
                     asked = self.ranks.any(interrupt.asked)  # one that comes later is answered an iteration later
                     if self.checkpoints and self.ranks.main and (asked or self.checkpoints.due()):
@@ -167,27 +192,26 @@ class TrainingLoop(ABC):
         for tracker in self.accelerator.trackers:  # `end_training` would end the processes' connection as well
             tracker.finish()
 
-    def _with_last_good_checkpoint(self, stop: TrainingStopped) -> TrainingStopped:
-        """The error of a training that was stopped, with the checkpoint from which another may go on.
+    def _last_good_checkpoint(self) -> str:
+        """Says from which checkpoint another training may go on if this iteration was stopped; logs it as evidence.
 
-        Logs the iteration as evidence. If it was stopped at once, the checkpoint that it began with is dropped: a
-        checkpoint is good if the weights in it passed the checks of the next iteration.
+        If it was stopped at once, the checkpoint that it began with is dropped: a checkpoint is good if the weights in
+        it passed the checks of the next iteration.
         """
-        if stop.stats is not None:
-            self.log(stop.stats)
+        if self.rows and self.rows[-1][self.unit] == self.iteration:  # it came to its end
+            self.log(self.rows[-1])
         if self.checkpoints is None:
-            return stop
-        if stop.at_once and self.ranks.main:
-            self.checkpoints.drop(stop.iteration - 1)
+            return ""
+        if self.monitor.at_once and self.ranks.main:
+            self.checkpoints.drop(self.iteration - 1)
         self.ranks.all_gather(None)  # a barrier: the others must look only after it is gone
         found = self.checkpoints.latest()
-        where = (
+        if found is None:
+            return "There is no good checkpoint yet, so a new training starts from the beginning."
+        return (
             f"The last good checkpoint is that of {self.unit} {found.state['iteration']} in {self.checkpoints.folder}: "
             "a new trainer with other settings goes on from it after trainer.resume(other_settings=True)."
-            if found
-            else "There is no good checkpoint yet, so a new training starts from the beginning."
         )
-        return TrainingStopped(f"{stop} {where}", iteration=stop.iteration, stats=stop.stats, at_once=stop.at_once)
 
     def train(self) -> pd.DataFrame:
         """Run the remaining iterations; returns the statistics of all iterations, one row each."""

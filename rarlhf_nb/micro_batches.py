@@ -46,10 +46,9 @@ class MicroBatches:
                 if not should_reduce_batch_size(error):
                     raise
             clear_device_cache(garbage_collection=True)  # only now: the error held on to the tensors
-            self.halve(min(self.size, episodes))
+            self._halve(min(self.size, episodes))
 
-    def halve(self, size: int) -> None:
-        """After `size` episodes at once were too many, go on with half as many."""
+    def _halve(self, size: int) -> None:
         if size == 1:
             raise UserError(
                 "ppo.micro_batch_size = 1: not even one episode fits into memory. Set policy.gradient_checkpointing, "

@@ -38,17 +38,7 @@ REMEDIES = {
 
 
 class TrainingStopped(UserError):
-    """A training was stopped because it went wrong; the message says where, why, and what to change.
-
-    stats: the statistics of the iteration, or None if it did not get that far. at_once: whether it was stopped before
-    its first optimizer step, so that the weights that it began with are suspect.
-    """
-
-    def __init__(
-        self, message: str, *, iteration: int = 0, stats: dict[str, float] | None = None, at_once: bool = False
-    ) -> None:
-        super().__init__(message)
-        self.iteration, self.stats, self.at_once = iteration, stats, at_once
+    """A training was stopped because it went wrong; the message says where, why, and what to change."""
 
 
 class Incident(NamedTuple):
@@ -108,29 +98,29 @@ def check_advantages(advantages: torch.Tensor, mask: torch.Tensor) -> list[Incid
 
 
 def check_losses(
-    losses: dict[str, float], usual_value_loss: float, value_loss_bound: float, ratio_threshold: float
+    epochs: list[dict[str, float]],
+    past: list[dict[str, float]],
+    env_rewards: torch.Tensor,
+    value_loss_bound: float,
+    ratio_threshold: float,
 ) -> list[Incident]:
-    """The losses of an epoch: a mean ratio beyond its threshold, or a value loss that explodes."""
-    found, ratio, value_loss = [], losses["ratio_mean"], losses["value_loss"]
+    """The losses of the last epoch: a mean ratio beyond its threshold, or a value loss that explodes.
+
+    A usual value loss is the lower median of those in `past`, the statistics of earlier iterations, but no less than
+    the largest mean squared reward, the scale of the targets. In the first iteration, its first epoch is the past.
+    """
+    found, ratio, value_loss = [], epochs[-1]["ratio_mean"], epochs[-1]["value_loss"]
     if ratio > ratio_threshold:
         what = f"the mean ratio is {ratio:.1f}, above ratio_threshold = {ratio_threshold:g}"
         found.append(Incident("ratio", what, {"ratio_mean": ratio, "bound": ratio_threshold}))
-    bound = value_loss_bound * usual_value_loss
+    losses = [row["value_loss"] for row in past if math.isfinite(row["value_loss"])] or [epochs[0]["value_loss"]]
+    squares = [row["env_reward_mean"] ** 2 + row["env_reward_std"] ** 2 for row in past]
+    bound = value_loss_bound * max(statistics.median_low(losses), env_rewards.square().mean().item(), *squares)
     if value_loss > bound:
         what = f"the value loss is {value_loss:.3g}, above {bound:.3g}: watch.value_loss_bound = "
         what += f"{value_loss_bound:g} times what is usual"
         found.append(Incident("value_loss", what, {"value_loss": value_loss, "bound": bound}))
     return found
-
-
-def usual_value_loss(past: list[dict[str, float]], first_epoch: float, env_rewards: torch.Tensor) -> float:
-    """The lower median of the past, but no less than the largest mean squared reward, the scale of the targets.
-
-    past: the statistics of earlier iterations. In the first iteration, its first epoch is the past.
-    """
-    losses = [row["value_loss"] for row in past if math.isfinite(row["value_loss"])] or [first_epoch]
-    squares = [row["env_reward_mean"] ** 2 + row["env_reward_std"] ** 2 for row in past]
-    return max(statistics.median_low(losses), env_rewards.square().mean().item(), *squares)
 
 
 def check_finite(numbers: dict[str, float]) -> list[Incident]:
@@ -158,7 +148,7 @@ class Monitor:
         self.noticed: set[str] = set()  # symptoms; each counts once in an iteration
         self.skipping, self.stepped = False, False  # whether optimizer steps are forbidden, and whether one was made
         self.stops: list[str] = []
-        self.at_once = False  # whether the first of these came before any step
+        self.at_once = False  # whether one of these came before any step, so that the weights at the start are suspect
         if iteration == 1 and self.file:
             self.file.unlink(missing_ok=True)
 
@@ -172,7 +162,11 @@ class Monitor:
             what = f"{self.unit} {self.iteration}: {incident.what}; {ACTIONS[action]}"
             line = f"{what} ({incident.symptom}: {action}). {REMEDIES[incident.symptom]}"
             if self.file is not None:
-                self._write(incident, {"action": action, "message": line}, rollout)
+                entry = {self.unit: self.iteration, "symptom": incident.symptom, "numbers": incident.numbers}
+                entry |= {"action": action, "message": line, "episodes": _episodes(rollout, incident.rows)}
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                with self.file.open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
             self.skipping = self.skipping or action != "warn"
             if action == "stop":
                 self.at_once = self.at_once or not self.stepped
@@ -180,28 +174,23 @@ class Monitor:
             elif self.verbose:
                 warnings.warn(line, stacklevel=3)
             if incident.fatal:
-                self.conclude(None)
-
-    def _write(self, incident: Incident, answer: dict[str, str], rollout: Rollout | None) -> None:
-        entry = {self.unit: self.iteration, "symptom": incident.symptom, "numbers": incident.numbers} | answer
-        entry["episodes"] = [] if rollout is None else _episodes(rollout, incident.rows)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+                self.conclude()
 
     def allows_step(self) -> bool:
         """Whether the optimizer may step, which it then does."""
         self.stepped = self.stepped or not self.skipping
         return not self.skipping
 
-    def conclude(self, stats: dict[str, float] | None) -> None:
-        """End an iteration with its statistics; raises `TrainingStopped` if one of its incidents is a stop."""
+    def conclude(self) -> None:
+        """End an iteration; raises `TrainingStopped` if one of its incidents is a stop."""
         if self.stops:
-            raise TrainingStopped(" ".join(self.stops), iteration=self.iteration, stats=stats, at_once=self.at_once)
+            raise TrainingStopped(" ".join(self.stops))
 
 
-def _episodes(rollout: Rollout, rows: Sequence[int] | None) -> list[dict[str, str | float | None]]:
+def _episodes(rollout: Rollout | None, rows: Sequence[int] | None) -> list[dict[str, str | float | None]]:
     """The first of the episodes at `rows`, as an incident shows them."""
+    if rollout is None:
+        return []
     shown = range(len(rollout)) if rows is None else rows
     return [
         {

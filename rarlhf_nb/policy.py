@@ -120,13 +120,14 @@ class ActorCritic(nn.Module):
         attention_mask: torch.Tensor,
         completion_length: int,
         alpha: torch.Tensor | None = None,
+        prefix_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (B, T, V) and values (B, T) at the positions that draw the last T = completion_length tokens.
 
         input_ids, attention_mask: (B, P + T). alpha: (B,) the tail share that a conditioned policy acts for; None adds
-        no embedding.
+        no embedding. prefix_ids: a prefix (B, n) of each episode's own, instead of the policy's.
         """
-        ids, mask = self.prefixed(input_ids, attention_mask)
+        ids, mask = self.prefixed(input_ids, attention_mask, prefix_ids)
         return self.logits_and_values(ids[:, :-1], mask[:, :-1], completion_length, alpha)
 
     def logits_and_values(
@@ -160,10 +161,12 @@ class ActorCritic(nn.Module):
         hidden = output.hidden_states[-1][:, -last:]
         return output.logits, self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
 
-    def prefixed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def prefixed(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, prefix_ids: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask with the prefix in front; padding of shorter prompts then lies between prefix and prompt."""
         prefix = torch.tensor(self.prefix_ids, dtype=input_ids.dtype, device=input_ids.device)
-        prefix = prefix.expand(len(input_ids), -1)
+        prefix = prefix.expand(len(input_ids), -1) if prefix_ids is None else prefix_ids
         mask = torch.ones_like(prefix, dtype=attention_mask.dtype)
         return torch.cat([prefix, input_ids], 1), torch.cat([mask, attention_mask], 1)
 
@@ -411,11 +414,11 @@ def evaluate_tokens(
     forward: accelerate's wrapper of the policy; in training the gradients must flow through it. Columns that are
     padding in every episode are not read.
     """
-    padding, length = int((~episodes.prompt_mask).all(0).sum()), int(episodes.completion_mask.any(0).sum())
-    ids, mask = episodes.completion_ids[:, :length], episodes.completion_mask[:, :length]
+    read = episodes.trimmed()
+    ids, mask, length = read.completion_ids, read.completion_mask, read.completion_ids.shape[1]
     logits, values = (forward or policy)(
-        torch.cat([episodes.prompt_ids[:, padding:], ids], 1),
-        torch.cat([episodes.prompt_mask[:, padding:], mask], 1),
+        torch.cat([read.prompt_ids, ids], 1),
+        torch.cat([read.prompt_mask, mask], 1),
         length,
         *([] if episodes.alpha is None else [episodes.alpha]),
     )

@@ -4,7 +4,7 @@ Shapes: B sampled episodes, N updated ones, P prompt tokens (padded on the left)
 right). The numbers of padded tokens are 0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -41,6 +41,17 @@ class Rollout:
     def take(self, rows: torch.Tensor) -> "Rollout":
         """The episodes at `rows` (K,), in that order."""
         return Rollout(**{name: _taken(column, rows) for name, column in vars(self).items()})
+
+    def trimmed(self) -> "Rollout":
+        """Ids and masks without the places that are padding in every episode; the numbers stay as they are."""
+        prompt, completion = self.prompt_mask.any(0), self.completion_mask.any(0)
+        return replace(
+            self,
+            prompt_ids=self.prompt_ids[:, prompt],
+            prompt_mask=self.prompt_mask[:, prompt],
+            completion_ids=self.completion_ids[:, completion],
+            completion_mask=self.completion_mask[:, completion],
+        )
 
 
 def _taken(column: list[str] | torch.Tensor | None, rows: torch.Tensor) -> list[str] | torch.Tensor | None:

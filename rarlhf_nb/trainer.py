@@ -9,39 +9,21 @@ Departures from the paper and its authors' code:
 4. Log-probabilities are taken under the masked distribution that the sampler draws from (see `policy`).
 """
 
-import math
 from dataclasses import replace
 from typing import Any
 
 import torch
 from datasets import Dataset
 
+from rarlhf_nb import ppo
 from rarlhf_nb.checkpoint import Checkpoint
 from rarlhf_nb.distributed import join
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.loop import TrainingLoop
 from rarlhf_nb.micro_batches import MicroBatches, Pieces
-from rarlhf_nb.monitor import (
-    check_advantages,
-    check_completions,
-    check_finite,
-    check_kl,
-    check_losses,
-    usual_value_loss,
-)
+from rarlhf_nb.monitor import check_advantages, check_completions, check_kl, check_losses
 from rarlhf_nb.policy import ActorCritic, Reference, evaluate_tokens
-from rarlhf_nb.ppo import (
-    dense_rewards,
-    episode_kl,
-    generalized_advantages,
-    masked_mean,
-    masked_sum,
-    next_kl_coef,
-    policy_losses,
-    value_losses,
-    whiten,
-)
-from rarlhf_nb.rewards import Reward, check_rewards
+from rarlhf_nb.rewards import Reward
 from rarlhf_nb.risk import drawn_above, kept_episodes, rockafellar_uryasev_rewards
 from rarlhf_nb.rollout import Batch, Rollout, Targets
 from rarlhf_nb.seeding import hash_seed, shuffled_stream, uniforms
@@ -85,11 +67,7 @@ class CVaRPPOTrainer(TrainingLoop):
     ) -> None:
         self.args, self.risk, self.sampling = args, risk, sampling
         super().__init__(model, reward_funcs, train_dataset, args.iterations, self.sections(), **options)
-        if args.batch_size < self.ranks.count:
-            raise UserError(
-                f"ppo.batch_size = {args.batch_size}: each of the {self.ranks.count} processes must sample an episode; "
-                "raise it, or start fewer processes."
-            )
+        self.ranks.check_batch_size("ppo.batch_size", args.batch_size)
         self.micro_batches = MicroBatches(args.micro_batch_size, args.batch_size, self.ranks)
         self.schedule = risk.schedule(args)
         self.reference = reference or Reference(model)
@@ -147,10 +125,11 @@ class CVaRPPOTrainer(TrainingLoop):
         with self.ranks.summon_full_params(self.wrapped), self.ranks.shared_errors():
             with self.accelerator.autocast():
                 rollout = self.policy.sample(prompts[share], self.sampling, seed, share.start, self.alphas(share))
-            rollout = replace(rollout, env_rewards=self.env_rewards(rollout, own))
+            env_rewards = self.env_rewards(rollout, own).to(self.policy.device, torch.float32)
+            rollout = replace(rollout, env_rewards=env_rewards)
             rollout = self.micro_batches.run(len(rollout), lambda pieces: self.read(rollout, pieces))
         rollout = self.ranks.all_gather_rows(rollout)
-        rollout = replace(rollout, kl=episode_kl(rollout.log_probs, rollout.ref_log_probs, rollout.completion_mask))
+        rollout = replace(rollout, kl=ppo.episode_kl(rollout.log_probs, rollout.ref_log_probs, rollout.completion_mask))
         self.monitor.notice(check_completions(rollout, self.watch.collapse_bound), rollout)
         self.monitor.notice(check_kl(rollout.kl, self.watch.kl_bound), rollout)
         return rollout
@@ -158,12 +137,6 @@ class CVaRPPOTrainer(TrainingLoop):
     def alphas(self, share: slice) -> torch.Tensor | None:
         """The tail shares that the policy is told for the prompts of a rank; None, since this policy reads none."""
         return None
-
-    def env_rewards(self, rollout: Rollout, columns: dict[str, list]) -> torch.Tensor:
-        """The sum of the reward functions for each episode, checked: (B,)."""
-        texts = {"prompts": rollout.prompts, "completions": rollout.completions}
-        rewards = [check_rewards(reward(**texts, **columns), **texts) for reward in self.reward_funcs]
-        return torch.tensor(rewards, dtype=torch.float32, device=self.policy.device).sum(0)
 
     @torch.no_grad()
     def read(self, rollout: Rollout, pieces: Pieces) -> Rollout:
@@ -191,8 +164,9 @@ class CVaRPPOTrainer(TrainingLoop):
             # shared trunk.
             env_rewards, scale = rockafellar_uryasev_rewards(env_rewards, kept), kept / len(rollout)
         log_probs = rollout.log_probs, rollout.ref_log_probs
-        rewards = scale * dense_rewards(env_rewards, *log_probs, mask, self.kl_coef)
-        return Targets(returns, *generalized_advantages(rewards, rollout.values, mask, self.args.gamma, self.args.lam))
+        rewards = scale * ppo.dense_rewards(env_rewards, *log_probs, mask, self.kl_coef)
+        gae = ppo.generalized_advantages(rewards, rollout.values, mask, self.args.gamma, self.args.lam)
+        return Targets(returns, *gae)
 
     def select(self, rollout: Rollout, targets: Targets, kept: int) -> Targets:
         """Line 4: the kept(m) lowest episodes, and the episodes that the update uses."""
@@ -210,7 +184,7 @@ class CVaRPPOTrainer(TrainingLoop):
         policy's gradient.
         """
         mask = rollout.completion_mask
-        sizes = masked_sum(whiten(advantages, mask).abs(), mask)
+        sizes = ppo.masked_sum(ppo.whiten(advantages, mask).abs(), mask)
         no_episode = self.args.batch_size  # a place past the batch, whose random numbers draw no token
         ((number,),) = uniforms(hash_seed(self.seed, self.iteration), first=no_episode, rows=1, length=1)
         return drawn_above(rollout.env_rewards, sizes, kept, self.risk.above_share, number)
@@ -224,7 +198,8 @@ class CVaRPPOTrainer(TrainingLoop):
         updated = rollout.take(targets.updated)
         self.monitor.notice(check_advantages(targets.advantages[targets.updated], updated.completion_mask), updated)
         batch, tokens = self.update_batch(rollout, targets), updated.completion_mask.sum()
-        own = self.rank_batch(batch)
+        rows, counted = self.ranks.shard(len(batch.rollout))
+        own = replace(batch.take(rows), weights=batch.weights[rows] * counted)
 
         def gradient(pieces: Pieces) -> list[dict[str, float]]:
             self.optimizer.zero_grad()
@@ -235,13 +210,12 @@ class CVaRPPOTrainer(TrainingLoop):
             with self.ranks.average_gradients(self.wrapped):
                 terms = self.micro_batches.run(len(own.rollout), gradient)
             epochs.append(self.ranks.sum({key: sum(part[key] for part in terms) for key in terms[0]}))
-            # without a limit nothing is clipped, and the norm tells whether the gradient is finite
-            norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.args.max_grad_norm or math.inf)
-            self.check_epoch(epochs, norm.item(), rollout, updated)
-            if not self.monitor.allows_step():
+            bounds = self.watch.value_loss_bound, self.args.ratio_threshold
+            self.monitor.notice(check_losses(epochs, self.rows, rollout.env_rewards, *bounds), updated)
+            # an overflowing ratio is left to ratio_threshold
+            finite = {key: value for key, value in epochs[-1].items() if key != "ratio_mean"}
+            if not self.optimizer_step(finite, updated, self.args.max_grad_norm):
                 break
-            self.optimizer.step()
-        self.optimizer.zero_grad()
         means = {key: sum(losses[key] for losses in epochs) / len(epochs) for key in epochs[0]}
         return means | {"gradient_tokens": batch.rollout.tokens * len(epochs)}
 
@@ -249,17 +223,11 @@ class CVaRPPOTrainer(TrainingLoop):
         """The episodes of the update, with advantages whitened over their tokens or over the whole batch's."""
         rows, mask = targets.updated, rollout.completion_mask
         if self.risk.whitening == "kept":
-            advantages = whiten(targets.advantages[rows], mask[rows])
+            advantages = ppo.whiten(targets.advantages[rows], mask[rows])
         else:
-            advantages = whiten(targets.advantages, mask)[rows]
+            advantages = ppo.whiten(targets.advantages, mask)[rows]
         batch = Batch(rollout.take(rows), advantages, targets.value_targets[rows], targets.weights)
         return batch.take(batch.weights.nonzero().flatten())
-
-    def rank_batch(self, batch: Batch) -> Batch:
-        """This rank's share of an update, which an episode of weight 0 may fill up to the size of the others'."""
-        rows, counted = self.ranks.shard(len(batch.rollout))
-        own = batch.take(rows)
-        return replace(own, weights=own.weights * counted.to(own.weights.device))
 
     def backward(self, batch: Batch, tokens: torch.Tensor) -> dict[str, float]:
         """Eq. 11 on a micro-batch, its sum over tokens divided by `tokens`: adds the gradient, returns the terms."""
@@ -269,8 +237,8 @@ class CVaRPPOTrainer(TrainingLoop):
             now = evaluate_tokens(self.policy, old, self.sampling, forward=self.wrapped)
         ratio = (now.log_probs - old.log_probs).detach().exp()
         terms = {
-            "policy_loss": policy_losses(now.log_probs, old.log_probs, batch.advantages, args.cliprange),
-            "value_loss": value_losses(now.values, old.values, batch.value_targets, args.cliprange_value),
+            "policy_loss": ppo.policy_losses(now.log_probs, old.log_probs, batch.advantages, args.cliprange),
+            "value_loss": ppo.value_losses(now.values, old.values, batch.value_targets, args.cliprange_value),
             "ratio_mean": ratio,
             "clip_fraction": ((ratio - 1).abs() > args.cliprange).to(ratio.dtype),
         }
@@ -279,24 +247,12 @@ class CVaRPPOTrainer(TrainingLoop):
         self.accelerator.backward(self.ranks.count * (terms["policy_loss"] + args.vf_coef * terms["value_loss"]))
         return {key: term.item() for key, term in terms.items()}
 
-    def check_epoch(
-        self, epochs: list[dict[str, float]], gradient_norm: float, rollout: Rollout, updated: Rollout
-    ) -> None:
-        """Notice what is wrong with the last of the epochs so far, in which `updated` is updated on."""
-        losses, usual = epochs[-1], usual_value_loss(self.rows, epochs[0]["value_loss"], rollout.env_rewards)
-        found = check_losses(losses, usual, self.watch.value_loss_bound, self.args.ratio_threshold)
-        self.monitor.notice(found, updated)
-        # an overflowing ratio is left to ratio_threshold, and the gradient matters only if a step would follow
-        numbers = {key: value for key, value in losses.items() if key != "ratio_mean"}
-        numbers |= {} if self.monitor.skipping else {"gradient norm": gradient_norm}
-        self.monitor.notice(check_finite(numbers), updated)
-
     def adapted_kl_coef(self, rollout: Rollout, targets: Targets) -> float:
         """Line 6, eq. 12: the next beta, from the mean KL of the updated episodes; fixed without `kl_target`."""
         if self.args.kl_target is None:
             return self.kl_coef
         kl = rollout.kl[targets.updated].mean().item()
-        return next_kl_coef(self.kl_coef, kl, self.args.kl_target, len(rollout), self.args.kl_horizon)
+        return ppo.next_kl_coef(self.kl_coef, kl, self.args.kl_target, len(rollout), self.args.kl_horizon)
 
     def statistics(self, rollout: Rollout, targets: Targets, losses: dict[str, float]) -> dict[str, float]:
         """The row of the training log for this iteration; `glossary` gives the formula of each key."""
@@ -309,7 +265,7 @@ class CVaRPPOTrainer(TrainingLoop):
             "tail_env_reward_mean": rollout.env_rewards[tail].mean(),
             "kl": rollout.kl.mean(),
             "kl_kept": rollout.kl[tail].mean(),
-            "entropy": masked_mean(rollout.entropy[updated], mask[updated]),
+            "entropy": ppo.masked_mean(rollout.entropy[updated], mask[updated]),
             "completion_length": mask.sum(1).float().mean(),
         }
         stats = {key: value.item() for key, value in stats.items()}

@@ -27,9 +27,7 @@ def dexperts(architecture="gpt2", alpha=1.5, top_p=0.7) -> DExperts:
 def slow_distribution(method: DExperts, ids: list[int], step: int, minimum: int, temperature: float) -> torch.Tensor:
     """The next token's distribution (V,), from one text without padding or cache, with the nucleus word by word."""
     row = torch.tensor([ids])
-    z, plus, minus = (
-        policy.model(row).logits[0, -1].double().detach() for policy in (method.base, method.expert, method.anti_expert)
-    )
+    z, plus, minus = (policy.model(row).logits[0, -1].double().detach() for policy in method.policies)
     allowed = [v for v in range(len(z)) if v not in FORBIDDEN and not (v == EOS and step < minimum)]
     weights = {v: z[v].exp().item() for v in allowed}
     nucleus, mass = [], 0.0
@@ -133,12 +131,12 @@ def test_sampling_is_seeded_and_leaves_the_global_state_alone():
 def test_each_model_reads_its_own_prefix():
     method, sampling = dexperts(), sampling_settings(temperature=1e-3)
     with_prefix = dexperts()
-    with_prefix.base.prefix_ids, with_prefix.expert.prefix_ids = [4, 7], [5]
+    with_prefix.base.prefix_ids, with_prefix.policies[1].prefix_ids = [4, 7], [5]
     batch = with_prefix.sample(PROMPTS, sampling, seed=0)
     assert batch.prompt_ids.equal(method.sample(PROMPTS, sampling, seed=0).prompt_ids)
     ids = torch.cat([batch.prompt_ids, batch.completion_ids], 1)
     mask = torch.cat([batch.prompt_mask, batch.completion_mask], 1)
-    logits = [policy(ids, mask, 5)[0] for policy in (with_prefix.base, with_prefix.expert, with_prefix.anti_expert)]
+    logits = [policy(ids, mask, 5)[0] for policy in with_prefix.policies]
     assert with_prefix.decoding_logits(*logits, sampling).argmax(-1).equal(batch.completion_ids)
 
 
@@ -150,7 +148,7 @@ def test_it_is_evaluated_like_any_policy_and_finds_every_human_text_possible():
     assert table["kl"].notna().all() and len(table) == len(PROMPTS)
     human = held_out_log_likelihoods(method, ["bad plot was very good", "the the film"], length=8, batch_size=2)
     ids = torch.tensor([[4, 9, 8, 10, 3]])
-    z, plus, minus = (p.model(ids).logits[0, :-1].detach() for p in (method.base, method.expert, method.anti_expert))
+    z, plus, minus = (p.model(ids).logits[0, :-1].detach() for p in method.policies)
     expected = (z + 1.5 * (plus - minus)).log_softmax(-1)[range(4), ids[0, 1:]].sum()
     assert human["log_likelihood"][0] == pytest.approx(expected.item(), abs=1e-4)
 

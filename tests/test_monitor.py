@@ -254,7 +254,7 @@ def test_quark_skips_a_gradient_that_is_not_finite_and_goes_on_with_another_lear
 def test_quark_notices_its_kl_and_a_collapse():
     trainer = quark({"kl": "stop", "kl_bound": 4.0})
     with pytest.raises(TrainingStopped, match=r"step 2: the mean KL is .* above watch\.kl_bound = 4"):
-        spoil(trainer, "terms", lambda trainer, terms: replace(terms, kl_per_token=terms.kl_per_token + 1))
+        spoil(trainer, "terms", lambda trainer, terms: terms | {"kl_per_token": terms["kl_per_token"] + 1})
         spoil(trainer, "reference.sample", one_completion, at=1)
         with pytest.warns(UserWarning, match="step 1: 4 of 8|step 1: 8 of 8 completions are the same"):
             trainer.train()

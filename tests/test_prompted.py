@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny import PROMPTS, good_minus_bad, sampling_settings, tiny_policy
+from tiny import PROMPTS, sampling_settings, tiny_policy
 
 from rarlhf_nb.baselines.prompted import choose_prefix, prompted_policy
 from rarlhf_nb.errors import UserError
@@ -71,7 +71,5 @@ def test_what_cannot_be_chosen_from_is_named():
     policy, sampling = tiny_policy(), sampling_settings()
     with pytest.raises(UserError, match="prefix = '  ' has no tokens"):
         prompted_policy(policy, "  ")
-    with pytest.raises(UserError, match="prefixes is empty"):
-        choose_prefix(policy, good_minus_bad, PROMPTS, [], sampling, seed=0, batch_size=2)
     with pytest.raises(UserError, match="the reward of episode 1 is nan"):
         choose_prefix(policy, lambda **_: [0, float("nan")], PROMPTS, [PREFIX], sampling, seed=0, batch_size=2)

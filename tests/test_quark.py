@@ -12,7 +12,6 @@ from rarlhf_nb.baselines.quark import (
     kl_divergence,
     quantile_bins,
     quark_terms,
-    trimmed,
 )
 from rarlhf_nb.distributed import join
 from rarlhf_nb.errors import UserError
@@ -75,8 +74,8 @@ def test_kl_and_entropy_by_hand():
     assert token_entropy(p).item() == pytest.approx(1.02965, abs=1e-5)
     arguments = (p[None, None] + 2, p_0[None, None] - 1, torch.tensor([[2]]), 0.5, 0.1)  # a shift changes nothing
     terms = quark_terms(*arguments)
-    assert terms.kl_per_token.item() == pytest.approx(0.08512, abs=1e-5)
-    assert terms.loss.item() == pytest.approx(1.60944 + 0.5 * 0.08512 - 0.1 * 1.02965, abs=1e-5)
+    assert terms["kl_per_token"].item() == pytest.approx(0.08512, abs=1e-5)
+    assert terms["loss"].item() == pytest.approx(1.60944 + 0.5 * 0.08512 - 0.1 * 1.02965, abs=1e-5)
 
 
 def test_the_loss_equals_a_slow_loop_without_padding():
@@ -98,7 +97,7 @@ def test_the_loss_equals_a_slow_loop_without_padding():
             entropy = -sum(a * a.log() for a in p)
             total += (-p[allowed.index(token)].log() + 0.05 * kl - 0.06 * entropy).item()
             tokens += 1
-    loss = masked_mean(trainer.terms(episodes, bins).loss, episodes.completion_mask)
+    loss = masked_mean(trainer.terms(episodes, bins)["loss"], episodes.completion_mask)
     assert loss.item() == pytest.approx(total / tokens, abs=1e-5)
 
 
@@ -108,29 +107,29 @@ def test_padding_and_the_company_of_a_batch_change_nothing():
     clean = trainer.terms(episodes, bins)
     dirty = copy.deepcopy(episodes)
     dirty.prompt_ids[~dirty.prompt_mask], dirty.completion_ids[~dirty.completion_mask] = 5, 7
-    for one, other in zip(vars(clean).values(), vars(trainer.terms(dirty, bins)).values(), strict=True):
+    for one, other in zip(clean.values(), trainer.terms(dirty, bins).values(), strict=True):
         mask = episodes.completion_mask
         torch.testing.assert_close(one[mask], other[mask], atol=1e-6, rtol=0)
     for i in range(len(trainer.pool)):
-        alone = trimmed(trainer.pool.take(torch.tensor([i])))
+        alone = trainer.pool.take(torch.tensor([i])).trimmed()
         assert alone.prompt_mask.all() and alone.completion_mask.all()
-        mine = trainer.terms(alone, bins[i : i + 1]).loss[0]
-        torch.testing.assert_close(mine, clean.loss[i][episodes.completion_mask[i]], atol=1e-5, rtol=0)
+        mine = trainer.terms(alone, bins[i : i + 1])["loss"][0]
+        torch.testing.assert_close(mine, clean["loss"][i][episodes.completion_mask[i]], atol=1e-5, rtol=0)
 
 
 def test_the_logits_of_reward_tokens_enter_no_loss():
     trainer = explored(make_trainer())
     episodes, bins = trainer.pool, trainer.bins
-    before = trainer.terms(episodes, bins).loss
+    before = trainer.terms(episodes, bins)["loss"]
     forward = trainer.wrapped
 
-    def favours_reward_tokens(*inputs):
-        logits, values = forward(*inputs)
+    def favours_reward_tokens(*inputs, **named):
+        logits, values = forward(*inputs, **named)
         assert logits.shape[-1] == 11 + 3
         return torch.cat([logits[..., :11], logits[..., 11:] + 50], -1), values
 
     trainer.wrapped = favours_reward_tokens
-    assert torch.equal(trainer.terms(episodes, bins).loss, before)
+    assert torch.equal(trainer.terms(episodes, bins)["loss"], before)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])  # the head tied to the embeddings, and not
@@ -218,7 +217,7 @@ def test_a_saved_policy_speaks_under_the_best_token(tmp_path):
     assert one.completions == other.completions
     torch.testing.assert_close(loaded.token_log_probs(one, SAMPLING), trainer.policy.token_log_probs(one, SAMPLING))
     # what is learned under the best token is what evaluation finds
-    best = trainer.terms(one, torch.zeros(8, dtype=torch.int64)).log_likelihood
+    best = trainer.terms(one, torch.zeros(8, dtype=torch.int64))["log_likelihood"]
     expected = loaded.token_log_probs(one, SAMPLING)
     torch.testing.assert_close(best[one.completion_mask], expected[one.completion_mask], atol=1e-5, rtol=0)
 
@@ -281,7 +280,7 @@ def test_a_prompt_without_room_for_the_reward_token_is_named():
 def test_a_batch_of_the_pool_is_padded_to_its_own_longest_episode():
     policy = tiny_policy()
     parts = [policy.sample([prompt], sampling_settings(), seed=0) for prompt in ("film", "the plot was very", "is bad")]
-    episodes = trimmed(join(parts, "cpu").take(torch.tensor([0, 2])))
+    episodes = join(parts, "cpu").take(torch.tensor([0, 2])).trimmed()
     assert episodes.prompt_mask.tolist() == [[False, True], [True, True]]
     assert episodes.prompt_ids.tolist() == [[0, 5], [7, 4]]
     assert episodes.completion_mask.shape == episodes.completion_ids.shape == (2, 5)

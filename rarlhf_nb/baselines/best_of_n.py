@@ -60,11 +60,8 @@ class BestOfN:
         """
         repeated = [prompt for prompt in prompts for _ in range(self.samples)]
         episodes = self.policy.sample(repeated, sampling, seed, first * self.samples)
-        rewards = check_rewards(
-            self.reward(prompts=episodes.prompts, completions=episodes.completions),
-            episodes.prompts,
-            episodes.completions,
-        )
+        texts = {"prompts": episodes.prompts, "completions": episodes.completions}
+        rewards = check_rewards(self.reward(**texts), **texts)
         best = torch.tensor(rewards).view(len(prompts), self.samples).argmax(1)
         chosen = episodes.take(torch.arange(len(prompts)) * self.samples + best)
         last = chosen.completion_mask.sum(1) - 1

@@ -50,8 +50,7 @@ def train_critic_free(
 ) -> pd.DataFrame:
     """Train the policy in place with TRL's trainer, alone (alpha = 1) or on the tail; returns the log.
 
-    The log has one row per iteration (`glossary.yaml` explains the keys). It is written to `log_file`
-    as it grows.
+    The log has one row per iteration (`glossary.yaml` explains the keys). It is written to `log_file` as it grows.
 
     train_dataset: has a `prompt` column; its other columns are handed to the reward.
     ppo: gives epochs, clipping, and the limits on the gradient norm and on the size of a micro-batch.

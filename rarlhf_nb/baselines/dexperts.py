@@ -71,8 +71,14 @@ class DExperts:
         self, base: ActorCritic, expert: ActorCritic, anti_expert: ActorCritic, alpha: float, top_p: float = 0.9
     ) -> None:
         for name, policy in (("expert", expert), ("anti_expert", anti_expert)):
-            _check_logits(base, policy, name)
-        self.base, self.expert, self.anti_expert = base, expert, anti_expert
+            check_vocabulary(policy, base, name, "their logits cannot be added")
+            sizes = [each.model.config.get_text_config().vocab_size for each in (policy, base)]
+            if sizes[0] != sizes[1]:
+                raise UserError(
+                    f"the {name} scores a vocabulary of {sizes[0]} tokens, the base one of {sizes[1]}, so their logits "
+                    "cannot be added: resize the embeddings of one of them"
+                )
+        self.base, self.policies = base, (base, expert, anti_expert)
         self.alpha, self.top_p = alpha, top_p
         self.processing_class, self.device = base.processing_class, base.device
         self.prefix_ids: list[int] = []  # each model reads its own
@@ -82,7 +88,7 @@ class DExperts:
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Combined logits (B, T, V), not truncated, and values (B, T), all 0 since there is no critic."""
-        each = (policy(input_ids, attention_mask, completion_length)[0] for policy in self._policies())
+        each = (policy(input_ids, attention_mask, completion_length)[0] for policy in self.policies)
         logits = combined_logits(*each, self.alpha)
         return logits, logits.new_zeros(logits.shape[:2])
 
@@ -94,7 +100,7 @@ class DExperts:
         """
         prompt_ids, prompt_mask = self.base.tokenize(prompts)
         length = sampling.completion_length
-        reading = [(policy, *policy.start(prompt_ids, prompt_mask, length)) for policy in self._policies()]
+        reading = [(policy, *policy.start(prompt_ids, prompt_mask, length)) for policy in self.policies]
         drawn = Completions(uniforms(seed, first, len(prompts), length), self.processing_class, self.device)
         while drawn.growing:
             logits = [policy.logits_and_values(ids, mask, 1, cache=cache)[0] for policy, ids, mask, cache in reading]
@@ -121,17 +127,3 @@ class DExperts:
         )
         logits = sampler_logits(combined_logits(base, expert, anti_expert, self.alpha), sampling, *forbidden, first)
         return logits.masked_fill(~kept, torch.finfo(logits.dtype).min)
-
-    def _policies(self) -> tuple[ActorCritic, ActorCritic, ActorCritic]:
-        return self.base, self.expert, self.anti_expert
-
-
-def _check_logits(base: ActorCritic, other: ActorCritic, name: str) -> None:
-    """Raise `UserError` for an expert whose logits belong to other tokens than the base's."""
-    check_vocabulary(other, base, name, "their logits cannot be added")
-    sizes = [policy.model.config.get_text_config().vocab_size for policy in (other, base)]
-    if sizes[0] != sizes[1]:
-        raise UserError(
-            f"the {name} scores a vocabulary of {sizes[0]} tokens, the base one of {sizes[1]}, so their logits cannot "
-            "be added: resize the embeddings of one of them"
-        )

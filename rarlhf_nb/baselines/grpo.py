@@ -29,13 +29,7 @@ from packaging.specifiers import SpecifierSet
 from trl import GRPOTrainer, RLOOTrainer
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.risk import (
-    SoftRiskSchedule,
-    check_alpha,
-    kept_episodes,
-    rockafellar_uryasev_rewards,
-    tail_count,
-)
+from rarlhf_nb.risk import SoftRiskSchedule, check_alpha, kept_episodes, rockafellar_uryasev_rewards, tail_count
 
 Estimator = Literal["tail_selection", "rockafellar_uryasev", "cvar_gradient"]
 Tail = Literal["batch", "prompt"]
@@ -82,7 +76,7 @@ class CVaRMixin:
     def __init__(self, *args: Any, risk: CVaRConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.risk = risk
-        check_trl(self)
+        self._check_trl()
         self._check_tail()
         self._check_settings()
 
@@ -131,16 +125,13 @@ class CVaRMixin:
         selects = self.risk.estimator != "rockafellar_uryasev" and self.risk.alpha < 1
         return selects and isinstance(self, GRPOTrainer) and self.beta != 0
 
-    def _kept(self, episodes: int) -> int:
-        """kept(m) of the soft-risk schedule for the step under way, of `episodes` in a group."""
-        return self._schedule(episodes, self.state.max_steps).kept(self.state.global_step + 1)
-
     def _schedule(self, episodes: int, steps: int) -> SoftRiskSchedule:
         return SoftRiskSchedule(episodes, self.risk.alpha, steps, self.risk.warm_start, self.risk.rho)
 
-    def _groups(self, rewards: torch.Tensor) -> torch.Tensor:
-        """The rewards of all episodes (N,), one row for each group that has a tail of its own."""
-        return rewards.view(1, -1) if self.risk.tail == "batch" else rewards.view(-1, self.num_generations)
+    def _groups(self, rewards: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """The rewards (N,) with a row for each group that has a tail of its own, and how many of a row are kept now."""
+        groups = rewards.view(1, -1) if self.risk.tail == "batch" else rewards.view(-1, self.num_generations)
+        return groups, self._schedule(groups.shape[1], self.state.max_steps).kept(self.state.global_step + 1)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         per_function = super()._calculate_rewards(*args, **kwargs)
@@ -152,32 +143,25 @@ class CVaRMixin:
         self._per_function, self._rewards = per_function, rewards
         if self.risk.estimator != "rockafellar_uryasev":
             return per_function
-        return shifted(per_function, weights, self._transformed(rewards) - rewards)
-
-    def _transformed(self, rewards: torch.Tensor) -> torch.Tensor:
-        """R~ of every episode (N,); an episode without a reward keeps its place and counts in no VaR."""
-        groups = self._groups(rewards)
-        kept = self._kept(groups.shape[1])
+        groups, kept = self._groups(rewards)
         transformed = groups.clone()
         if kept < groups.shape[1]:
-            for new, group in zip(transformed, groups, strict=True):
+            for new, group in zip(transformed, groups, strict=True):  # one without a reward counts in no VaR
                 there = group[group.isfinite()]
                 new[group.isfinite()] = rockafellar_uryasev_rewards(there, min(kept, len(there)))
-        return transformed.view(-1)
+        return shifted(per_function, weights, transformed.view(-1) - rewards)
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
         if not self.model.training:
             return output
-        groups = self._groups(self._rewards)
-        kept = self._kept(groups.shape[1])
+        groups, kept = self._groups(self._rewards)
         tail, value_at_risk = tails(groups, kept)
         if self.risk.estimator == "rockafellar_uryasev":
             self._log_rewards_before_transformation()
         else:
-            size = len(output["advantages"])
-            mine = slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
-            advantages = output["advantages"]
+            advantages, first = output["advantages"], self.accelerator.process_index * len(output["advantages"])
+            mine = slice(first, first + len(advantages))
             if self.risk.estimator == "cvar_gradient":
                 advantages = (groups - value_at_risk.unsqueeze(1)).view(-1)[mine].to(advantages.dtype)
             output["advantages"] = torch.where(tail[mine], advantages, 0.0) * (groups.shape[1] / kept)
@@ -208,6 +192,19 @@ class CVaRMixin:
             table.extend(values.tolist())
         rewards = self._rewards[self._rewards.isfinite()]
         log["reward"][-1], log["reward_std"][-1] = rewards.mean().item(), rewards.std().item()
+
+    def _check_trl(self) -> None:
+        """Raise `UserError` if the installed TRL is not supported, or an internal that is used has moved."""
+        name, base = type(self).__name__, GRPOTrainer if isinstance(self, GRPOTrainer) else RLOOTrainer
+        if trl.__version__ not in SUPPORTED_TRL:
+            raise UserError(f"trl {trl.__version__}: {name} supports trl{SUPPORTED_TRL}; install one of these.")
+        for internal, parameters in CONTRACT.items():
+            found = getattr(base, internal, None) if parameters else hasattr(self, internal)
+            if not found or (parameters and list(inspect.signature(found).parameters)[1:] != parameters):
+                raise UserError(
+                    f"trl {trl.__version__}: {base.__name__}.{internal}, which {name} is built on, has changed. "
+                    "Install the trl that the project's lock file names."
+                )
 
 
 class CVaRGRPOTrainer(CVaRMixin, GRPOTrainer):
@@ -243,17 +240,3 @@ def shifted(per_function: torch.Tensor, weights: torch.Tensor, shift: torch.Tens
     part = given / given.square().sum(1, keepdim=True)
     moved = per_function + shift.unsqueeze(1) * part
     return torch.where(shift.unsqueeze(1).nan_to_num(0.0) == 0, per_function, moved)
-
-
-def check_trl(trainer: CVaRMixin) -> None:
-    """Raise `UserError` if the installed TRL is not supported, or an internal that is used has moved."""
-    name, base = type(trainer).__name__, GRPOTrainer if isinstance(trainer, GRPOTrainer) else RLOOTrainer
-    if trl.__version__ not in SUPPORTED_TRL:
-        raise UserError(f"trl {trl.__version__}: {name} supports trl{SUPPORTED_TRL}; install one of these.")
-    for internal, parameters in CONTRACT.items():
-        found = getattr(base, internal, None) if parameters else hasattr(trainer, internal)
-        if not found or (parameters and list(inspect.signature(found).parameters)[1:] != parameters):
-            raise UserError(
-                f"trl {trl.__version__}: {base.__name__}.{internal}, which {name} is built on, has changed. Install "
-                "the trl that the project's lock file names."
-            )

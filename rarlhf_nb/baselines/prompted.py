@@ -8,7 +8,7 @@ import copy
 import pandas as pd
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.policy import ActorCritic, Policy
+from rarlhf_nb.policy import ActorCritic
 from rarlhf_nb.rewards import Reward, check_rewards
 from rarlhf_nb.settings import SamplingSettings
 
@@ -39,26 +39,15 @@ def choose_prefix(
     """The mean reward of each prefix on validation prompts: columns prefix and reward, best prefix first.
 
     The reward is that of prompt + completion; the prefix is not part of the rated text. All prefixes are sampled with
-    the same seeds. Raises `UserError` if prompts or prefixes are missing, and the errors of `prompted_policy` and
-    `check_rewards`.
+    the same seeds. Raises the errors of `prompted_policy` and `check_rewards`.
     """
-    for name, given in (("prompts", prompts), ("prefixes", prefixes)):
-        if not given:
-            raise UserError(f"{name} is empty: choosing a prefix needs at least one")
-    means = [
-        _mean_reward(prompted_policy(policy, prefix), reward, prompts, sampling, seed, batch_size)
-        for prefix in prefixes
-    ]
+    means = []
+    for prefix in prefixes:
+        prompted, rewards = prompted_policy(policy, prefix), []
+        for at in range(0, len(prompts), batch_size):
+            episodes = prompted.sample(prompts[at : at + batch_size], sampling, seed, first=at)
+            texts = {"prompts": episodes.prompts, "completions": episodes.completions}
+            rewards += check_rewards(reward(**texts), **texts)
+        means.append(sum(rewards) / len(rewards))
     table = pd.DataFrame({"prefix": prefixes, "reward": means})
     return table.sort_values("reward", ascending=False, kind="stable", ignore_index=True)
-
-
-def _mean_reward(
-    policy: Policy, reward: Reward, prompts: list[str], sampling: SamplingSettings, seed: int, batch_size: int
-) -> float:
-    rewards = []
-    for at in range(0, len(prompts), batch_size):
-        episodes = policy.sample(prompts[at : at + batch_size], sampling, seed, first=at)
-        rated = reward(prompts=episodes.prompts, completions=episodes.completions)
-        rewards += check_rewards(rated, episodes.prompts, episodes.completions)
-    return sum(rewards) / len(rewards)

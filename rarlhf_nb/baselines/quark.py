@@ -16,10 +16,7 @@ Shapes: N scored completions in the pool, K quantiles; B episodes, T completion 
 """
 
 import copy
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,10 +30,10 @@ from rarlhf_nb.checkpoint import Checkpoint
 from rarlhf_nb.distributed import join
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.loop import TrainingLoop
-from rarlhf_nb.monitor import check_completions, check_finite, check_kl
+from rarlhf_nb.monitor import check_completions, check_kl
 from rarlhf_nb.policy import ActorCritic, check_context
 from rarlhf_nb.ppo import masked_sum
-from rarlhf_nb.rewards import Reward, check_rewards
+from rarlhf_nb.rewards import Reward
 from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.sampling import sampler_logits, token_entropy, token_log_probs
 from rarlhf_nb.seeding import hash_seed, seeded, shuffled_stream
@@ -76,34 +73,26 @@ def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-@dataclass
-class QuarkTerms:
-    """The loss of each completion token and its terms; all (B, T), padding not yet masked."""
-
-    loss: torch.Tensor
-    log_likelihood: torch.Tensor
-    kl_per_token: torch.Tensor
-    entropy: torch.Tensor
-
-
 def quark_terms(
     logits: torch.Tensor,
     ref_logits: torch.Tensor,
     token_ids: torch.Tensor,
     kl_coef: float,
     entropy_coef: float,
-) -> QuarkTerms:
-    """Eq. 2 as a loss, with the entropy bonus of the authors' code, per token:
+) -> dict[str, torch.Tensor]:
+    """Eq. 2 as a loss, with the entropy bonus of the authors' code, per token, and its terms:
 
     L_t = -log p_theta(y_t | x, y_<t, r_k) + beta KL_t - lambda H(p_theta(. | x, y_<t, r_k)),
     KL_t = KL(p_0(. | x, y_<t) || p_theta(. | x, y_<t, r_k)); the authors' code computes KL(p_theta || p_0).
 
-    logits, ref_logits: (B, T, V) of p_theta and p_0, over the same V tokens; token_ids: (B, T).
+    logits, ref_logits: (B, T, V) of p_theta and p_0, over the same V tokens; token_ids: (B, T). Gives loss,
+    log_likelihood, kl_per_token and entropy, all (B, T), padding not yet masked.
     """
     policy, reference = logits.log_softmax(-1), ref_logits.log_softmax(-1)
     kl = kl_divergence(reference, policy)
     log_likelihood, entropy = token_log_probs(logits, token_ids), token_entropy(logits)
-    return QuarkTerms(-log_likelihood + kl_coef * kl - entropy_coef * entropy, log_likelihood, kl, entropy)
+    loss = -log_likelihood + kl_coef * kl - entropy_coef * entropy
+    return {"loss": loss, "log_likelihood": log_likelihood, "kl_per_token": kl, "entropy": entropy}
 
 
 def add_reward_tokens(policy: ActorCritic, quantiles: int, seed: int) -> list[int]:
@@ -133,17 +122,6 @@ def add_reward_tokens(policy: ActorCritic, quantiles: int, seed: int) -> list[in
 
 def _rows(model: torch.nn.Module) -> int:
     return len(model.get_input_embeddings().weight)
-
-
-def train_these_rows(weight: torch.nn.Parameter, rows: list[int]) -> None:
-    """Make `rows` of a frozen matrix trainable; the gradient of every other row is 0."""
-
-    def kept(gradient: torch.Tensor) -> torch.Tensor:
-        masked = torch.zeros_like(gradient)
-        masked[rows] = gradient[rows]
-        return masked
-
-    weight.requires_grad_(True).register_hook(kept)
 
 
 class QuarkTrainer(TrainingLoop):
@@ -184,11 +162,7 @@ class QuarkTrainer(TrainingLoop):
         check_pool(explored, args.quantiles)
         settings = {"quark": args, "sampling": sampling}
         super().__init__(model, reward_funcs, train_dataset, args.steps, settings, seed=seed, **options)
-        if explored < self.ranks.count:
-            raise UserError(
-                f"quark.exploration_prompts = {explored}: each of the {self.ranks.count} processes must explore a "
-                "prompt; raise it, or start fewer processes."
-            )
+        self.ranks.check_batch_size("quark.exploration_prompts", explored)
         if self.ranks.sharded:
             raise UserError("Quark cannot be sharded by FSDP: start its processes without it.")
         self.args, self.sampling = args, sampling
@@ -199,7 +173,10 @@ class QuarkTrainer(TrainingLoop):
         self.forbidden_ids = [i for i in model.forbidden_ids if i < self.vocabulary]
         model.prefix_ids = self.reward_ids[:1]
         if isinstance(model.model, peft.PeftModel):
-            train_these_rows(model.model.get_input_embeddings().weight, self.reward_ids)
+            weight = model.model.get_input_embeddings().weight.requires_grad_(True)
+            trained = torch.zeros_like(weight[:, :1], dtype=torch.bool)
+            trained[self.reward_ids] = True
+            weight.register_hook(lambda gradient: gradient.where(trained, 0))
         trainable = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(trainable, lr=args.learning_rate, eps=args.adam_epsilon, fused=True)
         self.schedule = get_linear_schedule_with_warmup(optimizer, args.warmup_steps, args.steps)
@@ -273,16 +250,10 @@ class QuarkTrainer(TrainingLoop):
                 episodes = sampler.sample(prompts, self.sampling, hash_seed(self.seed, exploration), first=first + at)
             # the policy will read one token more than p_0
             check_context(self.policy, 1 + episodes.prompt_ids.shape[1], self.sampling.completion_length)
-            rewards = self.env_rewards(episodes, columns)
+            rewards = self.env_rewards(episodes, columns, missing=True)
             # the loss reads the tokens anew
             parts.append(replace(episodes, log_probs=None, values=None, entropy=None, env_rewards=rewards))
         return join(parts, self.policy.device)
-
-    def env_rewards(self, episodes: Rollout, columns: dict[str, list]) -> torch.Tensor:
-        """The sum of the reward functions for each episode (B,), NaN if one of them is missing."""
-        texts = {"prompts": episodes.prompts, "completions": episodes.completions}
-        rewards = [check_rewards(reward(**texts, **columns), **texts, missing=True) for reward in self.reward_funcs]
-        return torch.tensor(rewards, dtype=torch.float64).sum(0)
 
     def batch(self, exploration: int, place: int) -> tuple[Rollout, torch.Tensor]:
         """The B completions of a step, the `place`-th after an exploration, and their quantiles (B,).
@@ -291,34 +262,27 @@ class QuarkTrainer(TrainingLoop):
         """
         batch = self.args.batch_size
         indices = shuffled_stream(len(self.pool), hash_seed(self.seed, exploration), place * batch, batch)
-        return trimmed(self.pool.take(torch.from_numpy(indices))), self.bins[indices]
+        return self.pool.take(torch.from_numpy(indices)).trimmed(), self.bins[indices]
 
     def update(self, episodes: Rollout, bins: torch.Tensor) -> dict[str, float]:
         """Make one gradient step on B completions with their quantiles (B,); returns the terms of the loss."""
         rows, counted = self.ranks.shard(len(episodes))
         own, tokens = episodes.take(rows), episodes.completion_mask.sum()
         terms = self.terms(own, bins[rows])
-        kl = masked_sum(terms.kl_per_token.detach(), own.completion_mask)
+        kl = masked_sum(terms["kl_per_token"].detach(), own.completion_mask)
         episodes = replace(episodes, kl=self.ranks.unshard(kl, len(episodes)))
         self.monitor.notice(check_kl(episodes.kl, self.watch.kl_bound), episodes)
-        mask = own.completion_mask & counted.to(own.completion_mask.device).unsqueeze(1)
-        means = {key: value.masked_fill(~mask, 0.0).sum() / tokens for key, value in vars(terms).items()}
+        mask = own.completion_mask & counted.unsqueeze(1)
+        means = {key: value.masked_fill(~mask, 0.0).sum() / tokens for key, value in terms.items()}
         learning_rate = self.schedule.get_last_lr()[0]
-        self.optimizer.zero_grad()
         # accelerate averages the gradients of the processes, which must be summed
         self.accelerator.backward(self.ranks.count * means["loss"])
         stats = self.ranks.sum({key: value.item() for key, value in means.items()})
-        # without a limit nothing is clipped, and the norm tells whether the gradient is finite
-        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.args.max_grad_norm or math.inf)
-        numbers = {"loss": stats["loss"]} | ({} if self.monitor.skipping else {"gradient norm": norm.item()})
-        self.monitor.notice(check_finite(numbers), episodes)
-        if self.monitor.allows_step():
-            self.optimizer.step()
+        if self.optimizer_step({"loss": stats["loss"]}, episodes, self.args.max_grad_norm):
             self.schedule.step()
-        self.optimizer.zero_grad()
         return stats | {"learning_rate": learning_rate}
 
-    def terms(self, episodes: Rollout, bins: torch.Tensor) -> QuarkTerms:
+    def terms(self, episodes: Rollout, bins: torch.Tensor) -> dict[str, torch.Tensor]:
         """The loss of every completion token, each episode read after the token of its quantile."""
         reward_ids = torch.tensor(self.reward_ids, device=self.policy.device)[bins].unsqueeze(1)
         ids = torch.cat([episodes.prompt_ids, episodes.completion_ids], 1)
@@ -327,40 +291,11 @@ class QuarkTrainer(TrainingLoop):
         with self.accelerator.autocast():
             with torch.no_grad():
                 ref_logits, _ = self.reference(ids, mask, length)
-            with without_prefix(self.policy):  # each episode has its own reward token
-                given = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)
-                logits, _ = self.wrapped(torch.cat([reward_ids, ids], 1), given, length)
-        return quark_terms(
-            self.sampled(logits),
-            self.sampled(ref_logits),
-            episodes.completion_ids,
-            self.args.kl_coef,
-            self.args.entropy_coef,
-        )
+            logits, _ = self.wrapped(ids, mask, length, prefix_ids=reward_ids)
+        logits, ref_logits = self.sampled(logits), self.sampled(ref_logits)
+        return quark_terms(logits, ref_logits, episodes.completion_ids, self.args.kl_coef, self.args.entropy_coef)
 
     def sampled(self, logits: torch.Tensor) -> torch.Tensor:
         """The sampler's logits without the reward tokens: (B, T, V + K) or (B, T, V) -> (B, T, V)."""
         eos_id = self.policy.processing_class.eos_token_id
         return sampler_logits(logits[..., : self.vocabulary], self.sampling, self.forbidden_ids, eos_id)
-
-
-def trimmed(rollout: Rollout) -> Rollout:
-    """The rollout without the places that are padding in all of its episodes."""
-    prompt, completion = rollout.prompt_mask.any(0), rollout.completion_mask.any(0)
-    return replace(
-        rollout,
-        prompt_ids=rollout.prompt_ids[:, prompt],
-        prompt_mask=rollout.prompt_mask[:, prompt],
-        completion_ids=rollout.completion_ids[:, completion],
-        completion_mask=rollout.completion_mask[:, completion],
-    )
-
-
-@contextmanager
-def without_prefix(policy: ActorCritic) -> Iterator[None]:
-    """Take the policy's prefix away inside the block."""
-    prefix_ids, policy.prefix_ids = policy.prefix_ids, []
-    try:
-        yield
-    finally:
-        policy.prefix_ids = prefix_ids
