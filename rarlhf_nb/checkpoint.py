@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,10 +86,13 @@ class Checkpoints:
     def _is_whole(self, place: Path) -> bool:
         if not (place / CHECKSUMS).exists():  # the process ended before `complete`
             return False
-        damaged = damaged_file(place)
-        if damaged is not None:
-            warnings.warn(f"{damaged} is damaged: an older checkpoint is used if there is one", stacklevel=2)
-        return damaged is None
+        damaged = [place / CHECKSUMS]
+        with suppress(OSError, ValueError, TypeError, AttributeError):
+            sums = json.loads((place / CHECKSUMS).read_text())
+            damaged = [place / name for name in sums if checksum(place / name) != sums[name]]
+        if damaged:
+            warnings.warn(f"{damaged[0]} is damaged: an older checkpoint is used if there is one", stacklevel=2)
+        return not damaged
 
     def latest(
         self, settings: dict[str, Any] | None = None, otherwise: str = "choose another run name"
@@ -117,15 +121,6 @@ class Checkpoints:
 def read_state(place: Path) -> dict[str, Any]:
     """The state of the checkpoint in a folder."""
     return json.loads((place / STATE).read_text())
-
-
-def damaged_file(place: Path) -> Path | None:
-    """A file of a checkpoint that does not have its checksum, or None."""
-    try:
-        sums = json.loads((place / CHECKSUMS).read_text())
-        return next((place / name for name in sums if checksum(place / name) != sums[name]), None)
-    except (OSError, ValueError, TypeError, AttributeError):
-        return place / CHECKSUMS
 
 
 def parameter_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -1,16 +1,12 @@
 """The versions of the packages that a run's numbers may depend on."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
-PACKAGES = ("rarlhf_nb", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "papermill", "plotly")
+from rarlhf_nb import __version__
+
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "papermill", "plotly")
 
 
 def installed_versions() -> dict[str, str]:
-    """The versions of the packages that a run's numbers may depend on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    """This package's version, and those of the packages that a run's numbers may depend on."""
+    return {"rarlhf_nb": __version__} | {package: version(package) for package in PACKAGES}

@@ -42,7 +42,7 @@ class ClassifierReward:
         batch_size: texts per forward pass.
 
     Raises:
-        UserError: an unknown class, a name that is not accepted, or a sign other than +1 and -1.
+        UserError: an unknown class, or a name that is not accepted.
     """
 
     def __init__(
@@ -55,8 +55,6 @@ class ClassifierReward:
         batch_size: int = 32,
     ) -> None:
         _check_label(model, label, accepted_label_names)
-        if sign not in (1, -1):
-            raise UserError(f"reward.sign = {sign!r}: give 1 to reward label {label}, or -1 to penalise it")
         self.model = model.eval()
         self.tokenizer = prepared_tokenizer(tokenizer, model)
         self.label, self.sign, self.batch_size = label, sign, batch_size
@@ -137,7 +135,7 @@ def check_rewards(rewards: Any, prompts: list[str], completions: list[str], miss
         if not (_is_finite_number(value) or (missing and (value is None or value != value))):
             raise UserError(
                 f"the reward of episode {index} is {value!r}, not a finite number: return a finite number for it. "
-                f"Prompt: {_shortened(prompt)!r}. Completion: {_shortened(completion)!r}"
+                f"Prompt: {prompt[:80]!r}. Completion: {completion[:80]!r}"
             )
     return [math.nan if value is None else float(value) for value in values]
 
@@ -193,7 +191,3 @@ def _is_finite_number(value: Any) -> bool:
     if isinstance(value, torch.Tensor | np.ndarray) and value.shape == ():
         value = value.item()  # a list of zero-dimensional tensors counts as a list of numbers
     return isinstance(value, Real) and math.isfinite(value)
-
-
-def _shortened(text: str, most: int = 80) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"

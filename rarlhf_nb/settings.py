@@ -49,7 +49,7 @@ class TaskSettings(Section):
     tail_threshold: float  # tail prompts: prompt_score <= this
 
     @model_validator(mode="after")
-    def files_are_given(self) -> "TaskSettings":
+    def data_are_given(self) -> "TaskSettings":
         for field in ("train_file", "test_file"):
             path = getattr(self, field)
             if self.source == "files" and path is None:
@@ -57,6 +57,11 @@ class TaskSettings(Section):
                     f"task.{field} is missing: name a JSONL, CSV or Parquet file with a `text` column, "
                     f"for example -p task.{field} reviews.jsonl"
                 )
+        if self.source in ("imdb", "jigsaw", "rtp") and not self.dataset:
+            raise ValueError(
+                f"task.dataset is missing: task.source = {self.source!r} takes a hub id, or a local folder or file in "
+                "that data set's format"
+            )
         return self
 
     def check_files(self) -> None:
@@ -65,15 +70,6 @@ class TaskSettings(Section):
             path = getattr(self, field)
             if path is not None and not os.path.isfile(path):  # Path.is_file raises for a name that is too long
                 raise UserError(f"task.{field} = {shown(path)}: there is no such file")
-
-    @model_validator(mode="after")
-    def dataset_is_given(self) -> "TaskSettings":
-        if self.source in ("imdb", "jigsaw", "rtp") and not self.dataset:
-            raise ValueError(
-                f"task.dataset is missing: task.source = {self.source!r} takes a hub id, or a local folder or file in "
-                "that data set's format"
-            )
-        return self
 
 
 class LoraSettings(Section):

@@ -82,8 +82,6 @@ def test_the_label_is_checked(tokenizer):
     ClassifierReward(distilbert({0: "LABEL_0", 1: "LABEL_1"}), tokenizer, 1, ["positive"])
     with pytest.raises(UserError, match="'LABEL_0'"):  # the generic name of another id is no excuse
         ClassifierReward(distilbert({0: "LABEL_1", 1: "LABEL_0"}), tokenizer, 1, ["positive"])
-    with pytest.raises(UserError, match="sign = 0"):
-        ClassifierReward(distilbert(), tokenizer, 1, sign=0)
 
 
 def language_model(folder):

@@ -1,6 +1,7 @@
 """Prompts are cut from texts, the paper's data sets become texts, and files that do not fit are named."""
 
 import json
+from types import SimpleNamespace
 
 import datasets
 import pandas as pd
@@ -142,18 +143,24 @@ def hub_cache(monkeypatch, tmp_path):
     return tmp_path / "hub"
 
 
+def texts_of(settings):
+    """The splits of a data set and the notes on its rows, by name."""
+    splits, notes = load_paper_texts(settings)
+    return SimpleNamespace(**splits, notes=notes)
+
+
 def test_imdb_from_the_local_cache_keeps_its_splits_and_drops_the_unsupervised_texts(paper, hub_cache):
     repository = hub_cache / "datasets--stanfordnlp--imdb"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0123456789")
     write_imdb(repository / "snapshots" / "0123456789", count=20)
-    loaded = load_paper_texts(paper("imdb", "stanfordnlp/imdb"))  # without a network
+    loaded = texts_of(paper("imdb", "stanfordnlp/imdb"))  # without a network
     assert loaded.train["label"].tolist() == loaded.test["label"].tolist() == [0] * 10 + [1] * 10
     assert not loaded.notes and not set(loaded.train["text"]) & set(loaded.test["text"])
 
 
 def test_jigsaw_rows_that_nobody_scored_are_dropped_and_counted(paper, tmp_path):
-    loaded = load_paper_texts(paper("jigsaw", write_jigsaw(tmp_path / "jigsaw", count=40)))
+    loaded = texts_of(paper("jigsaw", write_jigsaw(tmp_path / "jigsaw", count=40)))
     assert (len(loaded.train), loaded.train["label"].sum()) == (40, 10)
     assert (len(loaded.test), loaded.test["label"].sum()) == (35, 8)  # rows 0 to 4 have -1; 0 and 4 were toxic
     assert len(loaded.notes) == 1 and "split test: 5 rows without a label 0 or 1 dropped, 35 left" in loaded.notes[0]
@@ -165,14 +172,14 @@ def test_a_local_jigsaw_file_is_split_by_class(paper, tmp_path, columns):
     if columns == "balanced":
         table = table[["comment_text", "toxic"]].rename(columns={"toxic": "label"})
     table.to_csv(tmp_path / "comments.csv", index=False)
-    loaded = load_paper_texts(paper("jigsaw", tmp_path / "comments.csv"))
+    loaded = texts_of(paper("jigsaw", tmp_path / "comments.csv"))
     assert (len(loaded.train), loaded.train["label"].sum()) == (32, 8)
     assert (len(loaded.test), loaded.test["label"].sum()) == (8, 2)
 
 
 def test_real_toxicity_prompts_are_read_from_nested_rows(paper, tmp_path):
     folder = write_prompts(tmp_path / "prompts", count=83)  # 80 with a score, 20 of them toxic
-    loaded = load_paper_texts(paper("rtp", folder, test_share=0.25))
+    loaded = texts_of(paper("rtp", folder, test_share=0.25))
     assert (len(loaded.train), loaded.train["label"].sum()) == (60, 15)
     assert (len(loaded.test), loaded.test["label"].sum()) == (20, 5)
     assert ["3 rows without a score (null) dropped, 80 left" in note for note in loaded.notes] == [True]
@@ -182,7 +189,7 @@ def test_real_toxicity_prompts_are_read_from_nested_rows(paper, tmp_path):
         found = texts.loc[row["prompt"]["text"]]
         assert found["label"] == (row["prompt"]["toxicity"] > 0.5)
         assert found["group"] == ("challenging" if row["challenging"] else "all")
-    whole = load_paper_texts(paper("rtp", folder, continuations=True)).train
+    whole = texts_of(paper("rtp", folder, continuations=True)).train
     assert (whole["text"].str.len() > whole["prompt"].str.len()).all()
 
 
@@ -190,7 +197,7 @@ def test_a_score_at_the_threshold_is_not_toxic(paper, tmp_path):
     rows = prompts_rows(20)[:-3]
     rows[0]["prompt"]["toxicity"], rows[1]["prompt"]["toxicity"] = 0.5, 0.51
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    loaded = load_paper_texts(paper("rtp", tmp_path / "prompts.jsonl"))
+    loaded = texts_of(paper("rtp", tmp_path / "prompts.jsonl"))
     labels = pd.concat([loaded.train, loaded.test]).set_index("text")["label"]
     assert [labels[row["prompt"]["text"]] for row in rows[:2]] == [0, 1]
 

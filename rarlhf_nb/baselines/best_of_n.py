@@ -8,7 +8,6 @@ import math
 
 import torch
 
-from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import ActorCritic
 from rarlhf_nb.rewards import Reward, check_rewards
 from rarlhf_nb.rollout import Rollout
@@ -34,14 +33,9 @@ class BestOfN:
         policy: the model that writes.
         reward: TRL's signature; it gets no other columns of the data set.
         samples: n, completions per prompt.
-
-    Raises:
-        UserError: samples below 1.
     """
 
     def __init__(self, policy: ActorCritic, reward: Reward, samples: int) -> None:
-        if samples < 1:
-            raise UserError(f"best_of_n.samples = {samples}: give the number of completions per prompt, at least 1.")
         self.policy, self.reward, self.samples = policy, reward, samples
         self.processing_class, self.device, self.prefix_ids = policy.processing_class, policy.device, policy.prefix_ids
 

@@ -4,12 +4,10 @@ Each becomes two tables of texts, train and test, with a `label` and a `group`. 
 repository is run.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -38,19 +36,11 @@ COLUMNS = {
 }
 
 
-@dataclass(frozen=True)
-class PaperTexts:
-    """Both splits with `text`, `label`, `group` and, for RealToxicityPrompts, `prompt`; notes on dropped rows."""
+def load_paper_texts(settings: TaskSettings) -> tuple[dict[str, pd.DataFrame], tuple[str, ...]]:
+    """The texts of `settings.dataset` that are long enough, without duplicates, and notes on the rows dropped.
 
-    train: pd.DataFrame
-    test: pd.DataFrame
-    notes: tuple[str, ...]
-
-
-def load_paper_texts(settings: TaskSettings) -> PaperTexts:
-    """The texts of `settings.dataset` that are long enough, without duplicates.
-
-    If the data set has no test split, `test_share` of each class becomes the test split.
+    The splits train and test have `text`, `label`, `group` and, for RealToxicityPrompts, `prompt`. If the data set has
+    no test split, `test_share` of each class becomes the test split.
 
     Raises:
         UserError: the data set cannot be found or read, lacks a column, or has a class without usable texts.
@@ -65,7 +55,7 @@ def load_paper_texts(settings: TaskSettings) -> PaperTexts:
     if "test" not in splits:
         splits["train"], splits["test"] = split_by_class(splits["train"], settings.test_share, settings.split_seed)
         _check_classes(splits["test"], settings, f"{what}, task.test_share = {settings.test_share} of it", notes)
-    return PaperTexts(**splits, notes=tuple(notes))
+    return splits, tuple(notes)
 
 
 def split_by_class(texts: pd.DataFrame, test_share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -112,22 +102,16 @@ def _columns(table: pd.DataFrame, settings: TaskSettings, what: str) -> pd.DataF
     if words.any():
         row = int(words.argmax())
         raise UserError(f"{what}: row {row + 1} has {label} {table[label].iloc[row]!r}; it must be a number.")
-    if settings.source != "rtp":
-        return pd.DataFrame({"text": table[columns.text], "label": numbers.where(numbers.isin([0, 1])), "group": "all"})
-    return _prompts_and_continuations(table, numbers, settings)
-
-
-def _prompts_and_continuations(table: pd.DataFrame, toxicity: pd.Series, settings: TaskSettings) -> pd.DataFrame:
-    prompt = table["prompt.text"]
-    challenging = table["challenging"].map(str).str.lower().isin(["true", "1"]) if "challenging" in table else False
-    return pd.DataFrame(
-        {
-            "text": prompt + table["continuation.text"] if settings.continuations else prompt,
-            "label": (toxicity > settings.toxicity_threshold).astype(float).where(toxicity.notna()),
-            "group": np.where(challenging, "challenging", "all"),
-            "prompt": prompt,
-        }
-    )
+    texts = pd.DataFrame({"text": table[columns.text], "label": numbers.where(numbers.isin([0, 1])), "group": "all"})
+    if settings.source == "rtp":
+        texts["prompt"] = texts["text"]
+        texts["label"] = (numbers > settings.toxicity_threshold).astype(float).where(numbers.notna())
+        if settings.continuations:
+            texts["text"] = texts["prompt"] + table["continuation.text"]
+        if "challenging" in table:
+            challenging = table["challenging"].map(str).str.lower().isin(["true", "1"])
+            texts["group"] = texts["group"].mask(challenging, "challenging")
+    return texts
 
 
 def _usable(table: pd.DataFrame, settings: TaskSettings, what: str, notes: list[str]) -> pd.DataFrame:
@@ -149,7 +133,7 @@ def _usable(table: pd.DataFrame, settings: TaskSettings, what: str, notes: list[
     return table.astype({"text": str, "label": int}).reset_index(drop=True)
 
 
-def _check_classes(table: pd.DataFrame, settings: TaskSettings, what: str, notes: Iterable[str]) -> None:
+def _check_classes(table: pd.DataFrame, settings: TaskSettings, what: str, notes: list[str]) -> None:
     kind = COLUMNS[settings.source].kind
     for label, name in ((1, kind), (0, f"not {kind}")):
         if not (table["label"] == label).any():

@@ -10,13 +10,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from tokenizers.processors import TemplateProcessing
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rarlhf_nb.checkpoint import Checkpoints
 from rarlhf_nb.data.cache import build_once, cache_folder
@@ -81,7 +75,10 @@ def train_text_reward(
             folder, num_labels=2, num_hidden_layers=LAYERS, dtype=torch.float32, use_safetensors=True
         )
     torch.nn.init.zeros_(model.score.weight)
-    _append(cue, tokenizer)
+    # in the tokenizer, so that truncation shortens only the text, and users need not know the cue
+    ids = tokenizer(cue)["input_ids"]
+    last = {"id": "cue", "ids": ids, "tokens": tokenizer.convert_ids_to_tokens(ids)}
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A cue", special_tokens=[last])
     model.model.embed_tokens.requires_grad_(False)
     model.model.layers[:FROZEN_LAYERS].requires_grad_(False)
     return train_classifier(
@@ -114,13 +111,6 @@ def _quiet_loading() -> Iterator[None]:
         transformers.logging.set_verbosity(before)
 
 
-def _append(cue: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Append the cue in the tokenizer, so that truncation shortens only the text and users need not know the cue."""
-    ids = tokenizer(cue)["input_ids"]
-    last = {"id": "cue", "ids": ids, "tokens": tokenizer.convert_ids_to_tokens(ids)}
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A cue", special_tokens=[last])
-
-
 def _gguf_file() -> Path:
     # Not imported, since the package would import dependencies that are not needed here.
     spec = find_spec(PACKAGE)
@@ -140,12 +130,11 @@ def _convert(weights: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     quantized = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     # transformers refuses to save a model loaded from GGUF, but saves one built from the cleaned config.
-    config = AutoConfig.for_model(**_without_quantization(quantized.config.to_dict()))
+    settings = quantized.config.to_dict()
+    for name in ("quantization_config", "_name_or_path"):
+        settings.pop(name, None)
+    config = AutoConfig.for_model(**settings)
     config.pad_token_id = tokenizer.pad_token_id
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(quantized.state_dict())
     model.save_pretrained(folder)
-
-
-def _without_quantization(config: dict) -> dict:
-    return {key: value for key, value in config.items() if key not in ("quantization_config", "_name_or_path")}

@@ -1,11 +1,11 @@
 """The prompts of a task, cut from texts of the pocket world, of the paper's data sets or of the user's files."""
 
 import hashlib
+import math
 import re
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,8 @@ from rarlhf_nb.settings import TaskSettings
 
 UNKNOWN_LABEL = -1
 LARGEST_LABEL = 2**53  # a float holds every whole number up to it
+# a line break with the blanks around it, begun only at the first of these: else many blanks would take quadratic time
+LINE_BREAK = re.compile(r"(?:(?<!\s)\s*|(?<=\s))<br\s*/?>\s*")
 TEXT_COLUMNS = ["text", "label", "group"]
 
 
@@ -38,10 +40,8 @@ class Task:
 
     def fingerprint(self) -> str:
         """A hash of the texts, independent of the file that they came from."""
-        rows = [
-            pd.util.hash_pandas_object(texts, index=False).to_numpy() for texts in (self.train_texts, self.test_texts)
-        ]
-        return hashlib.sha256(b"|".join(row.tobytes() for row in rows)).hexdigest()[:16]
+        rows = [pd.util.hash_pandas_object(texts, index=False) for texts in (self.train_texts, self.test_texts)]
+        return hashlib.sha256(b"|".join(hashes.to_numpy().tobytes() for hashes in rows)).hexdigest()[:16]
 
     def positive_texts(self, split: str, label: int) -> list[str]:
         """The texts of the split with this label, or all texts if none has a label."""
@@ -50,9 +50,7 @@ class Task:
             return texts["text"].tolist()
         chosen = texts.loc[texts["label"] == label, "text"].tolist()
         if not chosen:
-            raise UserError(
-                f"task.positive_label = {label}: no text of the {split} split has it; choose another label."
-            )
+            raise UserError(f"task.positive_label = {label}: no text of the {split} split has it; choose another.")
         return chosen
 
 
@@ -122,23 +120,20 @@ def _with_toxic_share(
 def _texts(settings: TaskSettings) -> tuple[dict[str, pd.DataFrame], tuple[str, ...]]:
     """The texts of both splits, and notes on dropped rows."""
     if settings.source in COLUMNS:
-        loaded = load_paper_texts(settings)
-        return {"train": loaded.train, "test": loaded.test}, loaded.notes
+        return load_paper_texts(settings)
     if settings.source == "files":
         files = {split: getattr(settings, f"{split}_file") for split in ("train", "test")}
         return {split: read_texts(Path(file), field=f"task.{split}_file") for split, file in files.items()}, ()
     # 1.5 times as many texts as prompts, since some texts begin with the same words
     counts = {"train": settings.train_prompts * 3 // 2, "test": settings.test_prompts * 3 // 2}
-    if settings.source == "pocket-rtp":
-        return {split: _pocket_prompts(settings, split, count) for split, count in counts.items()}, ()
-    world = pocket_world(settings.source)
-    return {split: pd.DataFrame(world.texts(split, count))[TEXT_COLUMNS] for split, count in counts.items()}, ()
-
-
-def _pocket_prompts(settings: TaskSettings, split: str, count: int) -> pd.DataFrame:
-    pairs = pd.DataFrame(prompt_pairs(split, count))
-    text = pairs["prompt"] + pairs["continuation"] if settings.continuations else pairs["prompt"]
-    return pairs.assign(text=text, label=(pairs["toxicity"] > settings.toxicity_threshold).astype(int))
+    if settings.source != "pocket-rtp":
+        world = pocket_world(settings.source)
+        return {split: pd.DataFrame(world.texts(split, count))[TEXT_COLUMNS] for split, count in counts.items()}, ()
+    pairs = {split: pd.DataFrame(prompt_pairs(split, count)) for split, count in counts.items()}
+    for table in pairs.values():
+        table["text"] = table["prompt"] + (table["continuation"] if settings.continuations else "")
+        table["label"] = (table["toxicity"] > settings.toxicity_threshold).astype(int)
+    return pairs, ()
 
 
 def read_texts(path: Path, field: str) -> pd.DataFrame:
@@ -161,30 +156,19 @@ def read_texts(path: Path, field: str) -> pd.DataFrame:
             if not is_text(value):
                 raise UserError(f"{what}: row {row} has `{column}` {reprlib.repr(value)}, which is not Unicode text.")
     labels = _labels(table["label"], what) if "label" in table else UNKNOWN_LABEL
-    return pd.DataFrame({"text": [_without_breaks(text) for text in texts], "label": labels, "group": groups})
-
-
-def _without_breaks(text: str) -> str:
-    """`text` with each HTML line break, and the white space around it, as one space."""
-    first, *rest = re.split(r"<br\s*/?>", text)  # a pattern that begins with \s* takes quadratic time on long blanks
-    if not rest:
-        return text
-    return " ".join([first.rstrip(), *(part.strip() for part in rest[:-1]), rest[-1].lstrip()])
+    return pd.DataFrame({"text": [LINE_BREAK.sub(" ", text) for text in texts], "label": labels, "group": groups})
 
 
 def _labels(column: pd.Series, what: str) -> list[int]:
-    labels = [_label(value) for value in column]
-    if None in labels:
-        row = labels.index(None)
-        value = reprlib.repr(column.iloc[row])
-        raise UserError(f"{what}: row {row + 1} has label {value}; labels are whole numbers (1 positive).")
+    """Whole numbers; 1 for 1, 1.0, True, "1", "1.0" and "true"."""
+    labels = []
+    for row, value in enumerate(column, start=1):
+        try:
+            number = float({"true": 1, "false": 0}.get(str(value).strip().lower(), value))
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not number.is_integer() or abs(number) > LARGEST_LABEL:
+            label = reprlib.repr(value)
+            raise UserError(f"{what}: row {row} has label {label}; labels are whole numbers (1 positive).")
+        labels.append(int(number))
     return labels
-
-
-def _label(value: Any) -> int | None:
-    """1 for 1, 1.0, True, "1", "1.0" and "true"; None for what is not a whole number."""
-    try:
-        number = float({"true": 1, "false": 0}.get(str(value).strip().lower(), value))
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return int(number) if number.is_integer() and abs(number) <= LARGEST_LABEL else None

@@ -12,8 +12,6 @@ import pyarrow.parquet as pq
 
 from rarlhf_nb.errors import UserError, first_line
 
-EXAMPLE = 'an object like {"text": ...}'
-
 
 def read_table(path: Path, what: str, kind: str | None = None) -> pd.DataFrame:
     """The rows of a file. In a CSV every value is text, so that "007" and "NA" stay what they are, and "" is missing.
@@ -49,25 +47,20 @@ def is_text(value: Any) -> bool:
 
 def _read_json(path: Path) -> pd.DataFrame:
     """One object per line, or one array of objects."""
-    text = _text(path)
+    text, rows, place = _text(path), {}, "item"
     if text.lstrip().startswith("["):
-        rows = json.loads(text)
-        if not all(isinstance(row, dict) for row in rows):
-            raise ValueError(f"not every item is {EXAMPLE}")
+        rows = dict(enumerate(json.loads(text), start=1))
     else:
-        lines = enumerate(text.split("\n"), start=1)  # splitlines would cut a text at U+2028
-        rows = [_row(line, number) for number, line in lines if line.strip()]
-    return pd.DataFrame(rows, dtype=object)
-
-
-def _row(line: str, number: int) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"line {number} is not JSON ({error.msg}): is the file cut off?") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"line {number} is not {EXAMPLE}")
-    return row
+        place = "line"
+        for number, line in enumerate(text.split("\n"), start=1):  # splitlines would cut a text at U+2028
+            try:
+                rows |= {number: json.loads(line)} if line.strip() else {}
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} is not JSON ({error.msg}): is the file cut off?") from None
+    wrong = [number for number, row in rows.items() if not isinstance(row, dict)]
+    if wrong:
+        raise ValueError(f'{place} {wrong[0]} is not an object like {{"text": ...}}')
+    return pd.DataFrame(list(rows.values()), dtype=object)
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
