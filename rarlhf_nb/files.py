@@ -46,7 +46,7 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def identity(source: str) -> Any:
+def content_id(source: str) -> Any:
     """What tells the content of a model or data set apart from others under the same name, as JSON.
 
     For a file its checksum; for a folder its files' names, sizes and times, since models are large; a hub id stands for
@@ -55,8 +55,7 @@ def identity(source: str) -> Any:
     path = Path(source).expanduser()
     if path.is_file():
         return checksum(path)
-    files = sorted(inner for inner in path.rglob("*") if inner.is_file()) if path.is_dir() else []
-    return [source, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
+    return [source, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files_of(path))]
 
 
 def files_of(place: Path) -> list[Path]:
@@ -67,22 +66,18 @@ def files_of(place: Path) -> list[Path]:
     return sorted(path for path in inside if not any(part.startswith(".") for part in path.relative_to(place).parts))
 
 
-def sealed(content: dict[str, Any]) -> str:
+def dumps_with_checksum(content: dict[str, Any]) -> str:
     """`content` as JSON with its own checksum."""
-    return json.dumps(content | {CHECKSUM: _seal(content)}, indent=2) + "\n"
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps(content | {CHECKSUM: digest}, indent=2) + "\n"
 
 
-def unsealed(text: str) -> dict[str, Any]:
-    """What `sealed` was given. Raises `ValueError` for text that is not exactly what `sealed` made."""
+def loads_with_checksum(text: str) -> dict[str, Any]:
+    """What `dumps_with_checksum` was given. Raises `ValueError` for text that is not exactly what it made."""
     content = json.loads(text)
-    seal = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
-    if seal is None or seal != _seal(content) or text != sealed(content):
+    if not isinstance(content, dict) or not content.pop(CHECKSUM, None) or text != dumps_with_checksum(content):
         raise ValueError("the checksum is missing or wrong")
     return content
-
-
-def _seal(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def json_lines(rows: Iterable[dict[str, Any]]) -> str:

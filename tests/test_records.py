@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.files import checksum, json_lines, sealed, unsealed
+from rarlhf_nb.files import checksum, dumps_with_checksum, json_lines, loads_with_checksum
 from rarlhf_nb.lab.artifacts import check_files, damaged_files, read_record, recorded_checksums
 from rarlhf_nb.lab.runs import Run
 
@@ -83,11 +83,11 @@ def test_damage_of_manifest_and_record_is_noticed(run):
 
 def test_a_seal_holds_for_exactly_what_was_sealed():
     content = {"a": [1, 0.1, None], "b": {"c": "é"}}
-    text = sealed(content)
-    assert unsealed(text) == content
+    text = dumps_with_checksum(content)
+    assert loads_with_checksum(text) == content
     for other in (text.replace("0.1", "0.2"), text.replace("  ", " ", 1), json.dumps(content), "[]", ""):
         with pytest.raises(ValueError):
-            unsealed(other)
+            loads_with_checksum(other)
 
 
 def test_what_no_stage_recorded_is_read_unless_it_is_no_table(run):

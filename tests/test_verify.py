@@ -8,7 +8,7 @@ from small_run import SMALL
 from typer.testing import CliRunner
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.files import sealed
+from rarlhf_nb.files import dumps_with_checksum
 from rarlhf_nb.lab.cli import app
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.runs import Run
@@ -75,7 +75,10 @@ def test_the_first_iterations_alone_show_a_changed_log(experiment):
 def test_a_run_made_with_another_seed_and_other_versions_is_told_what_differs(experiment):
     run = experiment.run
     versions = run.manifest["versions"] | {"torch": "1.0"}
-    run.write("manifest.json", sealed({k: v for k, v in run.manifest.items()} | {"seed": 2, "versions": versions}))
+    run.write(
+        "manifest.json",
+        dumps_with_checksum({k: v for k, v in run.manifest.items()} | {"seed": 2, "versions": versions}),
+    )
     answer = CliRunner().invoke(app, ["verify", "mine", "--iterations", "1"])
     assert answer.exit_code == 1
     assert "policies/sft/model.safetensors: the weights differ" in answer.stdout

@@ -21,7 +21,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.files import checksum, files_of, sealed, unsealed, written_whole
+from rarlhf_nb.files import checksum, dumps_with_checksum, files_of, loads_with_checksum, written_whole
 
 PACKAGE = Path(__file__).parents[1]
 RECORDS = "stages"  # in a run folder
@@ -65,7 +65,7 @@ def read_record(run_folder: Path, stage: str) -> Record | None:
 
 @lru_cache(maxsize=4096)  # every table that is read asks for every record of its run
 def _read(path: Path, changed: int, inode: int, size: int) -> Record:
-    return Record(**unsealed(path.read_text()))
+    return Record(**loads_with_checksum(path.read_text()))
 
 
 def read_records(run_folder: Path) -> list[Record]:
@@ -142,7 +142,7 @@ def share(run_folder: Path, record: Record) -> None:
     store = _store(run_folder)
     if store is not None:
         with written_whole(store / f"{record.fingerprint}.json") as file:
-            file.write_text(sealed({"run": run_folder.name, "stage": record.stage}))
+            file.write_text(dumps_with_checksum({"run": run_folder.name, "stage": record.stage}))
 
 
 def fetch(run_folder: Path, fingerprint: str, writes: tuple[str, ...]) -> Record | None:
@@ -153,7 +153,7 @@ def fetch(run_folder: Path, fingerprint: str, writes: tuple[str, ...]) -> Record
     """
     store = _store(run_folder)
     try:
-        offer = unsealed((store / f"{fingerprint}.json").read_text()) if store else None
+        offer = loads_with_checksum((store / f"{fingerprint}.json").read_text()) if store else None
     except (OSError, ValueError):
         return None
     if offer is None:

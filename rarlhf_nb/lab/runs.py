@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow
 
 from rarlhf_nb.errors import UserError, first_line
-from rarlhf_nb.files import checksum, files_of, sealed, unsealed, written_whole
+from rarlhf_nb.files import checksum, dumps_with_checksum, files_of, loads_with_checksum, written_whole
 from rarlhf_nb.lab.artifacts import RECORDS, SWEEP, Record, check_files, record_file
 from rarlhf_nb.provenance import installed_versions
 from rarlhf_nb.settings import flat
@@ -93,7 +93,7 @@ class Run:
     def manifest(self) -> dict[str, Any]:
         """The current content of manifest.json. Raises `UserError` if it is damaged."""
         try:
-            return unsealed((self.folder / MANIFEST).read_text())
+            return loads_with_checksum((self.folder / MANIFEST).read_text())
         except ValueError:
             raise UserError(
                 f"{MANIFEST} of run {self.folder.name!r} is damaged: delete that file and run the same `rarlhf run` "
@@ -109,14 +109,14 @@ class Run:
         self._write_manifest(self.manifest | entries)
 
     def _write_manifest(self, content: dict[str, Any]) -> None:
-        self.write(MANIFEST, sealed(content))
+        self.write(MANIFEST, dumps_with_checksum(content))
 
     def record(self, writes: Sequence[str], **entries: Any) -> Record:
         """Record a finished stage. writes: its files, and folders of files. entries: the rest of its `Record`."""
         inner = [path for place in writes for path in files_of(self.folder / place)]
         files = {path.relative_to(self.folder).as_posix(): checksum(path) for path in inner}
         record = Record(writes=list(writes), files=files, versions=installed_versions(), **entries)
-        self.write(record_file(record.stage), sealed(record._asdict()))
+        self.write(record_file(record.stage), dumps_with_checksum(record._asdict()))
         return record
 
     def forget(self) -> None:

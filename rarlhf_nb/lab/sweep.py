@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.files import sealed, unsealed
+from rarlhf_nb.files import dumps_with_checksum, loads_with_checksum
 from rarlhf_nb.lab.artifacts import SWEEP
 from rarlhf_nb.lab.methods import (
     ANALYSIS_NOTEBOOK,
@@ -150,11 +150,11 @@ class Sweep:
                 )
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(folder)
-        run.write(SWEEP, sealed(asdict(grid)))
+        run.write(SWEEP, dumps_with_checksum(asdict(grid)))
         if not run.path(MANIFEST).exists():
             settings = grid.settings(grid.trials()[0]).model_dump(mode="json")
             content = {"settings": settings, "seed": grid.seeds[0], "versions": installed_versions(), "notebooks": {}}
-            run.write(MANIFEST, sealed(content))
+            run.write(MANIFEST, dumps_with_checksum(content))
         return cls(folder, grid)
 
     @classmethod
@@ -163,7 +163,7 @@ class Sweep:
         check_name(name)
         folder = (root or default_root()) / name
         try:
-            return cls(folder, Grid(**unsealed((folder / SWEEP).read_text())))
+            return cls(folder, Grid(**loads_with_checksum((folder / SWEEP).read_text())))
         except FileNotFoundError:
             raise UserError(f"sweep = {name!r}: there is no such sweep.") from None
         except UserError:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.files import checksum, files_of, sealed
+from rarlhf_nb.files import checksum, dumps_with_checksum, files_of
 from rarlhf_nb.lab.artifacts import damaged_files, read_records, run_lock
 from rarlhf_nb.lab.evaluation.tables import ALPHAS, HELD_OUT, SAMPLES
 from rarlhf_nb.lab.experiment import Experiment
@@ -50,7 +50,7 @@ def verify(experiment: Experiment, iterations: int | None = None, say: Callable[
         shutil.rmtree(scratch.folder, ignore_errors=True)
         scratch.folder.mkdir()
         try:
-            scratch.write(MANIFEST, sealed(manifest | {"notebooks": {}}))
+            scratch.write(MANIFEST, dumps_with_checksum(manifest | {"notebooks": {}}))
             again = Experiment(Workspace(experiment.profile, scratch, experiment.seed))
             _repeat(again, run, iterations, say)
             found = sorted(_compare(run, scratch, iterations))

@@ -17,7 +17,7 @@ from rarlhf_nb.data.pocket import pocket_world
 from rarlhf_nb.data.pocket.build import fingerprint as pocket_fingerprint
 from rarlhf_nb.data.smollm2 import smollm2_folder
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.files import identity
+from rarlhf_nb.files import content_id
 from rarlhf_nb.lab.artifacts import recorded_checksums
 from rarlhf_nb.lab.methods import BASELINES_NOTEBOOK, CONDITIONED, DATA_NOTEBOOK, METHODS, SFT_NOTEBOOK, MethodKey
 from rarlhf_nb.lab.profiles import Profile
@@ -69,7 +69,7 @@ class Workspace:
         """What tells the profile's policy and reward model apart from others, as JSON."""
         chosen = {"policy": self.profile.policy.model, "reward": self.profile.reward.model}
         return {
-            name: pocket_fingerprint(self.profile.task.source) if model == "pocket" else identity(model)
+            name: pocket_fingerprint(self.profile.task.source) if model == "pocket" else content_id(model)
             for name, model in chosen.items()
         }
 

@@ -7,7 +7,7 @@ import pandas as pd
 from rarlhf_nb.data.smollm2 import train_text_reward
 from rarlhf_nb.data.tasks import UNKNOWN_LABEL, load_task
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.files import identity
+from rarlhf_nb.files import content_id
 from rarlhf_nb.lab.methods import DATA_NOTEBOOK
 from rarlhf_nb.lab.stages.stage import Stage
 from rarlhf_nb.lab.workspace import Workspace
@@ -52,7 +52,7 @@ def data_stage(workspace: Workspace) -> Stage:
 def _texts(workspace: Workspace) -> dict[str, Any]:
     """The settings of the task, with the checksums of its files, which may change under their names."""
     task = workspace.profile.task
-    sources = [identity(source) for source in (task.train_file, task.test_file, task.dataset) if source]
+    sources = [content_id(source) for source in (task.train_file, task.test_file, task.dataset) if source]
     return {"task": task.model_dump(mode="json"), "sources": sources, "models": workspace.models()}
 
 
