@@ -9,7 +9,6 @@ from rarlhf_nb.lab.evaluation.metrics import (
     bootstrap_interval,
     bootstrap_weights,
     distinct_n,
-    interquartile_interval,
     seeds_needed,
     t_test_power,
     tail_mean,
@@ -71,19 +70,6 @@ def test_distinct_n_by_hand():
     assert [distinct_n(texts, n) for n in (1, 2, 3)] == pytest.approx([0.6, 0.6, 0.5])
     assert distinct_n(["a b", "b a"], 2) == 0.5  # "b b" crosses from one text into the next and does not count
     assert np.isnan(distinct_n(["", " "], 1))
-
-
-def test_the_interquartile_mean_cuts_a_quarter_at_each_end_and_its_interval_agrees_with_scipy():
-    assert interquartile_interval([100.0, 1, 2, 3, 4, 5, 6, -100]).value == pytest.approx((2 + 3 + 4 + 5) / 4)
-    seeds = np.random.default_rng(0).normal(size=6)
-
-    def middle(values, axis):
-        return stats.trim_mean(values, 0.25, axis)
-
-    found = interquartile_interval(seeds, resamples=20_000)
-    theirs = stats.bootstrap((seeds,), middle, n_resamples=20_000, method="percentile", rng=1)
-    assert found[1:] == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)
-    assert np.isnan(interquartile_interval(seeds[:1]).low)
 
 
 @pytest.mark.parametrize(("effect", "seeds"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])

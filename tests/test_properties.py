@@ -21,7 +21,6 @@ from rarlhf_nb.lab.evaluation.metrics import (
     bootstrap_interval,
     bootstrap_weights,
     distinct_n,
-    interquartile_interval,
     perplexity,
     seed_interval,
     tail_mean,
@@ -350,14 +349,6 @@ def test_a_bootstrap_interval_lies_within_its_resamples(values, resamples, seed)
     value, low, high = bootstrap_interval(statistics)
     assert value == statistics[0] == close(np.mean(values))
     assert statistics[1:].min() <= low <= high <= statistics[1:].max()
-
-
-@given(st.lists(NUMBERS, min_size=1, max_size=12), SEEDS)
-def test_an_interquartile_interval_lies_within_the_scores(scores, seed):
-    value, low, high = interquartile_interval(scores, resamples=20, seed=seed)
-    cut = len(scores) // 4
-    assert value == close(np.mean(sorted(scores)[cut : len(scores) - cut]))
-    assert np.isnan(low) if len(scores) == 1 else min(scores) - 1e-9 <= low <= high <= max(scores) + 1e-9
 
 
 # Baselines

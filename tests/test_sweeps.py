@@ -1,12 +1,11 @@
-"""Runs with the same settings are found, and compared over seeds."""
+"""Runs with the same settings are found."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from rarlhf_nb.lab.evaluation.metrics import seed_interval
 from rarlhf_nb.lab.evaluation.report import COLUMNS, Report
-from rarlhf_nb.lab.evaluation.scores import alpha_scores, related_scores, seed_table
+from rarlhf_nb.lab.evaluation.scores import alpha_scores, related_scores
 from rarlhf_nb.lab.evaluation.tables import Tables
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.profiles import risk_of_method
@@ -50,18 +49,6 @@ def test_runs_are_related_when_only_the_seed_or_what_is_free_differs(tmp_path):
     assert nested.loc[nested["method"] == "rlhf", "ppo.epochs"].tolist()[-1] == "{'nested': 1}"
 
 
-def test_seed_table_pairs_by_seed(tmp_path):
-    for seed, (rlhf, risk_averse) in enumerate([(0.0, 1.0), (10.0, 11.5), (20.0, 20.5)]):
-        run = leave_report(tmp_path, f"r{seed}", seed, 0.2, {"rlhf": rlhf, "ra_rlhf": risk_averse})
-    table = seed_table(related_scores(run), {"reward": "reward"})
-    low, high = seed_interval([1.0, 1.5, 0.5])[1:]
-    assert (
-        table.loc["RA-RLHF", "reward: − RLHF"] == f"1.00 [{low:.2f}, {high:.2f}]"
-    )  # narrow, although seeds differ by 10
-    assert table.loc["RLHF", "reward: mean"].startswith("10.00 [-") and table.loc["RLHF", "seeds"] == "3"
-    assert table.loc["RLHF", "reward: − RLHF"] == "–"
-
-
 def test_a_sweep_trains_both_estimators_at_every_alpha_once(tmp_path, monkeypatch):
     monkeypatch.setattr("rarlhf_nb.lab.runs.default_root", lambda: tmp_path)
     experiment = Experiment.open("pocket", "swept", 1, {"sweep.alphas": [0.4, 0.25]})  # 0.4 is the profile's own
@@ -103,8 +90,3 @@ def test_the_alphas_of_one_run_are_scored_as_their_episodes():
 
 def test_no_report_no_scores(tmp_path):
     assert related_scores(Run.open("a", {"ppo": {"kl_coef": 1}}, 1, tmp_path)).empty
-
-
-def test_one_seed_has_no_interval(tmp_path):
-    run = leave_report(tmp_path, "a", 1, 0.2, {"rlhf": 1.0})
-    assert seed_table(related_scores(run), {"reward": "reward"}).loc["RLHF", "reward: mean"] == "1.00"

@@ -6,7 +6,7 @@ Nothing here depends on how a method was trained. `evaluate` needs models; the r
 from rarlhf_nb.lab.evaluation.cells import markdown_table
 from rarlhf_nb.lab.evaluation.generations import read_generations
 from rarlhf_nb.lab.evaluation.report import Report, build_report, summary_table
-from rarlhf_nb.lab.evaluation.scores import gain_at_equal_kl, related_scores, seed_table
+from rarlhf_nb.lab.evaluation.scores import gain_at_equal_kl, related_scores
 from rarlhf_nb.lab.evaluation.sweep_report import SweepReport, build_sweep_report
 from rarlhf_nb.lab.evaluation.tables import Tables, load_tables
 
@@ -21,6 +21,5 @@ __all__ = [
     "markdown_table",
     "read_generations",
     "related_scores",
-    "seed_table",
     "summary_table",
 ]

@@ -14,11 +14,10 @@ import pandas as pd
 from scipy import special
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.evaluation.cells import interval_cell
-from rarlhf_nb.lab.evaluation.metrics import Interval, interquartile_interval, seed_interval
+from rarlhf_nb.lab.evaluation.metrics import Interval
 from rarlhf_nb.lab.evaluation.report import read_report, wide
 from rarlhf_nb.lab.evaluation.tables import Tables
-from rarlhf_nb.lab.methods import MethodKey, method_name, method_order
+from rarlhf_nb.lab.methods import MethodKey
 from rarlhf_nb.lab.runs import MANIFEST, Run
 from rarlhf_nb.risk import cvar
 
@@ -91,27 +90,6 @@ def alpha_scores(tables: Tables, profile_alpha: float, seed: int) -> pd.DataFram
 
 
 # Comparisons
-
-
-def seed_table(scores: pd.DataFrame, metrics: dict[str, str], baseline: str = "rlhf") -> pd.DataFrame:
-    """Metrics over seeds, for reading: one row per method.
-
-    metrics: key -> its name for readers. Each metric has three columns: its mean over seeds with the 95 % t interval,
-    its interquartile mean with the 95 % bootstrap interval over seeds, and the mean difference from the baseline,
-    paired by seed, with its t interval.
-    """
-    rows = {}
-    for method in method_order(scores["method"].unique()):
-        own = scores[scores["method"] == method]
-        differences = paired_differences(scores, list(metrics), method, baseline)
-        row = {"seeds": str(len(own))}
-        for key, name in metrics.items():
-            difference = seed_interval(differences[key].dropna())
-            row[f"{name}: mean"] = interval_cell(seed_interval(own[key]))
-            row[f"{name}: interquartile mean"] = interval_cell(interquartile_interval(own[key]))
-            row[f"{name}: − {method_name(baseline)}"] = "–" if method == baseline else interval_cell(difference)
-        rows[method_name(method)] = row
-    return pd.DataFrame(rows).T
 
 
 def paired_differences(scores: pd.DataFrame, metrics: Sequence[str], method: str, baseline: str) -> pd.DataFrame:
