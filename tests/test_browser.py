@@ -51,7 +51,7 @@ import plotly.io as pio
 from IPython.display import HTML, display
 from rarlhf_nb.lab.plots.renderer import LIVE_ONLY, REMEDY, Remedy
 from rarlhf_nb.lab.explorer import live_training
-from rarlhf_nb.lab.explorer.text import framed, text_html
+from rarlhf_nb.lab.texts import framed, text_html
 
 display(HTML(framed("static: ", text_html(HOSTILE))))
 pio.renderers[REMEDY] = Remedy()

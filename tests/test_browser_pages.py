@@ -29,6 +29,7 @@ from browser import (
 )
 
 from rarlhf_nb.lab.explorer.page import explorer_page
+from rarlhf_nb.lab.texts import visible
 
 RARLHF = [sys.executable, "-m", "rarlhf_nb.lab.cli"]
 SHOWN = "<script>hacked=1</script><img src=x onerror='window.hacked=1'></div></td> $x^2$"
@@ -75,7 +76,7 @@ def test_the_report_opens_from_the_disk_offline(tmp_path):
         hardest = episodes("sft").sort_values("prompt_score").head(8)
         for column in ("prompt", "completion"):
             assert any(SHOWN in cell for cell in hardest[column])
-            assert all(" ".join(cell.split()) in " ".join(text.split()) for cell in hardest[column])
+            assert all(" ".join(visible(cell).split()) in " ".join(text.split()) for cell in hardest[column])
         assert page.evaluate("typeof window.hacked") == "undefined"
         assert page.locator("img[src=x]").count() == 0
         assert page.strangers == [file.as_uri()]

@@ -234,12 +234,6 @@ def test_frontier_over_alpha_and_kl_coef_draws_the_longer_way():
     assert not traces(over_beta, "RA-RLHF over α") and len(traces(over_beta, "RA-RLHF α 0.2")[1].x) == 2
 
 
-def test_labels_without_room_are_left_out():
-    close = SWEEP.replace({"method": {"ra_rlhf@0.4": "ra_rlhf@0.21"}}).assign(kl=SWEEP["kl"] / 100)
-    close.loc[close["method"] == "ra_rlhf@0.21", ["kl", "reward", "cvar_10"]] = [0.0601, 2.0, -1.0]
-    assert list(traces(sweep_figures.frontier(close), "RA-RLHF over α")[0].text) == ["0.2", "", ""]
-
-
 def test_alpha_curves_end_at_rlhf_and_their_band_is_the_t_interval():
     figure = sweep_figures.alpha_curves(SWEEP)
     cvar_line, reward_line, kl_line = traces(figure, "RA-RLHF")

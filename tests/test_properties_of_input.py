@@ -19,11 +19,11 @@ from markdown_it import MarkdownIt
 
 from rarlhf_nb.data.tasks import UNKNOWN_LABEL, read_texts
 from rarlhf_nb.errors import UserError
+from rarlhf_nb.lab import texts as widget_text
 from rarlhf_nb.lab.cli import join_pairs, parse_parameters
 from rarlhf_nb.lab.evaluation.cells import markdown_line, markdown_table
 from rarlhf_nb.lab.evaluation.generations import read_generations
 from rarlhf_nb.lab.evaluation.tail_prompts import tail_prompts_html
-from rarlhf_nb.lab.explorer import text as widget_text
 from rarlhf_nb.lab.glossary import folded_html
 from rarlhf_nb.lab.plots.theme import label_text
 from rarlhf_nb.lab.profiles import Profile, known_keys, load_profile
@@ -291,7 +291,7 @@ PAGES = {
     "text_html": widget_text.text_html,
     "hover_text": widget_text.hover_text,
     "error_html": lambda text: widget_text.error_html(ValueError(text)),
-    "table_html": lambda text: widget_text.table_html([text], [[widget_text.name_cell(text)]]),
+    "table_html": lambda text: widget_text.table_html([text], [[widget_text.text_cell("", text)]]),
     "text_cell": lambda text: widget_text.text_cell(text, text, in_tail=True),
     "tail_prompts": tail_prompts,
     "label_text": label_text,

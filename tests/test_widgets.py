@@ -27,9 +27,9 @@ from rarlhf_nb.lab.explorer import live_training, risk_explorer, schedule_design
 from rarlhf_nb.lab.explorer.interpolation import between, steps_between
 from rarlhf_nb.lab.explorer.schedule_designer import saved_share
 from rarlhf_nb.lab.explorer.tails import measure_tails
-from rarlhf_nb.lab.explorer.text import MAX_SHOWN, hover_text, text_html, visible
 from rarlhf_nb.lab.plots.figures import TRAINING_PANELS
 from rarlhf_nb.lab.plots.renderer import is_static
+from rarlhf_nb.lab.texts import MAX_SHOWN, hover_text, text_html, visible
 from rarlhf_nb.risk import SoftRiskSchedule, cvar, tail_count, var
 
 RNG = np.random.default_rng(0)

@@ -1,12 +1,11 @@
 """The hardest test prompts, with the completion and the reward of every method."""
 
-import html
-
 import pandas as pd
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.tables import check_episodes
 from rarlhf_nb.lab.methods import method_name, method_order
+from rarlhf_nb.lab.texts import framed, table_html, text_cell
 
 
 def tail_prompts_table(episodes: dict[str, pd.DataFrame], n: int = 8, seed: int = 0) -> pd.DataFrame:
@@ -28,18 +27,10 @@ def tail_prompts_table(episodes: dict[str, pd.DataFrame], n: int = 8, seed: int 
 
 
 def tail_prompts_html(table: pd.DataFrame) -> str:
-    """`tail_prompts_table` as HTML for notebooks: long texts wrap, and everything is escaped."""
+    """`tail_prompts_table` as HTML for notebooks: long texts are folded, and everything is escaped."""
     methods = table.columns.get_level_values(0).unique()
-    head = "".join(f"<th>{html.escape(method_name(method))}</th>" for method in methods)
-    body = ""
+    rows = []
     for (prompt, score), row in table.iterrows():
-        cells = "".join(_text_cell(row[method, "reward"], row[method, "completion"]) for method in methods)
-        body += f"<tr>{_text_cell(score, prompt)}{cells}</tr>\n"
-    head = f"<thead><tr><th>Prompt (its score)</th>{head}</tr></thead>"
-    # the classes keep a notebook's TeX from replacing text between two $
-    return f'<table class="tex2jax_ignore mathjax_ignore">{head}\n<tbody>\n{body}</tbody></table>'
-
-
-def _text_cell(score: float, text: str) -> str:
-    style = "text-align: left; vertical-align: top; white-space: normal; overflow-wrap: anywhere; min-width: 9em"
-    return f'<td style="{style}"><b>{score:+.2f}</b> {html.escape(text)}</td>'
+        cells = [text_cell(f"{row[method, 'reward']:+.2f}", row[method, "completion"]) for method in methods]
+        rows.append([text_cell(f"{score:+.2f}", prompt), *cells])
+    return framed(table_html(["Prompt (its score)", *map(method_name, methods)], rows))

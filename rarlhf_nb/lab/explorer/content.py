@@ -41,9 +41,9 @@ from rarlhf_nb.lab.evaluation.report import BASELINES
 from rarlhf_nb.lab.evaluation.scores import sweep_families
 from rarlhf_nb.lab.explorer.interpolation import between, steps_between
 from rarlhf_nb.lab.explorer.tails import ALPHAS, RANKINGS, Ranking, Slot, Tails, alpha_index, measure_tails
-from rarlhf_nb.lab.explorer.text import visible
 from rarlhf_nb.lab.methods import MethodKey, method_name
 from rarlhf_nb.lab.plots.theme import TEMPLATE, faint, label_text, line_style, method_color
+from rarlhf_nb.lab.texts import visible
 from rarlhf_nb.risk import check_alpha, tail_count
 
 INITIAL_METHODS = ("rlhf", "ra_rlhf", "ra_rlhf_ru")  # shown at first, with the conditioned policy

@@ -13,10 +13,10 @@ from ipywidgets import HTML as HTMLWidget
 from ipywidgets import BoundedIntText, Button, Dropdown, FloatSlider, IntSlider, VBox
 
 from rarlhf_nb.lab.explorer.plotly_widget import Drawing, controls, page
-from rarlhf_nb.lab.explorer.text import error_html, framed, hover_text, table_html, text_cell
 from rarlhf_nb.lab.plots.figures import training_curves
 from rarlhf_nb.lab.plots.live_figures import NO_BATCH, batch_figure, training_figure
 from rarlhf_nb.lab.plots.renderer import is_static
+from rarlhf_nb.lab.texts import error_html, framed, hover_text, table_html, text_cell
 from rarlhf_nb.risk import cvar
 
 ESTIMATORS = {

@@ -20,10 +20,10 @@ from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.tables import load_tables
 from rarlhf_nb.lab.explorer.content import ExplorerContent
 from rarlhf_nb.lab.explorer.plotly_widget import script
-from rarlhf_nb.lab.explorer.text import visible
 from rarlhf_nb.lab.explorer.widget import MODULE, STYLE
 from rarlhf_nb.lab.profiles import Profile
 from rarlhf_nb.lab.runs import Run
+from rarlhf_nb.lab.texts import visible
 
 ADDRESS = "127.0.0.1"
 HINT = (

@@ -8,9 +8,9 @@ from ipywidgets import BoundedIntText, FloatSlider, IntSlider, ToggleButtons, VB
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.explorer.plotly_widget import Drawing, controls, page
-from rarlhf_nb.lab.explorer.text import error_html, framed
 from rarlhf_nb.lab.plots.figures import paper_schedules, schedule_figure
 from rarlhf_nb.lab.plots.renderer import is_static
+from rarlhf_nb.lab.texts import error_html, framed
 from rarlhf_nb.risk import SoftRiskSchedule
 
 PAPER_SCHEDULES = paper_schedules()

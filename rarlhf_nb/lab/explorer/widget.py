@@ -19,10 +19,10 @@ from rarlhf_nb.lab.evaluation.tail_prompts import tail_prompts_html, tail_prompt
 from rarlhf_nb.lab.explorer.content import ExplorerContent
 from rarlhf_nb.lab.explorer.plotly_widget import PlotlyWidget
 from rarlhf_nb.lab.explorer.tails import RANKINGS, Ranking
-from rarlhf_nb.lab.explorer.text import framed, visible
 from rarlhf_nb.lab.plots.figures import cvar_curves
 from rarlhf_nb.lab.plots.renderer import is_static
 from rarlhf_nb.lab.plots.sweep_figures import alpha_curves
+from rarlhf_nb.lab.texts import framed, visible
 
 MODULE, STYLE = "explorer.js", Path(__file__).with_name("explorer.css")
 Sampler = Callable[[list[str], float], list[tuple[str, float]]]  # prompts, alpha -> completions with their rewards

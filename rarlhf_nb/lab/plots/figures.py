@@ -1,7 +1,6 @@
 """The figures: each function takes tables and returns a plotly figure. Texts from data are escaped."""
 
 import html
-import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from rarlhf_nb.lab.plots.theme import (
     method_color,
 )
 from rarlhf_nb.lab.profiles import load_profile
+from rarlhf_nb.lab.texts import hover_text
 from rarlhf_nb.risk import SoftRiskSchedule
 
 TRAINING_PANELS = {
@@ -171,7 +171,7 @@ def tail_clusters(clusters: pd.DataFrame) -> go.Figure:
         for cluster, scores in clusters.groupby("cluster")["prompt_score"]
     }
     table = clusters.sort_values("cluster", kind="stable")
-    table = table.assign(name=table["cluster"].map(names), text=table["prompt"].map(_wrapped))
+    table = table.assign(name=table["cluster"].map(names), text=table["prompt"].map(hover_text))
     looks = {"color_discrete_sequence": CLUSTER_COLORS, "symbol_sequence": CLUSTER_SYMBOLS, "custom_data": ["text"]}
     figure = _panels(px.scatter(table, x="x", y="y", color="name", symbol="name", **looks))
     figure.update_traces(marker_size=9, hovertemplate="%{customdata[0]}<extra></extra>")
@@ -336,8 +336,3 @@ def _panels(figure: go.Figure) -> go.Figure:
     """A figure of plotly.express in the project's look: panels and legend without the names of their columns."""
     figure.update_layout(margin=None, legend={"title_text": ""})
     return figure.for_each_annotation(lambda note: note.update(text=note.text.removeprefix("panel=")))
-
-
-def _wrapped(text: str, most: int = 400) -> str:
-    """A text for a hover label: shortened, escaped, and broken into lines."""
-    return "<br>".join(html.escape(line) for line in textwrap.wrap(text[:most], 60))

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 from rarlhf_nb.lab.methods import METHODS
 from rarlhf_nb.lab.plots.theme import label_text, laid_out, method_color
 
-EARLIER_COLOR = "#8A8A8A"
+EARLIER = {"color": "#8A8A8A", "width": 1.5}
 RUN_COLORS = [METHODS[key].color for key in ("ra_rlhf", "rlhf", "ra_rlhf_ru", "prompted", "dexperts", "quark", "sft")]
 NO_BATCH = pd.DataFrame({"reward": [], "kl": [], "kept": np.empty(0, dtype=bool), "text": []})
 
@@ -25,18 +25,18 @@ def training_figure(earlier: dict[str, pd.DataFrame], runs: dict[str, pd.DataFra
     figure = make_subplots(cols=2, subplot_titles=titles, horizontal_spacing=0.1)
     trained = {method: log for method, log in earlier.items() if {"iteration", "env_reward_mean"} <= set(log)}
     dashes = cycle(["dot", "dash", "dashdot", "longdash", "longdashdot"])
-    for (method, log), dash in zip(trained.items(), dashes, strict=False):
-        style = {"color": EARLIER_COLOR, "width": 1.5, "dash": dash}
-        name = f"{label_text(method)} (the run)"
-        figure.add_scatter(
-            x=log["iteration"], y=log["env_reward_mean"], name=name, mode="lines", line=style, row=1, col=1
-        )
-    figure.add_scatter(x=[], y=[], showlegend=False, row=1, col=2)  # gives the empty panel its axes
+    curves = [
+        (f"{label_text(method)} (the run)", log.rename(columns={"env_reward_mean": "mean"}), EARLIER | {"dash": dash})
+        for (method, log), dash in zip(trained.items(), dashes, strict=False)
+    ]
     for (run, table), color in zip(runs.items(), cycle(RUN_COLORS), strict=False):
-        name = label_text(run)
-        style = {"name": name, "legendgroup": name, "mode": "lines", "line": {"color": color, "width": 2.5}}
+        curves.append((label_text(run), table, {"color": color, "width": 2.5}))
+    figure.add_scatter(x=[], y=[], showlegend=False, row=1, col=2)  # gives the empty panel its axes
+    for name, table, line in curves:
+        style = {"name": name, "legendgroup": name, "mode": "lines", "line": line}
         for col, column in enumerate(("mean", "tail"), start=1):
-            figure.add_scatter(x=table["iteration"], y=table[column], showlegend=col == 1, row=1, col=col, **style)
+            if column in table:
+                figure.add_scatter(x=table["iteration"], y=table[column], showlegend=col == 1, row=1, col=col, **style)
     figure.update_annotations(font_size=14)
     figure.update_xaxes(title_text="iteration", title_font_size=13)
     return laid_out(figure, height=400, margin={"t": 95}, legend_y=0.99)

@@ -1,8 +1,6 @@
 """The figures of a sweep: reward against KL, and what the trained alpha changes. Texts from data are escaped."""
 
-from collections.abc import Sequence
 from itertools import cycle
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +18,6 @@ from rarlhf_nb.lab.plots.theme import KL, faint, label_text, laid_out, line_styl
 ALPHA_PANELS = {"cvar_10": "CVaR 10 % of reward (logit)", "reward": "mean reward (logit)", "kl": "KL (nats)"}
 BASELINE = "rlhf"  # the policy at alpha = 1, where every sweep over alpha ends
 SIDES = ("bottom center", "top center")  # of the points, for the labels of one sweep and of the next
-ROOM = np.array([0.09, 0.07])  # the size of a label, in shares of a panel
 
 
 def frontier(points: pd.DataFrame) -> go.Figure:
@@ -29,7 +26,7 @@ def frontier(points: pd.DataFrame) -> go.Figure:
     points: scores (see `evaluation.scores`) with the columns kl and reward, equal in all other settings; if CVaR 10 %
     was not measured, `tail_metric` says what takes its place. Faint dots are seeds, and lines join their means. A sweep
     of more alphas than there are kl_coefs has one line over alpha per kl_coef instead: from RLHF, its alpha = 1, to the
-    smallest alpha, which is darkest. The numbers at its points are alphas; if kl_coefs differ, those of RLHF are named.
+    smallest alpha, which is darkest. Its ends are labelled with alpha; if kl_coefs differ, those of RLHF are named.
     """
     points = distinct_scores(points)
     tail = tail_metric(points.columns)
@@ -37,18 +34,16 @@ def frontier(points: pd.DataFrame) -> go.Figure:
     methods, kl_coefs = method_order(points["method"].unique()), means["kl_coef"].unique()
     sweeps = {name: members for name, members in sweep_families(methods).items() if len(members) > len(kl_coefs)}
     swept = {method for members in sweeps.values() for method in members.values()}
+    traces = [trace for method in methods for trace in _over_kl_coef(method, points, means, method in swept)]
+    if sweeps and BASELINE in methods and len(kl_coefs) > 1:
+        traces.append(_named_kl_coefs(means[means["method"] == BASELINE]))
+    for (name, members), side in zip(sweeps.items(), cycle(SIDES), strict=False):
+        traces += _over_alpha(name, members, means, side)
     figure = make_subplots(cols=2, horizontal_spacing=0.14)
     for col, (metric, title) in enumerate({"reward": "mean reward (logit)", tail: _tail_title(tail)}.items(), start=1):
-        for method in methods:
-            seeds, own = points[points["method"] == method], means[means["method"] == method]
-            dots = {"mode": "markers", "marker": {"color": faint(method, 0.35), "size": 6}, "showlegend": False}
-            _add_points(figure, seeds, metric, col, method, note="one seed", **dots)
-            if method not in swept:
-                line = {"mode": "lines+markers", "line": line_style(method), "marker_size": 9}
-                _add_points(figure, own, metric, col, method, **line)
-            if method == BASELINE and sweeps and len(kl_coefs) > 1:
-                _label_kl_coefs(figure, own, metric, col)
-        _add_sweep_lines(figure, sweeps, means, metric, col)
+        for rows, style in traces:
+            shown = style | {"showlegend": col == 1 and style.get("showlegend", True)}
+            figure.add_scatter(x=rows["kl"], y=rows[metric], row=1, col=col, **shown)
         figure.update_xaxes(title_text=KL, title_font_size=13, row=1, col=col)
         figure.update_yaxes(title_text=title, row=1, col=col)
     return laid_out(figure, "Reward against KL" + ("; numbers: trained α" if sweeps else ""), 480)
@@ -66,7 +61,13 @@ def alpha_curves(scores: pd.DataFrame) -> go.Figure:
     but for that of the conditioned policy, which has an alpha = 1 of its own; the dotted line is the level of RLHF.
     Raises `UserError` if settings other than alpha and seed differ.
     """
-    _check_one_setting(scores)
+    for key in grid_settings(scores):
+        values = scores[key].unique()
+        if len(values) > 1:
+            raise UserError(
+                f"{key} has {len(values)} values in scores, and a line over alpha needs one: choose it first, as in "
+                f"scores[scores[{key!r}] == {values[0]}]."
+            )
     scores = distinct_scores(scores)
     methods = method_order(scores["method"].unique())
     end = {1.0: BASELINE} if BASELINE in methods else {}
@@ -88,91 +89,54 @@ def alpha_curves(scores: pd.DataFrame) -> go.Figure:
     return laid_out(figure, f"What the trained α changes{band}", 420)
 
 
-def _check_one_setting(scores: pd.DataFrame) -> None:
-    for key in grid_settings(scores):
-        values = scores[key].unique()
-        if len(values) > 1:
-            raise UserError(
-                f"{key} has {len(values)} values in scores, and a line over alpha needs one: choose it first, as in "
-                f"scores[scores[{key!r}] == {values[0]}]."
-            )
-
-
 # Traces
 
 
-def _add_points(
-    figure: go.Figure, rows: pd.DataFrame, metric: str, col: int, method: str, note: str = "mean of seeds", **style: Any
-) -> None:
-    """The rows of one method or sweep; the legend has its line once."""
-    label = label_text(method)
-    style = {"name": label, "showlegend": col == 1, "legendgroup": label} | style
-    figure.add_scatter(
-        x=rows["kl"],
-        y=rows[metric],
-        customdata=np.column_stack([rows["method"].map(label_text), rows["kl_coef"]]),
-        hovertemplate="%{customdata[0]}, kl_coef %{customdata[1]}, " + note + "<br>KL %{x:.2f}, %{y:.2f}",
-        row=1,
-        col=col,
-        **style,
-    )
+def _over_kl_coef(method: str, points: pd.DataFrame, means: pd.DataFrame, swept: bool) -> list[tuple]:
+    """A method's seeds as dots and, unless it is part of a sweep, the line through their means: rows and style."""
+    name, color = label_text(method), {"color": faint(method, 0.35), "size": 6}
+    seeds, own = points[points["method"] == method], means[means["method"] == method]
+    dots = {"name": name, "legendgroup": name, "mode": "markers", "marker": color, "showlegend": False}
+    line = {"name": name, "legendgroup": name, "mode": "lines+markers", "line": line_style(method), "marker_size": 9}
+    return [(seeds, dots | _hover(seeds, "one seed")), *([] if swept else [(own, line | _hover(own))])]
 
 
-def _add_sweep_lines(
-    figure: go.Figure, sweeps: dict[str, dict[float, str]], means: pd.DataFrame, metric: str, col: int
-) -> None:
-    """The sweeps over alpha, one line per kl_coef; the line of the lowest kl_coef has the labels."""
-    taken: list[np.ndarray] = []
-    low, span = means[["kl", metric]].min(), np.ptp(means[["kl", metric]], axis=0)
-    for (name, members), side in zip(sweeps.items(), cycle(SIDES), strict=False):
-        order = [*(members[alpha] for alpha in sorted(members)), BASELINE]
-        for place, (_, rows) in enumerate(means.groupby("kl_coef")):
-            line = rows.set_index("method").reindex(order).dropna().rename_axis("method").reset_index()
-            alphas = [MethodKey.parse(method).alpha for method in line["method"]]
-            labels = ["" if alpha is None or place else f"{alpha:g}" for alpha in alphas]
-            places = ((line[["kl", metric]] - low) / span).to_numpy() + ROOM * [0, 1 if side.startswith("top") else -1]
-            _add_points(
-                figure,
-                line,
-                metric,
-                col,
-                name,
-                name=f"{label_text(name)} over α",
-                showlegend=col == 1 and place == 0,
-                mode="lines+markers+text",
-                line={"color": method_color(name), "width": 2},
-                marker={"size": 9, "color": line["method"].map(method_color)},
-                text=_spaced(labels, places, taken),
-                textposition=side,
-                textfont={"size": 12, "color": method_color(name)},
-            )
+def _over_alpha(name: str, members: dict[float, str], means: pd.DataFrame, side: str) -> list[tuple]:
+    """A sweep's lines over alpha, one per kl_coef; that of the lowest is labelled: rows and style of each."""
+    order, label = [*(members[alpha] for alpha in sorted(members)), BASELINE], f"{label_text(name)} over α"
+    lines = []
+    for place, (_, found) in enumerate(means.groupby("kl_coef")):
+        rows = found.set_index("method").reindex(order).dropna().rename_axis("method").reset_index()
+        ends = (min(members), max(members)) if place == 0 else ()
+        alphas = [MethodKey.parse(method).alpha for method in rows["method"]]
+        style = {
+            "name": label,
+            "legendgroup": label,
+            "showlegend": place == 0,
+            "mode": "lines+markers+text",
+            "line": {"color": method_color(name), "width": 2},
+            "marker": {"size": 9, "color": rows["method"].map(method_color)},
+            "text": [f"{alpha:g}" if alpha in ends else "" for alpha in alphas],
+            "textposition": side,
+            "textfont": {"size": 12, "color": method_color(name)},
+        }
+        lines.append((rows, style | _hover(rows)))
+    return lines
 
 
-def _label_kl_coefs(figure: go.Figure, means: pd.DataFrame, metric: str, col: int) -> None:
-    """The kl_coefs beside the points of RLHF, from which the sweeps start."""
-    figure.add_scatter(
-        x=means["kl"],
-        y=means[metric],
-        mode="text",
-        text=[f"β {kl_coef:g}" for kl_coef in means["kl_coef"]],
-        textposition="top left",
-        cliponaxis=False,
-        textfont={"size": 12, "color": method_color(BASELINE)},
-        hoverinfo="skip",
-        showlegend=False,
-        row=1,
-        col=col,
-    )
+def _named_kl_coefs(rows: pd.DataFrame) -> tuple:
+    """The kl_coefs beside the points of RLHF, from which the sweeps start: rows and style."""
+    font = {"size": 12, "color": method_color(BASELINE)}
+    text = {"mode": "text", "text": [f"β {kl_coef:g}" for kl_coef in rows["kl_coef"]], "textfont": font}
+    return rows, text | {"textposition": "top left", "cliponaxis": False, "hoverinfo": "skip", "showlegend": False}
 
 
-def _spaced(labels: Sequence[str], places: np.ndarray, taken: list[np.ndarray]) -> list[str]:
-    """The labels that have room, with "" for the others; `taken` grows by their places. places: (N, 2)."""
-    shown = []
-    for label, place in zip(labels, places, strict=True):
-        free = bool(label) and not any((np.abs(place - other) < ROOM).all() for other in taken)
-        taken += [place] if free else []
-        shown.append(label if free else "")
-    return shown
+def _hover(rows: pd.DataFrame, note: str = "mean of seeds") -> dict:
+    template = "%{customdata[0]}, kl_coef %{customdata[1]}, " + note + "<br>KL %{x:.2f}, %{y:.2f}"
+    return {
+        "customdata": np.column_stack([rows["method"].map(label_text), rows["kl_coef"]]),
+        "hovertemplate": template,
+    }
 
 
 def _add_level(figure: go.Figure, value: float, col: int) -> None:

@@ -4,6 +4,7 @@ import colorsys
 import html
 
 import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
 
 from rarlhf_nb.lab.methods import MethodKey, method_name
 
@@ -57,14 +58,14 @@ def method_color(method: str) -> str:
     color, alpha = key.method.color, key.alpha
     if alpha is None:
         return color
-    hue, lightness, saturation = colorsys.rgb_to_hls(*(part / 255 for part in _channels(color)))
-    red, green, blue = colorsys.hls_to_rgb(hue, min(0.85, lightness * (0.4 + alpha)), saturation)
-    return f"#{round(255 * red):02X}{round(255 * green):02X}{round(255 * blue):02X}"
+    hue, lightness, saturation = colorsys.rgb_to_hls(*(part / 255 for part in hex_to_rgb(color)))
+    channels = colorsys.hls_to_rgb(hue, min(0.85, lightness * (0.4 + alpha)), saturation)
+    return "#" + "".join(f"{round(255 * channel):02X}" for channel in channels)
 
 
 def faint(method: str, opacity: float) -> str:
     """A method's colour at the given opacity."""
-    red, green, blue = _channels(method_color(method))
+    red, green, blue = hex_to_rgb(method_color(method))
     return f"rgba({red}, {green}, {blue}, {opacity})"
 
 
@@ -73,7 +74,3 @@ def line_style(method: str) -> dict:
     alpha = MethodKey.parse(method).alpha
     dash = "solid" if alpha is None else "dash" if alpha > 0.3 else "dashdot" if alpha > 0.15 else "dot"
     return {"color": method_color(method), "dash": dash, "width": 2.5}
-
-
-def _channels(color: str) -> tuple[int, int, int]:
-    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)

@@ -1,4 +1,4 @@
-"""HTML for widgets: texts from data are escaped, long ones folded, and control characters made visible."""
+"""Texts from data as HTML: escaped, long ones folded, and control characters made visible."""
 
 import html
 import unicodedata
@@ -40,7 +40,7 @@ def text_html(text: str) -> str:
     return f"<details><summary><bdi>{start}</bdi>… ({len(text)} characters)</summary>{whole}</details>"
 
 
-def hover_text(text: str, most: int = 120) -> str:
+def hover_text(text: str, most: int = 200) -> str:
     """The start of `text` for a hover label, escaped because plotly interprets HTML, in lines of 40 characters."""
     shown = visible(text)
     shown = shown if len(shown) <= most else shown[: most - 1] + "…"
@@ -62,11 +62,6 @@ def table_html(head: list[str], rows: list[list[str]]) -> str:
     names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def name_cell(name: str) -> str:
-    """A cell with a name."""
-    return f"<td><b>{html.escape(visible(name))}</b></td>"
 
 
 def text_cell(lead: str, text: str, in_tail: bool = False) -> str:
