@@ -24,9 +24,8 @@ from rarlhf_nb.lab.evaluation.metrics import (
 )
 from rarlhf_nb.lab.evaluation.scores import sweep_families
 from rarlhf_nb.lab.explorer import live_training, risk_explorer, schedule_designer
-from rarlhf_nb.lab.explorer.interpolation import between, steps_between
 from rarlhf_nb.lab.explorer.schedule_designer import saved_share
-from rarlhf_nb.lab.explorer.tails import measure_tails
+from rarlhf_nb.lab.explorer.tails import between, measure_tails, steps_between
 from rarlhf_nb.lab.plots.figures import TRAINING_PANELS
 from rarlhf_nb.lab.plots.renderer import is_static
 from rarlhf_nb.lab.texts import MAX_SHOWN, hover_text, text_html, visible

@@ -79,8 +79,11 @@ class MethodKey(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The name in figures and tables, such as "RA-RLHF α 0.2"."""
-        return self.method.name + ("" if self.alpha is None else f" α {self.alpha:g}")
+        """The name in figures and tables, such as "RA-RLHF α 0.2"; an alpha of more than three digits is rounded."""
+        if self.alpha is None:
+            return self.method.name
+        written = self.alpha == float(f"{self.alpha:.3g}")
+        return f"{self.method.name} α {self.alpha:g}" if written else f"{self.method.name} α {self.alpha:.2g}"
 
     @property
     def policy(self) -> str:

@@ -29,18 +29,26 @@ an interval is [value, low, high].
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.cells import interval_cell
-from rarlhf_nb.lab.evaluation.metrics import Interval, bootstrap_interval, perplexity, seed_interval
+from rarlhf_nb.lab.evaluation.metrics import Interval, bootstrap_interval, seed_interval
 from rarlhf_nb.lab.evaluation.report import BASELINES
 from rarlhf_nb.lab.evaluation.scores import sweep_families
-from rarlhf_nb.lab.explorer.interpolation import between, steps_between
-from rarlhf_nb.lab.explorer.tails import ALPHAS, RANKINGS, Ranking, Slot, Tails, alpha_index, measure_tails
+from rarlhf_nb.lab.explorer.tails import (
+    ALPHAS,
+    RANKINGS,
+    Ranking,
+    Tails,
+    alpha_index,
+    between,
+    measure_tails,
+    steps_between,
+)
 from rarlhf_nb.lab.methods import MethodKey, method_name
 from rarlhf_nb.lab.plots.theme import TEMPLATE, faint, label_text, line_style, method_color
 from rarlhf_nb.lab.texts import visible
@@ -51,6 +59,14 @@ TAIL_TEXTS = 4  # episodes of a tail whose texts are shown
 COMPARED_PROMPTS = 3  # prompts whose completions are shown at three trained alphas
 BINS = 40
 PRICES = {"tail": "measured tail (logit)", "mean": "mean reward (logit)", "kl": "KL (nats)", "perplexity": "perplexity"}
+
+
+class Slot(NamedTuple):
+    """What is shown of a method: its tails, and the evaluated method that its texts come from."""
+
+    method: str
+    tails: Tails
+    source: str
 
 
 class ExplorerContent:
@@ -72,48 +88,37 @@ class ExplorerContent:
         alphas: dict[str, pd.DataFrame] | None = None,
     ) -> None:
         self.conditioned = next(iter(alphas or {}), None)
-        self.episodes = episodes = _by_alpha(alphas or {}) | episodes
-        self.tails = measure_tails(episodes, resamples, seed, _perplexities(held_out or {}))
+        self.episodes = _by_alpha(alphas or {}) | episodes
+        self.tails = measure_tails(self.episodes, resamples, seed, held_out)
         self.edges = np.histogram_bin_edges(np.concatenate([tails.rewards for tails in self.tails.values()]), BINS)
         self.families = sweep_families(list(self.tails), profile_alpha)
         swept = [method for members in self.families.values() for method in members.values()]
         self.other_seeds = [_measured(at, tables, swept) for at, tables in (other_seeds or {}).items()] if swept else []
-        self.trained_alphas = self._trained_alphas()
+        self.trained_alphas = sorted({alpha for members in self.families.values() for alpha in members})
+        if self.conditioned is not None:
+            self.trained_alphas = steps_between(list(self.families[self.conditioned]))
         self.groups = self._groups()
         self.baseline = "rlhf" if "rlhf" in self.tails else None
-
-    def _trained_alphas(self) -> list[float]:
-        """The stops of the slider for the trained alpha."""
-        if self.conditioned is not None:
-            return steps_between(list(self.families[self.conditioned]))
-        return sorted({alpha for members in self.families.values() for alpha in members})
 
     def _groups(self) -> dict[str, dict[float | None, Slot]]:
         """The slots of each method or sweep, by its name, and by the trained alpha, which is None outside sweeps."""
         names = {method: name for name, members in self.families.items() for method in [*members.values(), name]}
+        members = {name: sorted(own.items()) for name, own in self.families.items()}
         groups: dict[str, dict[float | None, Slot]] = {}
         for method in self.tails:
             name = names.get(method, method)
-            if name not in groups:
-                groups[name] = self._members(name) if name in self.families else {None: self._slot(method)}
+            own = members.get(name, [(None, method)])
+            groups[name] = {alpha: Slot(member, self.tails[member], member) for alpha, member in own}
+        if self.conditioned is not None:
+            groups[self.conditioned] = {alpha: self._interpolated(alpha) for alpha in self.trained_alphas}
         return groups
 
-    def _slot(self, method: str) -> Slot:
-        return Slot(method, self.tails[method], method)
-
-    def _members(self, name: str) -> dict[float | None, Slot]:
-        members = self.families[name]
-        if name != self.conditioned:
-            return {alpha: self._slot(members[alpha]) for alpha in sorted(members)}
-        evaluated = {alpha: self.tails[method] for alpha, method in members.items()}
-        return {
-            alpha: Slot(
-                str(MethodKey(name, float(f"{alpha:.2g}"))),
-                between(evaluated, alpha),
-                members[_nearest(members, alpha)],
-            )
-            for alpha in self.trained_alphas
-        }
+    def _interpolated(self, alpha: float) -> Slot:
+        """The conditioned policy at any alpha, with the texts of the nearest evaluated one."""
+        members = self.families[self.conditioned]
+        tails = between({at: self.tails[method] for at, method in members.items()}, alpha)
+        shown = MethodKey(self.conditioned, float(f"{alpha:.2g}"))
+        return Slot(str(shown), tails, members[_nearest(members, alpha)])
 
     def view(
         self,
@@ -126,15 +131,18 @@ class ExplorerContent:
     ) -> dict[str, Any]:
         """The state of the explorer's controls, complete; alpha becomes the nearest step of its slider.
 
-        Raises `UserError` for an alpha outside (0, 1], for no method, and for one that is not shown.
+        Raises `UserError` for an unknown ranking, an alpha outside (0, 1], no method, and one that is not shown.
         """
+        known = ", ".join(self.groups)
+        if ranking not in RANKINGS:
+            raise UserError(f"ranking = {ranking!r} is unknown: choose one of {', '.join(RANKINGS)}.")
         if trained is not None:
             check_alpha(trained)
         if methods is not None and not len(methods):
-            raise UserError(f"methods = {methods!r} is empty: choose among {', '.join(self.groups)}.")
+            raise UserError(f"methods = {methods!r} is empty: choose among {known}.")
         for name in [*(methods or []), *([anchor] if anchor is not None else [])]:
             if name not in self.groups:
-                raise UserError(f"methods, anchor: {name!r} is not in this run: choose among {', '.join(self.groups)}.")
+                raise UserError(f"methods, anchor: {name!r} is not in this run: choose among {known}.")
         first = [name for name in self.groups if name in (*INITIAL_METHODS, self.conditioned)] or list(self.groups)
         chosen = first if methods is None else [name for name in self.groups if name in methods]
         if trained is None and self.trained_alphas:  # halfway if it moves one policy, otherwise the first stop
@@ -159,17 +167,20 @@ class ExplorerContent:
         """The explorer's table as texts: the tail mean of every method, its difference from RLHF, mean and KL."""
         share = f"{100 * alpha:.0f} %"
         tail = f"CVaR {share}" if ranking == "reward" else f"reward, hardest {share} of prompts"
-        theirs = None if self.baseline is None else self.tails[self.baseline].resampled(alpha, ranking)
         rows = {}
         for slot in self.chosen(trained):
             ours = slot.tails.resampled(alpha, ranking)
             row = {tail: interval_cell(bootstrap_interval(ours))}
-            if theirs is not None:
-                own = slot.method == self.baseline
-                difference = f"difference from {method_name(self.baseline)}"
-                row[difference] = "–" if own else _starred(bootstrap_interval(ours - theirs))
-            row |= {"mean reward": f"{slot.tails.rewards.mean():.2f}", "KL (nats)": _or_dash(slot.tails.kl[0])}
-            rows[visible(method_name(slot.method))] = row
+            if self.baseline is not None:
+                difference = bootstrap_interval(ours - self.tails[self.baseline].resampled(alpha, ranking))
+                star = " *" if difference.low > 0 or difference.high < 0 else ""
+                cell = "–" if slot.method == self.baseline else interval_cell(difference) + star
+                row[f"difference from {method_name(self.baseline)}"] = cell
+            kl = interval_cell(Interval(slot.tails.kl[0], np.nan, np.nan))
+            rows[visible(method_name(slot.method))] = row | {
+                "mean reward": f"{slot.tails.rewards.mean():.2f}",
+                "KL (nats)": kl,
+            }
         return pd.DataFrame.from_dict(rows, orient="index")
 
     # For the browser
@@ -311,14 +322,6 @@ def _by_alpha(alphas: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     }
 
 
-def _perplexities(held_out: dict[str, pd.DataFrame]) -> dict[str, float]:
-    """The perplexity of each method on its held-out texts, without resampling."""
-    return {
-        method: float(perplexity(table["log_likelihood"].to_numpy(), table["tokens"].to_numpy(), np.ones(len(table))))
-        for method, table in held_out.items()
-    }
-
-
 def _measured(seed: int, tables: dict[str, pd.DataFrame], methods: Sequence[str]) -> dict[str, Tails]:
     """The tails of the methods that this training seed has, without resamples."""
     try:
@@ -352,15 +355,6 @@ def _spread(tail: np.ndarray) -> np.ndarray:
 def _texts(table: pd.DataFrame, rows: Sequence[int], text: str, number: str) -> list[list]:
     found = table.iloc[rows]
     return [[visible(said), _plain(value)] for said, value in zip(found[text], found[number], strict=True)]
-
-
-def _starred(interval: Interval) -> str:
-    """An interval with a star if it excludes 0."""
-    return interval_cell(interval) + (" *" if interval.low > 0 or interval.high < 0 else "")
-
-
-def _or_dash(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.2f}"
 
 
 def _plain(values: Any) -> Any:

@@ -1,12 +1,20 @@
 """The tails of several methods' rewards, measured once for every alpha, so that a slider need only look them up."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from rarlhf_nb.lab.evaluation.metrics import bootstrap_weights, prompt_positions, tail_means, weighted_mean
+from rarlhf_nb.lab.evaluation.metrics import (
+    bootstrap_weights,
+    held_out_metrics,
+    prompt_positions,
+    tail_means,
+    weighted_mean,
+)
 from rarlhf_nb.lab.evaluation.tables import check_episodes
 from rarlhf_nb.lab.methods import method_order
 from rarlhf_nb.risk import check_alpha, tail_count
@@ -43,14 +51,6 @@ class Tails:
         return self.means[ranking][alpha_index(alpha)]
 
 
-class Slot(NamedTuple):
-    """What is shown of a method: its tails, and the evaluated method that its texts come from."""
-
-    method: str
-    tails: Tails
-    source: str
-
-
 def alpha_index(alpha: float) -> int:
     """The index in `ALPHAS` of the step nearest to alpha."""
     return max(1, round(100 * check_alpha(alpha))) - 1
@@ -60,7 +60,7 @@ def measure_tails(
     episodes: dict[str, pd.DataFrame],
     resamples: int = 200,
     seed: int = 0,
-    perplexities: dict[str, float] | None = None,
+    held_out: dict[str, pd.DataFrame] | None = None,
 ) -> dict[str, Tails]:
     """Measure everything that a move of the slider needs. All methods share the resampled prompts, as in `report`."""
     check_episodes(episodes)
@@ -69,17 +69,55 @@ def measure_tails(
     weights = bootstrap_weights(positions.max() + 1, resamples, np.random.default_rng([seed, 0]))[:, positions]
     measured = {}
     for method in methods:
-        rewards = episodes[method]["reward"].to_numpy(dtype=np.float64)
-        keys = {ranking: episodes[method][ranking].to_numpy(dtype=np.float64) for ranking in RANKINGS}
+        table = episodes[method]
+        rewards, keys = _floats(table, "reward"), {ranking: _floats(table, ranking) for ranking in RANKINGS}
+        texts = (held_out or {}).get(method)
         measured[method] = Tails(
             rewards,
             {ranking: np.argsort(keys[ranking], kind="stable") for ranking in RANKINGS},
             {ranking: tail_means(rewards, keys[ranking], weights, ALPHAS) for ranking in RANKINGS},
-            _mean_kl(episodes[method], weights),
-            (perplexities or {}).get(method, float("nan")),
+            weighted_mean(_floats(table, "kl"), weights) if "kl" in table else np.full(len(weights), np.nan),
+            np.nan if texts is None else held_out_metrics(texts)["perplexity"].statistic(np.ones(len(texts))),
         )
     return measured
 
 
-def _mean_kl(table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
-    return weighted_mean(table["kl"].to_numpy(dtype=float), weights) if "kl" in table else np.full(len(weights), np.nan)
+def _floats(table: pd.DataFrame, column: str) -> np.ndarray:
+    return table[column].to_numpy(dtype=np.float64)
+
+
+def between(evaluated: Mapping[float, Tails], alpha: float) -> Tails:
+    """The tails of one policy at `alpha` from those at a few alphas; outside these, those at the nearest one.
+
+    Between two evaluated alphas a < b, with w = log(alpha / a) / log(b / a), the quantile function of the reward is
+
+        Q_alpha(u) = (1 - w) Q_a(u) + w Q_b(u).
+
+    VaR is a value of Q, and mean and CVaR are integrals of it, so they, their resamples, and the KL divergence are
+    interpolated with the same weight; they agree with what would be computed from Q_alpha.
+
+    evaluated: alpha -> tails, measured on the same prompts and resamples. The rewards of the answer are sorted, and
+    have an order by reward only, since Q does not say which prompt a reward belongs to.
+    """
+    alphas = sorted(evaluated)
+    place = float(np.interp(np.log(alpha), np.log(alphas), range(len(alphas))))
+    low, high, weight = evaluated[alphas[math.floor(place)]], evaluated[alphas[math.ceil(place)]], place % 1
+
+    def mixed(at_low: np.ndarray, at_high: np.ndarray) -> np.ndarray:
+        return (1 - weight) * at_low + weight * at_high
+
+    quantiles = mixed(np.sort(low.rewards), np.sort(high.rewards))
+    return Tails(
+        quantiles,
+        {"reward": np.arange(len(quantiles))},
+        {ranking: mixed(low.means[ranking], high.means[ranking]) for ranking in low.means},
+        mixed(low.kl, high.kl),
+        mixed(low.perplexity, high.perplexity),
+    )
+
+
+def steps_between(alphas: list[float], ratio: float = 1.05) -> list[float]:
+    """The stops of a slider that looks continuous: at most `ratio` apart, ends included, in ascending order."""
+    low, high = min(alphas), max(alphas)
+    count = int(np.ceil(np.log(high / low) / np.log(ratio))) + 1
+    return np.geomspace(low, high, max(count, 2)).round(4).tolist() if low < high else [low]

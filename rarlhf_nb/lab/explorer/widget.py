@@ -12,13 +12,12 @@ import pandas as pd
 import traitlets
 from IPython.display import HTML, display
 
-from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.scores import alpha_scores
 from rarlhf_nb.lab.evaluation.tables import Tables
 from rarlhf_nb.lab.evaluation.tail_prompts import tail_prompts_html, tail_prompts_table
 from rarlhf_nb.lab.explorer.content import ExplorerContent
 from rarlhf_nb.lab.explorer.plotly_widget import PlotlyWidget
-from rarlhf_nb.lab.explorer.tails import RANKINGS, Ranking
+from rarlhf_nb.lab.explorer.tails import Ranking
 from rarlhf_nb.lab.plots.figures import cvar_curves
 from rarlhf_nb.lab.plots.renderer import is_static
 from rarlhf_nb.lab.plots.sweep_figures import alpha_curves
@@ -82,8 +81,6 @@ def risk_explorer(
     view, and completions of the hardest prompts. Raises `UserError` for an unknown ranking or method, and if methods of
     one seed were not evaluated on the same prompts.
     """
-    if ranking not in RANKINGS:
-        raise UserError(f"ranking = {ranking!r} is unknown: choose one of {', '.join(RANKINGS)}.")
     content = ExplorerContent(episodes, held_out, profile_alpha, resamples, seed, other_seeds, alphas)
     view = content.view(alpha, ranking, trained, methods, anchor, stacked)
     if not is_static(interactive):
