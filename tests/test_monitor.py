@@ -12,7 +12,7 @@ from tiny import SAMPLING, TEXTS, good_minus_bad, ppo_trainer, tiny_policy
 from rarlhf_nb.baselines.quark import QuarkTrainer
 from rarlhf_nb.checkpoint import Checkpoints
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.explorer.live_training import LiveTraining, Setting
+from rarlhf_nb.lab.explorer import live_training
 from rarlhf_nb.lab.profiles import load_profile
 from rarlhf_nb.monitor import Monitor, TrainingStopped, check_completions, check_kl
 from rarlhf_nb.rollout import Rollout
@@ -261,7 +261,7 @@ def test_quark_notices_its_kl_and_a_collapse():
 
 
 def test_live_training_shows_a_stop_as_its_error_line():
-    widget = LiveTraining(lambda **setting: cvar_ppo(learning_rate=1.0), Setting(0.5, "tail_selection", 1, 0.5, 1))
+    widget = live_training(lambda **setting: cvar_ppo(learning_rate=1.0), alpha=0.5, warm_start=1, rho=0.5)
     widget.start()
     widget.join(60)
     assert widget.state == "failed" and "TrainingStopped" in widget.status.value

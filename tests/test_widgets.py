@@ -558,7 +558,8 @@ def test_another_setting_keeps_the_earlier_curve():
     widget.start()
     widget.join(20)
     first = list(widget.curve.figure.data[-2].y)
-    widget.alpha.value, widget.seed.value, widget.estimator.value = 0.1, 7, "rockafellar_uryasev"
+    for name, value in {"alpha": 0.1, "seed": 7, "estimator": "rockafellar_uryasev"}.items():
+        widget.setting[name].value = value
     widget.start()
     widget.join(20)
     assert list(widget.curve.figure.data[-4].y) == first and len(widget.curves) == 2

@@ -1,110 +1,78 @@
-"""Live training: choose a risk setting and watch the curves grow; pause, resume, stop.
-
-The training code is not imported: a factory makes the trainer, and `Steps` is all that the widget needs of it.
-"""
+"""Live training: choose a risk setting and watch the curves grow; pause, resume, stop."""
 
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
 
 import pandas as pd
 from IPython.display import HTML, display
 from ipywidgets import HTML as HTMLWidget
 from ipywidgets import BoundedIntText, Button, Dropdown, FloatSlider, IntSlider, VBox
 
-from rarlhf_nb.lab.explorer.plotly_widget import Drawing, controls, page
+from rarlhf_nb.lab.explorer.plotly_widget import NARROW, WIDE, Drawing, controls, page
 from rarlhf_nb.lab.plots.figures import training_curves
 from rarlhf_nb.lab.plots.live_figures import NO_BATCH, batch_figure, training_figure
 from rarlhf_nb.lab.plots.renderer import is_static
 from rarlhf_nb.lab.texts import error_html, framed, hover_text, table_html, text_cell
 from rarlhf_nb.risk import cvar
+from rarlhf_nb.trainer import CVaRPPOTrainer
 
 ESTIMATORS = {
     "tail selection": "tail_selection",
     "Rockafellar–Uryasev": "rockafellar_uryasev",
     "one policy from α to 1": "conditioned",
 }
-CURVE_NAMES = {"tail_selection": "tail", "rockafellar_uryasev": "RU", "conditioned": "one policy"}
-WIDE, NARROW = {"width": "22em"}, {"width": "12em"}
+CURVES = {
+    "tail_selection": "tail, α {alpha:g}",
+    "rockafellar_uryasev": "RU, α {alpha:g}",
+    "conditioned": "one policy, α {alpha:g} to 1",
+}
 SAMPLES = 3  # completions shown
-
-
-class Steps(Protocol):
-    """The interface that live training needs of a trainer, such as `CVaRPPOTrainer`.
-
-    rollout: the last batch, with env_rewards and kl, both (B,), prompts and completions.
-    targets: tail, the indices of its kept episodes.
-    """
-
-    args: Any  # .iterations
-    iteration: int
-    rollout: Any
-    targets: Any
-
-    def next_prompts(self) -> dict[str, list]: ...
-
-    def step(self, prompts: list[str], **columns: list) -> dict[str, float]: ...
-
-
-class Setting(NamedTuple):
-    """The values of the controls, passed to the factory by name."""
-
-    alpha: float
-    estimator: str
-    warm_start: int
-    rho: float
-    seed: int
-
-    def label(self, number: int) -> str:
-        """The name of the curve."""
-        alpha = f"α {self.alpha:g}" + (" to 1" if self.estimator == "conditioned" else "")
-        kind = CURVE_NAMES[self.estimator]
-        return f"{number}: {kind}, {alpha}, n {self.warm_start}, ρ {self.rho:g}, seed {self.seed}"
 
 
 class LiveTraining(VBox):
     """Trains in its own thread, one iteration at a time, so that the kernel stays free for other cells.
 
-    make_trainer(alpha, estimator, warm_start, rho, seed) returns a trainer. `state` is idle, running, paused, done,
-    stopped or failed. Only one widget per kernel trains at a time: starting another one stops it.
+    make_trainer(alpha, estimator, warm_start, rho, seed) returns a trainer; `setting` has a control for each of these.
+    `state` is idle, running, paused, done, stopped or failed. Only one widget per kernel trains at a time: starting
+    another one stops it.
     """
 
     _training: "LiveTraining | None" = None
 
     def __init__(
         self,
-        make_trainer: Callable[..., Steps],
-        start: Setting,
-        tail_share: float = 0.2,
-        earlier: dict[str, pd.DataFrame] | None = None,
+        make_trainer: Callable[..., CVaRPPOTrainer],
+        alpha: float,
+        estimator: str,
+        warm_start: int,
+        rho: float,
+        seed: int,
+        tail_share: float,
+        earlier: dict[str, pd.DataFrame],
     ) -> None:
-        self.make_trainer, self.tail_share, self.earlier = make_trainer, tail_share, earlier or {}
+        self.make_trainer, self.tail_share, self.earlier = make_trainer, tail_share, earlier
         self.state, self.progress = "idle", ""
         self.curves: dict[str, list[dict]] = {}  # name -> one row per iteration
         self._stop, self._go_on = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
-        self.alpha = FloatSlider(start.alpha, min=0.01, max=1, step=0.01, description="α", layout=WIDE)
-        self.estimator = Dropdown(options=ESTIMATORS, value=start.estimator, layout={"width": "15em"})
-        self.warm_start = IntSlider(start.warm_start, 0, max(40, start.warm_start), description="n", layout=WIDE)
-        self.rho = FloatSlider(start.rho, min=0.05, max=1, step=0.05, description="ρ", layout=WIDE)
-        self.seed = BoundedIntText(start.seed, 0, 10**6, description="seed", layout=NARROW)
+        self.setting = {
+            "alpha": FloatSlider(alpha, min=0.01, max=1, step=0.01, description="α", layout=WIDE),
+            "estimator": Dropdown(options=ESTIMATORS, value=estimator, layout={"width": "15em"}),
+            "warm_start": IntSlider(warm_start, 0, max(40, warm_start), description="n", layout=WIDE),
+            "rho": FloatSlider(rho, min=0.05, max=1, step=0.05, description="ρ", layout=WIDE),
+            "seed": BoundedIntText(seed, 0, 10**6, description="seed", layout=NARROW),
+        }
         self.start_button = Button(description="Start", button_style="primary")
         self.pause_button = Button(description="Pause", disabled=True)
         self.stop_button = Button(description="Stop", disabled=True)
         self.start_button.on_click(lambda _: self.start())
         self.pause_button.on_click(lambda _: self.resume() if self.state == "paused" else self.pause())
         self.stop_button.on_click(lambda _: self.stop())
-        self.curve, self.batch = Drawing(training_figure(self.earlier, {}, tail_share)), Drawing(batch_figure(NO_BATCH))
+        self.curve, self.batch = Drawing(training_figure(earlier, {}, tail_share)), Drawing(batch_figure(NO_BATCH))
         self.status, self.samples = HTMLWidget("Choose a setting and start."), page()
-        chosen = controls(self.alpha, self.estimator, self.warm_start, self.rho, self.seed)
         buttons = controls(self.start_button, self.pause_button, self.stop_button, self.status)
-        super().__init__([chosen, buttons, self.curve, self.batch, self.samples])
+        super().__init__([controls(*self.setting.values()), buttons, self.curve, self.batch, self.samples])
         self.add_class("rarlhf-training")
-
-    def setting(self) -> Setting:
-        """The current values of the controls."""
-        chosen = (self.alpha, self.estimator, self.warm_start, self.rho, self.seed)
-        return Setting(*(control.value for control in chosen))
 
     # Buttons
 
@@ -121,7 +89,8 @@ class LiveTraining(VBox):
         self._go_on.set()
         self.progress = "Preparing …"
         self._enter("running")
-        self._thread = threading.Thread(target=self._train, args=(self.setting(),), daemon=True)
+        chosen = {name: control.value for name, control in self.setting.items()}
+        self._thread = threading.Thread(target=self._train, kwargs=chosen, daemon=True)
         self._thread.start()
 
     def pause(self) -> None:
@@ -150,10 +119,11 @@ class LiveTraining(VBox):
 
     # The thread
 
-    def _train(self, setting: Setting) -> None:
+    def _train(self, **setting: float | str) -> None:
         try:
-            trainer = self.make_trainer(**setting._asdict())
-            name = setting.label(len(self.curves) + 1)
+            trainer = self.make_trainer(**setting)
+            curve = CURVES[setting["estimator"]] + ", n {warm_start}, ρ {rho:g}, seed {seed}"
+            name = f"{len(self.curves) + 1}: {curve.format(**setting)}"
             while trainer.iteration < trainer.args.iterations and not self._stop.is_set():
                 trainer.step(**trainer.next_prompts())
                 self._draw(name, trainer)
@@ -164,8 +134,8 @@ class LiveTraining(VBox):
             self._enter("failed")
             self.status.value = error_html(error)
 
-    def _draw(self, name: str, trainer: Steps) -> None:
-        batch = batch_table(trainer.rollout, trainer.targets.tail.tolist())
+    def _draw(self, name: str, trainer: CVaRPPOTrainer) -> None:
+        batch = batch_table(trainer)
         mean, tail = float(batch["reward"].mean()), cvar(batch["reward"].to_numpy(), self.tail_share)
         self.curves.setdefault(name, []).append({"iteration": trainer.iteration, "mean": mean, "tail": tail})
         tables = {curve: pd.DataFrame(rows) for curve, rows in self.curves.items()}
@@ -190,7 +160,7 @@ class LiveTraining(VBox):
 
 
 def live_training(
-    make_trainer: Callable[..., Steps],
+    make_trainer: Callable[..., CVaRPPOTrainer],
     *,
     alpha: float = 0.4,
     estimator: str = "tail_selection",
@@ -201,14 +171,14 @@ def live_training(
     earlier: dict[str, pd.DataFrame] | None = None,
     interactive: bool = True,
 ) -> LiveTraining | None:
-    """Train in the notebook and watch; make_trainer(alpha, estimator, warm_start, rho, seed) returns a `Steps`.
+    """Train in the notebook and watch; make_trainer(alpha, estimator, warm_start, rho, seed) returns a trainer.
 
     tail_share: the share of the drawn CVaR, the same for every setting so that curves compare. earlier: training logs
     by method, whose mean rewards are drawn in grey. Returns the widget; a batch run shows the earlier logs and trains
     nothing.
     """
     if not is_static(interactive):
-        return LiveTraining(make_trainer, Setting(alpha, estimator, warm_start, rho, seed), tail_share, earlier)
+        return LiveTraining(make_trainer, alpha, estimator, warm_start, rho, seed, tail_share, earlier or {})
     if earlier:
         training_curves(earlier).show()
     else:
@@ -216,13 +186,14 @@ def live_training(
     return None
 
 
-def batch_table(rollout: Any, tail: Sequence[int]) -> pd.DataFrame:
-    """The episodes of a batch: columns prompt, completion, reward, kl, kept, and text, the hover label."""
+def batch_table(trainer: CVaRPPOTrainer) -> pd.DataFrame:
+    """The last batch: columns prompt, completion, reward, kl, kept, and text, the hover label."""
+    rollout = trainer.rollout
     texts = {"prompt": rollout.prompts, "completion": rollout.completions}
     table = pd.DataFrame(texts, dtype=object)  # which may hold what no string column of pandas can
     labels = [f"{hover_text(prompt)}<br>→ {hover_text(completion)}" for prompt, completion in table.to_numpy()]
     numbers = {"reward": rollout.env_rewards.tolist(), "kl": rollout.kl.tolist()}
-    return table.assign(**numbers, kept=table.index.isin(tail), text=labels)
+    return table.assign(**numbers, kept=table.index.isin(trainer.targets.tail.tolist()), text=labels)
 
 
 def samples_html(batch: pd.DataFrame) -> str:

@@ -10,6 +10,8 @@ from ipywidgets import HTML, HBox, Label, Layout, Widget, widget_serialization
 from plotly.offline import get_plotlyjs
 from traitlets import Instance
 
+WIDE, NARROW = {"width": "22em"}, {"width": "12em"}  # layouts of controls
+
 
 def script(name: str) -> str:
     """The module `name` of this folder, below what all modules share."""

@@ -7,7 +7,7 @@ from IPython.display import HTML, display
 from ipywidgets import BoundedIntText, FloatSlider, IntSlider, ToggleButtons, VBox
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.explorer.plotly_widget import Drawing, controls, page
+from rarlhf_nb.lab.explorer.plotly_widget import NARROW, WIDE, Drawing, controls, page
 from rarlhf_nb.lab.plots.figures import paper_schedules, schedule_figure
 from rarlhf_nb.lab.plots.renderer import is_static
 from rarlhf_nb.lab.texts import error_html, framed
@@ -15,7 +15,6 @@ from rarlhf_nb.risk import SoftRiskSchedule
 
 PAPER_SCHEDULES = paper_schedules()
 YOURS = "yours"
-WIDE, NARROW = {"width": "22em"}, {"width": "12em"}
 ALONG = {"by iteration": "iteration", "by share of training": "share"}
 Along = Literal["iteration", "share"]
 
