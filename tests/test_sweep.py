@@ -27,7 +27,7 @@ from rarlhf_nb.lab.evaluation.report import Report
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.run_sweep import remote_client, write_sweep_report
 from rarlhf_nb.lab.runs import Run
-from rarlhf_nb.lab.status import Progress, SweepDisplay, SweepProgress, sweep_progress
+from rarlhf_nb.lab.status import Progress, SweepProgress, sweep_display, sweep_progress
 from rarlhf_nb.lab.sweep import SWEEP_NOTEBOOKS, TRIAL_NOTEBOOKS, Grid, Sweep
 from rarlhf_nb.lab.sweep_experiment import sweep_scores
 
@@ -145,8 +145,8 @@ def test_one_damaged_sweep_hides_no_other_run(finished, tmp_path, monkeypatch):
 def test_an_error_in_brackets_is_shown_as_it_is():
     trials = {"alpha_0.4-seed_1": Progress("failed", "03_ra_rlhf", 1.0, "pip install 'rarlhf_nb[cluster]' [/y]")}
     console = Console(force_terminal=True, width=200, file=io.StringIO())
-    with SweepDisplay(console) as display:
-        display.show(SweepProgress(trials, None))
+    with sweep_display(console) as show:
+        show(SweepProgress(trials, None))
     assert "'rarlhf_nb[cluster]' [/y]" in console.file.getvalue()
 
 

@@ -211,14 +211,14 @@ def execute_sweep(sweep: "Sweep", workers: int | None, scheduler: str | None) ->
     from rich.console import Console
 
     from rarlhf_nb.lab.run_sweep import local_client, remote_client, run_sweep
-    from rarlhf_nb.lab.status import SweepDisplay, shared_work
+    from rarlhf_nb.lab.status import shared_work, sweep_display
 
     trials = sweep.grid.trials()
     threads = sweep.grid.settings(trials[0]).compute.threads or 1
     count = workers or max(1, (os.cpu_count() or 1) // threads)
     connection = remote_client(scheduler, sweep.folder) if scheduler else local_client(min(count, len(trials)))
-    with connection as client, SweepDisplay(Console()) as display:
-        report = run_sweep(sweep, client, display.show, echo=typer.echo)
+    with connection as client, sweep_display(Console()) as show:
+        report = run_sweep(sweep, client, show, echo=typer.echo)
     typer.echo(f"{report.summary()}\n{shared_work(sweep)}\nsweep_report.md and all runs are in {sweep.folder}")
 
 

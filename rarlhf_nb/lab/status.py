@@ -2,16 +2,18 @@
 
 import json
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.artifacts import SWEEP, lock_owner, read_records
@@ -20,15 +22,13 @@ from rarlhf_nb.lab.runs import MANIFEST, Run, check_name
 from rarlhf_nb.lab.sweep import TRIAL_NOTEBOOKS, Sweep
 
 QUIET = 120  # seconds without a written file, after which a run counts as silent
-FINAL = ("done", "failed")
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is.
+class Progress(NamedTuple):
+    """How far a run or one of its notebooks is.
 
-    state: waiting, running, silent (it holds its folder but writes nothing), interrupted, failed or done. at: the
-    notebook, and the training under way in it. seconds: of its notebooks so far. error: why it failed.
+    state: waiting, running, silent (the run is held by a process but writes nothing), interrupted, failed or done. at:
+    the notebook, and the training under way in it or the cell that failed. seconds: so far. error: why it failed.
     """
 
     state: str
@@ -37,72 +37,62 @@ class Progress:
     error: str = ""
 
 
+def notebook_progress(run: Run, notebooks: list[str]) -> dict[str, Progress]:
+    """The progress of each of these notebooks in a run; `at` lacks the notebook's name. Raises those of `manifest`."""
+    entries, busy = run.manifest["notebooks"], lock_owner(run.folder) is not None
+    found = {}
+    for name in notebooks:
+        entry = {"state": "waiting", "seconds": 0.0, "error": "", "cell": None} | entries.get(name, {})
+        state, seconds = entry["state"], entry["seconds"]
+        if state == "running" and busy:
+            seconds = _since(run.path(MANIFEST).stat().st_mtime)
+            state = "silent" if _since(_last_write(run)) > QUIET else "running"
+        elif state == "running":
+            state = "interrupted"
+        at = _training(run) if state in ("running", "silent", "interrupted") else ""
+        at = f", cell {entry['cell']}" if entry["cell"] else at
+        found[name] = Progress(state, at, seconds, entry["error"])
+    return found
+
+
 def run_progress(run: Run, notebooks: list[str]) -> Progress:
     """The progress of a run that is done after these notebooks."""
     if not run.path(MANIFEST).exists():
         return Progress("waiting")
     try:
-        entries = run.manifest["notebooks"]
+        parts = notebook_progress(run, notebooks)
     except UserError as error:
         return Progress("failed", error=str(error))
-    seconds = sum(entry["seconds"] for entry in entries.values())
-    if lock_owner(run.folder):
-        at = next((name for name, entry in entries.items() if entry["state"] == "running"), "between notebooks")
-        state = "silent" if _since(_last_write(run)) > QUIET else "running"
-        return Progress(state, f"{at}{_training(run)}", seconds + _since(run.path(MANIFEST).stat().st_mtime))
-    if not entries:  # as in JupyterLab, where no notebook is noted
-        return Progress("waiting")
-    first = next((name for name in notebooks if entries.get(name, {}).get("state") != "done"), None)
-    if first is None:
-        return Progress("done", seconds=seconds)
-    entry = entries.get(first, {})
-    if entry.get("state") == "failed":
-        cell = f", cell {entry['cell']}" if entry.get("cell") else ""
-        return Progress("failed", f"{first}{cell}", seconds, entry.get("error", ""))
-    return Progress("interrupted", f"{first}{_training(run)}", seconds)
+    seconds, busy = sum(part.seconds for part in parts.values()), lock_owner(run.folder) is not None
+    name, first = next(((name, part) for name, part in parts.items() if part.state != "done"), ("", Progress("done")))
+    if busy and first.state not in ("running", "silent"):
+        return Progress("running", "between notebooks", seconds)
+    if first.state == "waiting" and seconds:  # killed between two notebooks; in JupyterLab no notebook is noted
+        return Progress("interrupted", name, seconds)
+    return first._replace(at=name + first.at, seconds=seconds)
 
 
-def run_table(run: Run, notebooks: list[str]) -> pd.DataFrame:
-    """One row per notebook of a run: its state, the training under way, its seconds, and why it failed."""
-    entries, busy = run.manifest["notebooks"], lock_owner(run.folder)
-    rows = {}
-    for name in notebooks:
-        entry = {"state": "waiting", "seconds": 0.0} | entries.get(name, {})
-        under_way = entry["state"] == "running"
-        seconds = _since(run.path(MANIFEST).stat().st_mtime) if busy and under_way else entry["seconds"]
-        rows[name] = {
-            "state": "interrupted" if under_way and not busy else entry["state"],
-            "at": _training(run).removeprefix(": ") if under_way else "",
-            "time": _clock(seconds),
-            "error": _first_line(entry.get("error", "")),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
+def table(progress: dict[str, Progress]) -> str:
+    """One row for each run or notebook, by its name, and below them why some have failed."""
+    rows = [(part.state, part.at.lstrip(":, "), _clock(part.seconds)) for part in progress.values()]
+    errors = [f"{name}: {part.error.splitlines()[0]}" for name, part in progress.items() if part.error]
+    return "\n".join([pd.DataFrame(rows, list(progress), ["state", "at", "time"]).to_string(), *errors])
 
 
-@dataclass(frozen=True)
-class SweepProgress:
+class SweepProgress(NamedTuple):
     """How far a sweep is. trials: by name. seconds_left: estimated from finished runs; None before there are any."""
 
     trials: dict[str, Progress]
     seconds_left: float | None
 
-    def counts(self) -> dict[str, int]:
-        """How many runs are in each state."""
-        states = [trial.state for trial in self.trials.values()]
-        return {state: states.count(state) for state in dict.fromkeys(states)}
-
     def headline(self) -> str:
         """One line: how many runs are in each state, and the time left."""
-        left = f"; about {_clock(self.seconds_left)} left" if self.seconds_left else ""
-        return ", ".join(f"{count} {state}" for state, count in self.counts().items()) + left
+        return self.counts() + (f"; about {_clock(self.seconds_left)} left" if self.seconds_left else "")
 
-    def table(self) -> pd.DataFrame:
-        """One row per run, for reading."""
-        rows = {
-            name: {"state": run.state, "at": run.at, "time": _clock(run.seconds), "error": _first_line(run.error)}
-            for name, run in self.trials.items()
-        }
-        return pd.DataFrame.from_dict(rows, orient="index")
+    def counts(self) -> str:
+        """How many runs are in each state, such as "3 done, 1 running"."""
+        found = Counter(trial.state for trial in self.trials.values())
+        return ", ".join(f"{count} {state}" for state, count in found.items())
 
 
 def sweep_progress(sweep: Sweep, workers: int = 1) -> SweepProgress:
@@ -112,7 +102,7 @@ def sweep_progress(sweep: Sweep, workers: int = 1) -> SweepProgress:
     if not finished:
         return SweepProgress(trials, None)
     each = sum(finished) / len(finished)
-    left = sum(max(0.0, each - trial.seconds) for trial in trials.values() if trial.state not in FINAL)
+    left = sum(max(0.0, each - trial.seconds) for trial in trials.values() if trial.state not in ("done", "failed"))
     running = sum(trial.state == "running" for trial in trials.values())
     return SweepProgress(trials, left / max(workers, running))
 
@@ -126,29 +116,21 @@ def shared_work(sweep: Sweep) -> str:
     return f"{worked:.0f} s of work in all stages; {taken:.0f} s more ({share:.0f} %) was shared instead of done again"
 
 
-class SweepDisplay:
-    """The progress of a sweep: a table that stays in place in a terminal, and elsewhere a line for every change."""
+@contextmanager
+def sweep_display(console: Console) -> Iterator[Callable[[SweepProgress], None]]:
+    """A function that shows progress: as a table that stays in place in a terminal, elsewhere as a line per change."""
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            yield lambda progress: live.update(Text(f"{table(progress.trials)}\n{progress.headline()}"), refresh=True)
+        return
+    shown = []
 
-    def __init__(self, console: Console) -> None:
-        self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        self.counts: dict[str, int] = {}
-
-    def __enter__(self) -> "SweepDisplay":
-        if self.live is not None:
-            self.live.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.live is not None:
-            self.live.stop()
-
-    def show(self, progress: SweepProgress) -> None:
-        """Show the progress."""
-        if self.live is not None:
-            self.live.update(_rich_table(progress), refresh=True)
-        elif progress.counts() != self.counts:
-            self.counts = progress.counts()
+    def show(progress: SweepProgress) -> None:
+        if progress.counts() not in shown[-1:]:
+            shown.append(progress.counts())
             typer.echo(progress.headline())
+
+    yield show
 
 
 def status_of_all(root: Path, notebooks: list[str]) -> list[str]:
@@ -160,7 +142,7 @@ def status_of_all(root: Path, notebooks: list[str]) -> list[str]:
                 state = f"sweep, {sweep_progress(Sweep.reopen(folder.name, root)).headline()}"
             else:
                 progress = run_progress(Run(folder), notebooks)
-                state = ": ".join(part for part in (progress.state, progress.at) if part)
+                state = ": ".join(filter(None, [progress.state, progress.at]))
         except UserError as error:
             state = str(error)
         lines.append(f"{folder.name}: {state}")
@@ -173,20 +155,10 @@ def status_of(name: str, root: Path, notebooks: list[str]) -> list[str]:
     if (root / name / SWEEP).exists():
         sweep = Sweep.reopen(name, root)
         progress = sweep_progress(sweep)
-        return [progress.table().to_string(), progress.headline(), shared_work(sweep)]
+        return [table(progress.trials), progress.headline(), shared_work(sweep)]
     if not (root / name / MANIFEST).exists():
         raise UserError(f"run = {name!r}: there is no such run or sweep; `rarlhf status` lists them.")
-    return [run_table(Run(root / name), notebooks).to_string()]
-
-
-def _rich_table(progress: SweepProgress) -> Table:
-    rows = progress.table()
-    table = Table(caption=progress.headline(), box=None)
-    for column in ("run", *rows.columns):
-        table.add_column(column, overflow="fold")
-    for name, row in rows.iterrows():
-        table.add_row(name, *map(escape, row))
-    return table
+    return [table(notebook_progress(Run(root / name), notebooks))]
 
 
 def _training(run: Run) -> str:
@@ -212,13 +184,11 @@ def _length(settings: dict[str, Any], method: str) -> int:
 
 
 def _last_write(run: Run) -> float:
-    times = []
+    times = [0.0]
     for path in run.folder.rglob("*"):
-        try:
+        with suppress(OSError):  # removed in the meantime
             times.append(path.stat().st_mtime)
-        except OSError:  # removed in the meantime
-            continue
-    return max(times, default=0.0)
+    return max(times)
 
 
 def _since(moment: float) -> float:
@@ -226,10 +196,5 @@ def _since(moment: float) -> float:
 
 
 def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-def _first_line(text: str) -> str:
-    return text.splitlines()[0] if text else ""
+    """0:05, or 1:02:03 with hours."""
+    return str(timedelta(seconds=round(seconds))).removeprefix("0:")
