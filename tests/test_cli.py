@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab import cli, notebooks
+from rarlhf_nb.lab import notebooks, run_sweep
 from rarlhf_nb.lab.cli import app, join_pairs, parse_parameters
 
 
@@ -74,7 +74,7 @@ def test_bad_input_exits_with_2_and_one_line_before_any_work(words, message, tmp
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    for module, work in ((notebooks, "run_notebooks"), (cli, "execute_sweep")):
+    for module, work in ((notebooks, "run_notebooks"), (run_sweep, "run_sweep")):
         monkeypatch.setattr(module, work, lambda *arguments, **options: pytest.fail("work began"))
     answer = CliRunner().invoke(app, join_pairs(words))
     assert answer.exit_code == 2 and answer.stderr.startswith("error: ") and message in answer.stderr, answer.output

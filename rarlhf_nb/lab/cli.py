@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
+from typer.core import TyperGroup
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.artifacts import KEEP
@@ -16,9 +17,18 @@ from rarlhf_nb.lab.messages import reported_errors
 
 if TYPE_CHECKING:
     from rarlhf_nb.lab.experiment import Experiment
-    from rarlhf_nb.lab.sweep import Sweep
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+class Commands(TyperGroup):
+    """The commands, all of which report a user's error in one line."""
+
+    def invoke(self, context: typer.Context) -> Any:
+        """Run a command."""
+        with reported_errors():
+            return super().invoke(context)
+
+
+app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 @app.callback()
@@ -51,13 +61,29 @@ def run(
     keep: Annotated[bool, typer.Option("--keep", help="Keep what is finished although the code has changed.")] = False,
 ) -> None:
     """Execute the notebooks in order into papermill_runs/RUN and print the report."""
-    with reported_errors():
-        if keep:
-            os.environ[KEEP] = "1"  # which reaches the notebooks
-        overrides = parse_parameters(parameter or [])
-        if processes is not None:
-            overrides["compute.processes"] = processes
-        execute(profile, run, seed, overrides, force)
+    from rarlhf_nb.lab.notebooks import NotebookFailed, notebook_files, run_notebooks
+    from rarlhf_nb.lab.profiles import load_profile
+    from rarlhf_nb.lab.runs import Run
+
+    if keep:
+        os.environ[KEEP] = "1"  # which reaches the notebooks
+    overrides = parse_parameters(parameter or [])
+    if processes is not None:
+        overrides["compute.processes"] = processes
+    settings = load_profile(profile, overrides)
+    opened = Run.open(run or settings.name, settings.model_dump(mode="json"), seed)
+    typer.echo(f"profile {settings.name}, run {opened.name}, seed {seed}")
+    started = time.perf_counter()
+    parameters = {"profile": profile, "run": opened.name, "seed": seed, "overrides": overrides}
+    try:
+        run_notebooks(opened, notebook_files(), parameters, force, echo=typer.echo)
+    except NotebookFailed as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    if opened.path("summary.md").exists():
+        typer.echo(opened.read("summary.md"))
+    seconds = time.perf_counter() - started
+    typer.echo(f"{seconds:.0f} s in all; report.md, notebooks, policies and tables are in {opened.folder}")
 
 
 @app.command()
@@ -81,12 +107,21 @@ def sweep(
     Each combination is a run NAME/RUN; work that they share is done once. The same command continues an interrupted
     sweep, and with further values it runs only what is new.
     """
-    with reported_errors():
-        if workers is not None and scheduler is not None:
-            raise UserError(f"--workers = {workers} and --scheduler = {scheduler!r}: give one of them.")
-        from rarlhf_nb.lab.sweep import Sweep, read_grid
+    if workers is not None and scheduler is not None:
+        raise UserError(f"--workers = {workers} and --scheduler = {scheduler!r}: give one of them.")
+    from rarlhf_nb.lab.sweep import Sweep, read_grid
 
-        execute_sweep(Sweep.open(name, read_grid(profile, alpha, seed, parameter or [], yes)), workers, scheduler)
+    grid = read_grid(profile, alpha, seed, parameter or [], yes)  # what is wrong with it is said at once
+    from rich.console import Console
+
+    from rarlhf_nb.lab.run_sweep import local_client, remote_client, run_sweep
+    from rarlhf_nb.lab.status import shared_work, sweep_display
+
+    opened = Sweep.open(name, grid)
+    connection = remote_client(scheduler, opened.folder) if scheduler else local_client(grid, workers)
+    with connection as client, sweep_display(Console()) as show:
+        report = run_sweep(opened, client, show, echo=typer.echo)
+    typer.echo(f"{report.summary()}\n{shared_work(opened)}\nsweep_report.md and all runs are in {opened.folder}")
 
 
 @app.command()
@@ -99,9 +134,8 @@ def status(
     from rarlhf_nb.lab.status import status_of, status_of_all
 
     notebooks = [path.stem for path in notebook_files()]
-    with reported_errors():
-        lines = status_of_all(default_root(), notebooks) if name is None else status_of(name, default_root(), notebooks)
-        typer.echo("\n".join(lines))
+    lines = status_of_all(default_root(), notebooks) if name is None else status_of(name, default_root(), notebooks)
+    typer.echo("\n".join(lines))
 
 
 @app.command()
@@ -110,12 +144,11 @@ def report(run: Annotated[str, typer.Argument(help="Name of a run folder in pape
     from rarlhf_nb.lab.experiment import Experiment
     from rarlhf_nb.lab.report_page import build_page
 
-    with reported_errors():
-        experiment = Experiment.reopen(run)
-        title = f"{run} ({experiment.profile.name}, seed {experiment.seed})"
-        found = experiment.report()  # writes the report that the scores are read from
-        page = build_page(title, experiment.profile, experiment.tables(), found, experiment.scores(["ppo.kl_coef"]))
-        typer.echo(f"written: {experiment.output.write('report.html', page)}")
+    experiment = Experiment.reopen(run)
+    title = f"{run} ({experiment.profile.name}, seed {experiment.seed})"
+    found = experiment.report()  # writes the report that the scores are read from
+    page = build_page(title, experiment.profile, experiment.tables(), found, experiment.scores(["ppo.kl_coef"]))
+    typer.echo(f"written: {experiment.output.write('report.html', page)}")
 
 
 @app.command()
@@ -126,8 +159,7 @@ def verify(
     """Repeat RUN from its manifest, and say what agrees to the last digit and what does not."""
     from rarlhf_nb.lab.verify import verify
 
-    with reported_errors():
-        found = verify(reopen_run(run), iterations, say=lambda stage: typer.echo(f"repeating: {stage}"))
+    found = verify(reopen_run(run), iterations, say=lambda stage: typer.echo(f"repeating: {stage}"))
     for finding in found:
         typer.echo(f"{finding.what}: {'agrees' if finding.agrees else finding.difference}")
     different = [finding for finding in found if finding.file and not finding.agrees]
@@ -148,14 +180,13 @@ def export(
     """Write the policy of METHOD in RUN with a model card into FOLDER, ready for the hub."""
     from rarlhf_nb.lab.export import check_push, export_policy, push_folder
 
-    with reported_errors():
-        experiment = reopen_run(run)
-        if push is not None:
-            check_push(push)
-        written = export_policy(experiment.workspace, method, folder, push)
-        typer.echo(f"written: {written}")
-        if push is not None:
-            typer.echo(f"pushed: {push_folder(written, push)}")
+    experiment = reopen_run(run)
+    if push is not None:
+        check_push(push)
+    written = export_policy(experiment.workspace, method, folder, push)
+    typer.echo(f"written: {written}")
+    if push is not None:
+        typer.echo(f"pushed: {push_folder(written, push)}")
 
 
 @app.command()
@@ -166,8 +197,7 @@ def explore(
     """Serve the explorer of RUN, read-only, to a browser on this machine; Ctrl-C ends it."""
     from rarlhf_nb.lab.explorer.page import serve
 
-    with reported_errors():
-        serve(reopen_run(run).run, port, say=typer.echo)
+    serve(reopen_run(run).run, port, say=typer.echo)
 
 
 def reopen_run(name: str) -> "Experiment":
@@ -181,45 +211,6 @@ def reopen_run(name: str) -> "Experiment":
             f"and notebook 06 with run = {name!r} show the whole sweep."
         )
     return experiment
-
-
-def execute(profile: str, run_name: str | None, seed: int, overrides: dict[str, Any], force: bool) -> None:
-    """`rarlhf run` after its arguments are parsed."""
-    from rarlhf_nb.lab.notebooks import NotebookFailed, notebook_files, run_notebooks
-    from rarlhf_nb.lab.profiles import load_profile
-    from rarlhf_nb.lab.runs import Run
-
-    settings = load_profile(profile, overrides)
-    run = Run.open(run_name or settings.name, settings.model_dump(mode="json"), seed)
-    typer.echo(f"profile {settings.name}, run {run.name}, seed {seed}")
-    started = time.perf_counter()
-    parameters = {"profile": profile, "run": run.name, "seed": seed, "overrides": overrides}
-    try:
-        run_notebooks(run, notebook_files(), parameters, force, echo=typer.echo)
-    except NotebookFailed as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
-    if run.path("summary.md").exists():
-        typer.echo(run.read("summary.md"))
-    typer.echo(
-        f"{time.perf_counter() - started:.0f} s in all; report.md, notebooks, policies and tables are in {run.folder}"
-    )
-
-
-def execute_sweep(sweep: "Sweep", workers: int | None, scheduler: str | None) -> None:
-    """`rarlhf sweep` after its arguments are parsed."""
-    from rich.console import Console
-
-    from rarlhf_nb.lab.run_sweep import local_client, remote_client, run_sweep
-    from rarlhf_nb.lab.status import shared_work, sweep_display
-
-    trials = sweep.grid.trials()
-    threads = sweep.grid.settings(trials[0]).compute.threads or 1
-    count = workers or max(1, (os.cpu_count() or 1) // threads)
-    connection = remote_client(scheduler, sweep.folder) if scheduler else local_client(min(count, len(trials)))
-    with connection as client, sweep_display(Console()) as show:
-        report = run_sweep(sweep, client, show, echo=typer.echo)
-    typer.echo(f"{report.summary()}\n{shared_work(sweep)}\nsweep_report.md and all runs are in {sweep.folder}")
 
 
 def parse_parameters(pairs: list[str]) -> dict[str, Any]:

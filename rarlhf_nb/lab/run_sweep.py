@@ -21,7 +21,7 @@ from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.notebooks import SAVE_SECONDS, notebook_files, run_notebooks
 from rarlhf_nb.lab.runs import Run
 from rarlhf_nb.lab.status import SweepProgress, sweep_progress
-from rarlhf_nb.lab.sweep import SWEEP_NOTEBOOKS, TRIAL_NOTEBOOKS, Sweep, Trial
+from rarlhf_nb.lab.sweep import SWEEP_NOTEBOOKS, TRIAL_NOTEBOOKS, Grid, Sweep, Trial
 from rarlhf_nb.lab.sweep_experiment import finished_trials, sweep_scores
 from rarlhf_nb.provenance import installed_versions
 
@@ -30,12 +30,15 @@ WAIT = 60.0  # seconds for a run folder that somebody else still holds, such as 
 
 
 @contextmanager
-def local_client(workers: int) -> Iterator[Client]:
+def local_client(grid: Grid, workers: int | None = None) -> Iterator[Client]:
     """A client of `workers` threads in this process, which suffice, since every notebook has a process of its own.
 
-    Nobody else can reach them: a Dask scheduler with a port would execute what any user of this machine sends.
+    workers: by default as many as the cores allow. Nobody else can reach them: a Dask scheduler with a port would
+    execute what any user of this machine sends.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    cores, trials = os.cpu_count() or 1, grid.trials()
+    workers = min(workers or max(1, cores // (grid.settings(trials[0]).compute.threads or 1)), len(trials))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
     places = dict.fromkeys(("dashboard_address", "worker_dashboard_address"), "127.0.0.1:0")
     options = {"processes": False, "protocol": "inproc://", "memory_limit": 0, "silence_logs": logging.CRITICAL}
     with (
