@@ -75,7 +75,7 @@ def made(experiment: Experiment, kl_coef: float, seed: int, method: str, output:
     """Train a method and measure it: one row for each alpha that its policy acts for; the episodes go to OUTPUT."""
     profile, begun = experiment.profile, time.perf_counter()
     if method == "sft":
-        policy, iterations = experiment.workspace.start(), 0
+        policy, iterations = experiment.start(), 0
     else:
         trainer = trainer_of(experiment, method, kl_coef, seed)
         policy, iterations = trainer.policy, len(trainer.train())
@@ -107,7 +107,7 @@ def acting(method: str, policy: ActorCritic) -> dict[str, ActorCritic]:
 
 def measured(experiment: Experiment, policy: ActorCritic) -> pd.DataFrame:
     """The episodes of a policy on the test prompts."""
-    profile, reference = experiment.profile, experiment.workspace.reference()
+    profile, reference = experiment.profile, experiment.reference()
     how = (experiment.reward(), experiment.data("test"), profile.sampling, profile.evaluation, TEST_SEED)
     return evaluate(policy, reference, *how, profile.policy.mixed_precision)
 

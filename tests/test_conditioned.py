@@ -18,7 +18,6 @@ from rarlhf_nb.lab.explorer.live_training import ESTIMATORS
 from rarlhf_nb.lab.glossary import logged_keys
 from rarlhf_nb.lab.profiles import load_profile
 from rarlhf_nb.lab.runs import Run
-from rarlhf_nb.lab.workspace import Workspace
 from rarlhf_nb.policy import Reference, evaluate_tokens, load_policy
 from rarlhf_nb.ppo import dense_rewards, generalized_advantages
 from rarlhf_nb.risk import rockafellar_uryasev_rewards
@@ -239,11 +238,11 @@ def test_its_own_kl_coef_and_iterations_go_before_those_of_ppo():
 
 
 def test_live_training_offers_it_beside_the_estimators(tmp_path, monkeypatch):
-    monkeypatch.setattr(Workspace, "start", lambda _: tiny_policy())
-    monkeypatch.setattr(Workspace, "reward", lambda _: good_minus_bad)
-    monkeypatch.setattr(Workspace, "data", lambda _, name: pd.DataFrame({"prompt": PROMPTS * 16}))
+    monkeypatch.setattr(Experiment, "start", lambda _: tiny_policy())
+    monkeypatch.setattr(Experiment, "reward", lambda _: good_minus_bad)
+    monkeypatch.setattr(Experiment, "data", lambda _, name: pd.DataFrame({"prompt": PROMPTS * 16}))
     profile = load_profile("pocket", {"ppo.batch_size": 16, "conditioned.iterations": 3})
-    experiment = Experiment(Workspace(profile, Run(tmp_path), seed=1))
+    experiment = Experiment(profile, Run(tmp_path), seed=1)
     for estimator in ESTIMATORS.values():
         trainer = experiment.live_trainer(alpha=0.25, estimator=estimator, warm_start=2, rho=0.5, seed=7)
         assert isinstance(trainer, AlphaConditionedTrainer) == (estimator == "conditioned")

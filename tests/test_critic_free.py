@@ -116,7 +116,7 @@ def test_only_the_methods_on_the_tail_depend_on_alpha(experiment):
     logs = {method: experiment.train(method) for method in ("grpo", "cvar_grpo", "cvar_grpo@0.75")}
     last = {method: int(log["kept"].iloc[-1]) for method, log in logs.items()}
     assert last == {"grpo": 16, "cvar_grpo": 7, "cvar_grpo@0.75": 12}
-    assert experiment.workspace.saved("cvar_grpo").model is not None
+    assert experiment.saved("cvar_grpo").model is not None
     with pytest.raises(UserError, match=r"'grpo': TRL trains it as a whole; call experiment.train\('grpo'\)"):
         experiment.trainer("grpo")
 

@@ -163,7 +163,7 @@ def test_bf16_on_a_processor_without_it_is_warned_of(work, monkeypatch):
 def test_a_killed_training_continues_inside_its_stage(work, capsys):
     work(methods=())
     experiment = Experiment.open("pocket", "mine", 1, TINY)
-    checkpoints = training_stage(experiment.workspace, "rlhf").checkpoints("rlhf")
+    checkpoints = training_stage(experiment, "rlhf").checkpoints("rlhf")
     checkpoints.seconds = 0
     for _, _ in zip(range(2), experiment.trainer("rlhf", checkpoints=checkpoints), strict=False):
         pass
@@ -238,7 +238,7 @@ def test_a_policy_of_the_users_own_is_measured_beside_the_methods(work, tmp_path
     rows = experiment.report().main()
     assert rows.loc["theirs"].tolist() == rows.loc["RLHF"].tolist()
     with pytest.raises(UserError, match="method = 'theirs' was not made by this run.*/policies/theirs itself"):
-        export_policy(experiment.workspace, "theirs", tmp_path / "copy")
+        export_policy(experiment, "theirs", tmp_path / "copy")
     Path("papermill_runs/mine/evaluation/theirs.parquet").write_bytes(b"")
     with pytest.raises(UserError, match=r"theirs.parquet is damaged.*: `experiment.evaluate\('theirs'\)` makes"):
         experiment.tables()

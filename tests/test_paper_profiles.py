@@ -51,11 +51,11 @@ def test_a_profile_of_the_paper_runs_from_data_to_both_methods(opened, name):
     if profile.task.train_toxic_share:
         assert labels[1] == pytest.approx(profile.task.train_toxic_share, abs=0.02)
         assert test["label"].mean() == pytest.approx(profile.task.test_toxic_share, abs=0.02)
-    tokenizer = run.workspace.policy("base").processing_class
+    tokenizer = run.policy("base").processing_class
     longest = max(map(len, tokenizer(train["prompt"].tolist())["input_ids"]))
     assert longest <= profile.task.prompt_length + 1  # cutting bytes may split a character
     assert len(run.train_sft()) == 1
-    assert run.workspace.policy("sft").model.dtype == getattr(torch, profile.policy.dtype)
+    assert run.policy("sft").model.dtype == getattr(torch, profile.policy.dtype)
     for method in ("rlhf", "ra_rlhf"):
         log, trainer = run.train(method), run.trainer(method)
         schedule = trainer.schedule

@@ -155,7 +155,7 @@ def press_ctrl_c():
 
 def leave_conditioned(experiment):
     """The SFT policy, with an embedding of alpha that nobody trained."""
-    policy = experiment.workspace.saved("sft")
+    policy = experiment.saved("sft")
     policy.risk = RiskEmbedding(policy.model.config.n_embd, alpha_min=0.1)
     policy.risk.weight.data.copy_(torch.linspace(-0.2, 0.2, policy.model.config.n_embd))
     policy.save(experiment.run.path("policies", "conditioned"))
@@ -175,7 +175,7 @@ def test_a_run_on_two_processes_is_interrupted_loses_one_and_ends_as_on_one(tmp_
     log = experiment.run.path("training", "ra_rlhf.jsonl")
     with pytest.raises(KeyboardInterrupt), once_it_changes(log, press_ctrl_c):
         experiment.train("ra_rlhf")
-    saved = training_stage(experiment.workspace, "ra_rlhf").checkpoints("ra_rlhf").latest().state["iteration"]
+    saved = training_stage(experiment, "ra_rlhf").checkpoints("ra_rlhf").latest().state["iteration"]
     assert 1 <= saved == len(log.read_text().splitlines()) < 12
 
     started = time.monotonic()

@@ -9,7 +9,7 @@ import pytest
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.files import checksum, dumps_with_checksum, json_lines, loads_with_checksum
-from rarlhf_nb.lab.artifacts import check_files, damaged_files, read_record, recorded_checksums
+from rarlhf_nb.lab.artifacts import check_files, damaged_files, read_record
 from rarlhf_nb.lab.runs import Run
 
 TABLE = pd.DataFrame({"prompt": ["a", "b"] * 50, "reward": [1.0, -2.0] * 50})
@@ -43,7 +43,6 @@ def test_what_was_written_is_read_to_the_last_digit(run, tmp_path):
     record = read_record(run.folder, "train rlhf")
     assert record.versions["torch"] and damaged_files(run.folder, record) == []
     assert record.files["policies/rlhf/model.safetensors"] == checksum(run.path("policies/rlhf/model.safetensors"))
-    assert list(recorded_checksums(run.folder, "policies/rlhf")) == ["/model.safetensors"]
     shutil.copytree(run.folder, tmp_path / "copy")
     assert Run(tmp_path / "copy").read("report.json") == {"methods": {}}
 

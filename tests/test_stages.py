@@ -55,7 +55,7 @@ def test_stages_read_and_write_what_they_say(open_experiment):
     whole = open_experiment("whole")
     for number, make in enumerate(STAGES):
         alone = open_experiment(f"alone_{number}")
-        stage = make(alone.workspace)
+        stage = make(alone)
         hand_over(whole.run, alone.run, stage.reads)
         before = files(alone.run)
         stage.run()
@@ -79,7 +79,7 @@ def test_no_two_methods_share_a_training(open_experiment):
     for place in ("data/train.parquet", "policies/sft/model.safetensors"):
         experiment.run.write(place, "what all of them start from")
     methods = ["rlhf", "ra_rlhf", "ra_rlhf_ru", "conditioned", "grpo", "cvar_grpo", "rloo", "cvar_rloo", "cvar_rloo@1"]
-    trainings = {method: training_stage(experiment.workspace, method).fingerprint() for method in methods}
+    trainings = {method: training_stage(experiment, method).fingerprint() for method in methods}
     assert trainings.pop("cvar_rloo@1") == trainings["rloo"]
     assert len(set(trainings.values())) == len(methods) - 1
 
@@ -88,13 +88,13 @@ def test_a_stage_without_its_files_names_the_notebook_to_run(open_experiment):
     experiment = open_experiment("empty")
     for make, notebook in zip(STAGES[1:], [*["01_data_prep"] * 17, "02_baseline_rlhf"], strict=True):
         with pytest.raises(ValueError, match=f"run notebook {notebook} first"):
-            make(experiment.workspace).run()
+            make(experiment).run()
     assert [path.name for path in experiment.run.folder.iterdir()] == ["manifest.json"]
 
 
 def test_a_policy_that_no_run_has_is_named(open_experiment):
     experiment = open_experiment("empty")
     with pytest.raises(ValueError, match="method = 'rhlf' has no policy in this run; there are: none"):
-        experiment.workspace.saved("rhlf")
+        experiment.saved("rhlf")
     with pytest.raises(ValueError, match="dexperts/expert is missing in run 'empty': run notebook 04_other_baselines"):
-        experiment.workspace.policy("dexperts")
+        experiment.policy("dexperts")

@@ -104,16 +104,6 @@ def _remedy(record: Record) -> str:
     return f"run the same `rarlhf run` command again, or notebook {record.notebook}, whose stage {record.stage!r}"
 
 
-def recorded_checksums(run_folder: Path, relative: str) -> dict[str, str]:
-    """The checksums of a file or of all files in a folder, by path below `relative`.
-
-    They come from the records if they are there; what is damaged is noticed when it is read.
-    """
-    recorded = {name: own for record in read_records(run_folder) for name, own in record.files.items()}
-    names = {file.relative_to(run_folder).as_posix() for file in files_of(run_folder / relative)}
-    return {name.removeprefix(relative): recorded.get(name) or checksum(run_folder / name) for name in sorted(names)}
-
-
 @cache  # later edits do not reach the modules that this process has loaded
 def code_hash(*places: str) -> str:
     """A hash of the package's code to the last byte: all of the library, and `places` in lab, such as "evaluation"."""

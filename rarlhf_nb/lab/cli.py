@@ -183,7 +183,7 @@ def export(
     experiment = reopen_run(run)
     if push is not None:
         check_push(push)
-    written = export_policy(experiment.workspace, method, folder, push)
+    written = export_policy(experiment, method, folder, push)
     typer.echo(f"written: {written}")
     if push is not None:
         typer.echo(f"pushed: {push_folder(written, push)}")

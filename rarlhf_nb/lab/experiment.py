@@ -34,7 +34,7 @@ from rarlhf_nb.lab.stages.training import (
 )
 from rarlhf_nb.lab.sweep import Sweep
 from rarlhf_nb.lab.sweep_experiment import SweepExperiment
-from rarlhf_nb.lab.workspace import EXPERTS, Workspace, prepare_process
+from rarlhf_nb.lab.workspace import EXPERTS
 from rarlhf_nb.loop import TrainingLoop
 from rarlhf_nb.quantization import check_bitsandbytes
 from rarlhf_nb.settings import PolicySettings
@@ -58,7 +58,7 @@ class Experiment(Results):
         check_bitsandbytes(settings.policy.quantization)
         _warn_of_slow_bf16(settings.policy)
         folder = Run.open(run or settings.name, settings.model_dump(mode="json"), seed)
-        experiment = cls(prepare_process(Workspace(settings, folder, seed)))
+        experiment = cls(settings, folder, seed).prepare_process()
         if "threads" not in folder.manifest:
             folder.note(threads=torch.get_num_threads())
         return experiment
@@ -93,7 +93,7 @@ class Experiment(Results):
                 f"run = {run.name!r}{run.other_version()} has {error.error_count()} settings that this version does "
                 "not know: run it again under another name."
             ) from None
-        return cls(prepare_process(Workspace(profile, run, manifest["seed"])))
+        return cls(profile, run, manifest["seed"]).prepare_process()
 
     def settings_table(self) -> pd.DataFrame:
         """Every setting of the profile: section, setting, value."""
@@ -111,13 +111,13 @@ class Experiment(Results):
         A reward model is trained before that if the profile says so.
         """
         if self.profile.reward.model == "train":
-            reward_stage(self.workspace).run()
-        data_stage(self.workspace).run()
+            reward_stage(self).run()
+        data_stage(self).run()
         return self.run.read("data/task.json")["notes"]
 
     def reward_metrics(self) -> pd.DataFrame:
         """The reward model's accuracy on held-out texts, by their length; empty for a model from elsewhere."""
-        metrics = self.workspace.reward_folder() / "metrics.json"
+        metrics = self.reward_folder() / "metrics.json"
         if not metrics.exists():
             return pd.DataFrame({"accuracy": []})
         accuracy = json.loads(metrics.read_text())["accuracy"]
@@ -125,7 +125,7 @@ class Experiment(Results):
 
     def train_sft(self) -> pd.DataFrame:
         """Fine-tune the base policy on positive texts and save it as `sft`; returns TRL's training log."""
-        sft_stage(self.workspace).run()
+        sft_stage(self).run()
         return self.run.read(f"policies/sft/{SFT_LOG}")
 
     def trainer(self, method: str, **changes: Any) -> TrainingLoop:
@@ -133,14 +133,14 @@ class Experiment(Results):
 
         All start from the SFT policy with the same data order and seed. `changes` replace arguments of the trainer.
         """
-        return make_trainer(self.workspace, method, **changes)
+        return make_trainer(self, method, **changes)
 
     def train(self, method: str) -> pd.DataFrame:
         """Train a method and save its policy; returns the training log, one row per iteration.
 
         The methods of `trainer`, and `grpo`, `cvar_grpo`, `rloo` and `cvar_rloo`, which TRL trains.
         """
-        training_stage(self.workspace, method).run()
+        training_stage(self, method).run()
         return self.run.read(f"training/{method}.jsonl")
 
     def risk_methods(self) -> list[str]:
@@ -151,12 +151,12 @@ class Experiment(Results):
 
     def choose_prefix(self) -> pd.DataFrame:
         """Try the profile's prefixes on validation prompts and save the best as `prompted`; returns their rewards."""
-        prefix_stage(self.workspace).run()
+        prefix_stage(self).run()
         return self.run.read(f"policies/prompted/{PREFIXES}")
 
     def train_experts(self) -> dict[str, pd.DataFrame]:
         """Fine-tune the expert and the anti-expert of `dexperts`; returns their training logs."""
-        experts_stage(self.workspace).run()
+        experts_stage(self).run()
         return {name: self.run.read(f"policies/dexperts/{name}/{SFT_LOG}") for name in EXPERTS}
 
     def evaluate(self, method: str) -> pd.DataFrame:
@@ -164,12 +164,12 @@ class Experiment(Results):
 
         `conditioned` is measured at many alphas, which the table holds in the column alpha; `conditioned@0.2` at one.
         """
-        evaluation_stage(self.workspace, method).run()
+        evaluation_stage(self, method).run()
         return self.run.read(f"evaluation/{method}{ALPHAS if method == CONDITIONED else '.parquet'}")
 
     def report(self) -> Report:
         """Compare all methods that were evaluated; writes report.json, report.md and summary.md."""
-        report_stage(self.workspace).run()
+        report_stage(self).run()
         return read_report(self.run)
 
 

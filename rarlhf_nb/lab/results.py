@@ -12,50 +12,23 @@ from rarlhf_nb.lab.evaluation.report import Report
 from rarlhf_nb.lab.evaluation.scores import alpha_scores, related_scores
 from rarlhf_nb.lab.evaluation.tables import Tables, load_tables
 from rarlhf_nb.lab.methods import CONDITIONED
-from rarlhf_nb.lab.profiles import Profile
 from rarlhf_nb.lab.runs import Run
 from rarlhf_nb.lab.stages.report import compare, write_report
 from rarlhf_nb.lab.stages.training import make_trainer
 from rarlhf_nb.lab.workspace import Workspace
 from rarlhf_nb.loop import TrainingLoop
-from rarlhf_nb.rewards import ClassifierReward
 
 LIVE_ITERATIONS = 40
 
 
 @dataclass(frozen=True)
-class Results:
+class Results(Workspace):
     """A run, by default, or a sweep: its tables, scores and report, and what can be tried with its policies."""
-
-    workspace: Workspace
-
-    @property
-    def profile(self) -> Profile:
-        """The settings."""
-        return self.workspace.profile
-
-    @property
-    def run(self) -> Run:
-        """The run folder; of a sweep, that of its first run."""
-        return self.workspace.run
-
-    @property
-    def seed(self) -> int:
-        """The seed of the run."""
-        return self.workspace.seed
 
     @property
     def output(self) -> Run:
         """The folder of the report: the run's, or that of the sweep."""
         return self.run
-
-    def data(self, name: str) -> pd.DataFrame:
-        """The table data/<name>.parquet: train, test, sft, anti_expert or held_out."""
-        return self.workspace.data(name)
-
-    def reward(self) -> ClassifierReward:
-        """The reward model."""
-        return self.workspace.reward()
 
     def tables(self) -> Tables:
         """What there is so far: episodes, held-out texts and training logs by method."""
@@ -92,7 +65,7 @@ class Results:
         """The hardest `share` of the test prompts with cluster, x and y, as the policy of `method` sees them."""
         test = self.data("test")
         hardest = test.nsmallest(max(1, round(share * len(test))), "prompt_score")
-        return cluster_prompts(hardest, embed_prompts(self.workspace.saved(method), hardest["prompt"].tolist()))
+        return cluster_prompts(hardest, embed_prompts(self.saved(method), hardest["prompt"].tolist()))
 
     def sampler(self) -> Callable[[list[str], float], list[tuple[str, float]]] | None:
         """For the explorer: from prompts and alpha to fresh completions of the conditioned policy, and their rewards.
@@ -102,7 +75,7 @@ class Results:
         """
         if not self.run.path("policies", CONDITIONED).exists():
             return None
-        loaded = cache(lambda: (self.workspace.saved(CONDITIONED), self.reward()))
+        loaded = cache(lambda: (self.saved(CONDITIONED), self.reward()))
 
         def sample(prompts: list[str], alpha: float) -> list[tuple[str, float]]:
             policy, reward = loaded()
@@ -123,9 +96,9 @@ class Results:
             own["risk"] = profile.risk.model_copy(update=changes)
             limits = {"alpha_min": alpha, "iterations": LIVE_ITERATIONS}
             own["conditioned"] = profile.conditioned.model_copy(update=limits)
-            return make_trainer(self.workspace, CONDITIONED, **own)
+            return make_trainer(self, CONDITIONED, **own)
         own["risk"] = profile.risk.model_copy(update={"alpha": alpha, "estimator": estimator} | changes)
-        return make_trainer(self.workspace, "ra_rlhf", **own)
+        return make_trainer(self, "ra_rlhf", **own)
 
     def live_warm_start(self) -> int:
         """n for live training: the same share of its iterations as of the profile's."""

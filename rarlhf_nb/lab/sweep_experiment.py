@@ -14,15 +14,13 @@ from rarlhf_nb.lab.profiles import profile_files
 from rarlhf_nb.lab.results import Results
 from rarlhf_nb.lab.runs import Run
 from rarlhf_nb.lab.sweep import Sweep, Trial
-from rarlhf_nb.lab.workspace import Workspace, prepare_process
 
 
 @dataclass(frozen=True)
 class SweepExperiment(Results):
     """The runs of a sweep with one seed, side by side: each method trained on the tail has its α in its key.
 
-    The workspace is the first of these runs, from which data and models are read; reports are written to the sweep's
-    folder.
+    Data and models are those of the first of these runs; reports are written to the sweep's folder.
     """
 
     sweep: Sweep
@@ -51,8 +49,7 @@ class SweepExperiment(Results):
                 f"sweep {sweep.folder.name!r} has no finished run with seed {seed}: run `rarlhf sweep` first."
             )
         first = finished[0]
-        workspace = prepare_process(Workspace(grid.settings(first), sweep.trial_run(first), seed))
-        return cls(workspace, sweep, finished)
+        return cls(grid.settings(first), sweep.trial_run(first), seed, sweep, finished).prepare_process()
 
     @property
     def output(self) -> Run:

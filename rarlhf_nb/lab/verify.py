@@ -14,7 +14,6 @@ from rarlhf_nb.lab.evaluation.tables import ALPHAS, HELD_OUT, SAMPLES
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.runs import MANIFEST, READERS, Run, git_commit
 from rarlhf_nb.lab.stages.training import training_stage
-from rarlhf_nb.lab.workspace import Workspace
 from rarlhf_nb.monitor import INCIDENTS
 from rarlhf_nb.provenance import installed_versions
 
@@ -51,7 +50,7 @@ def verify(experiment: Experiment, iterations: int | None = None, say: Callable[
         scratch.folder.mkdir()
         try:
             scratch.write(MANIFEST, dumps_with_checksum(manifest | {"notebooks": {}}))
-            again = Experiment(Workspace(experiment.profile, scratch, experiment.seed))
+            again = Experiment(experiment.profile, scratch, experiment.seed)
             _repeat(again, run, iterations, say)
             found = sorted(_compare(run, scratch, iterations))
         finally:
@@ -71,7 +70,7 @@ def _repeat(again: Experiment, run: Run, iterations: int | None, say: Callable[[
         if iterations is None:
             again.train(method)
         else:
-            training_stage(again.workspace, method).do(iterations=iterations)
+            training_stage(again, method).do(iterations=iterations)
     if iterations is not None:
         return
     if run.path("policies/prompted").exists():

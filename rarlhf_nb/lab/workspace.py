@@ -4,7 +4,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import datasets
 import pandas as pd
@@ -17,8 +17,7 @@ from rarlhf_nb.data.pocket import pocket_world
 from rarlhf_nb.data.pocket.build import fingerprint as pocket_fingerprint
 from rarlhf_nb.data.smollm2 import smollm2_folder
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.files import content_id
-from rarlhf_nb.lab.artifacts import recorded_checksums
+from rarlhf_nb.files import checksum, content_id, files_of
 from rarlhf_nb.lab.methods import BASELINES_NOTEBOOK, CONDITIONED, DATA_NOTEBOOK, METHODS, SFT_NOTEBOOK, MethodKey
 from rarlhf_nb.lab.profiles import Profile
 from rarlhf_nb.lab.runs import Run
@@ -48,7 +47,7 @@ class Workspace:
         return self.run.read(f"data/{name}.parquet")
 
     def recorded(self, place: str) -> dict[str, str]:
-        """The checksums of what an earlier stage left at `place`, a file or folder.
+        """The checksums of what an earlier stage left at `place`, a file or folder, by path below it.
 
         Raises `UserError` with the notebook to run if there is nothing.
         """
@@ -58,7 +57,7 @@ class Workspace:
                 self.policy_folder(name)
             else:
                 self.run.require(place, PLACES[folder])
-        return recorded_checksums(self.run.folder, place)
+        return {str(file.relative_to(self.run.path(place))): checksum(file) for file in files_of(self.run.path(place))}
 
     def settings(self, *sections: str) -> dict[str, Any]:
         """What determines the files of a stage: sections of the profile, the models and the seed, as JSON."""
@@ -152,22 +151,21 @@ class Workspace:
         checkpointing = policy.gradient_checkpointing
         return load_policy(folder, dtype=self._dtype, seed=self.seed, gradient_checkpointing=checkpointing, **adapter)
 
+    def prepare_process(self) -> Self:
+        """Let this process compute with the run's number of threads, and show no bars of what is loaded.
 
-def prepare_process(workspace: Workspace) -> Workspace:
-    """Let this process compute with the run's number of threads, and show no bars of what is loaded.
-
-    The threads are those of the run's first use, or else the profile's. More than the machine has cores give the same
-    numbers, slowly, and a warning. Bars of models and data sets would bury the output of a notebook or a command.
-    """
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    threads = workspace.run.manifest.get("threads") or workspace.profile.compute.threads or torch.get_num_threads()
-    cores = os.cpu_count() or threads
-    if threads > cores:
-        warnings.warn(
-            f"compute.threads = {threads}, but this machine has {cores} core{'s' if cores > 1 else ''}: the numbers "
-            "are those of that many threads, but they come slowly.",
-            stacklevel=3,
-        )
-    torch.set_num_threads(threads)
-    return workspace
+        The threads are those of the run's first use, or else the profile's. More than the machine has cores give the
+        same numbers, slowly, and a warning. Bars of models and data sets would bury the output of a notebook.
+        """
+        transformers.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+        threads = self.run.manifest.get("threads") or self.profile.compute.threads or torch.get_num_threads()
+        cores = os.cpu_count() or threads
+        if threads > cores:
+            warnings.warn(
+                f"compute.threads = {threads}, but this machine has {cores} core{'s' if cores > 1 else ''}: the "
+                "numbers are those of that many threads, but they come slowly.",
+                stacklevel=3,
+            )
+        torch.set_num_threads(threads)
+        return self
