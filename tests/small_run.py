@@ -1,4 +1,13 @@
-"""A run of seconds: the settings of the default profile made small."""
+"""Runs of seconds: the default profile made small, notebooks of one line, and the command in this process."""
+
+from pathlib import Path
+
+import nbformat
+from typer.testing import CliRunner, Result
+
+from rarlhf_nb.lab.cli import app, join_pairs
+
+PARAMETERS = 'profile: str = "pocket"\nrun: str = ""\nseed: int = 1\noverrides: dict = {}'
 
 SMALL = {
     "compute.threads": 1,  # several tests run side by side
@@ -23,3 +32,18 @@ SMALL = {
     "evaluation.alphas": 2,
     "conditioned.iterations": 4,
 }
+
+
+def write_notebook(checkout: Path, name: str, code: str) -> None:
+    """A notebook with the cell of parameters and one of `code`."""
+    cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(code)]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, checkout / "notebooks" / f"{name}.ipynb")
+
+
+def rarlhf(*words: str, status: int = 0) -> Result:
+    """What the command prints; it must end with this status."""
+    answer = CliRunner().invoke(app, join_pairs(list(words)))
+    assert answer.exit_code == status, answer.output
+    return answer

@@ -20,13 +20,13 @@ from markdown_it import MarkdownIt
 from rarlhf_nb.data.tasks import UNKNOWN_LABEL, read_texts
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab import texts as widget_text
-from rarlhf_nb.lab.cli import join_pairs, parse_parameters
+from rarlhf_nb.lab.cli import join_pairs
 from rarlhf_nb.lab.evaluation.cells import markdown_line, markdown_table
 from rarlhf_nb.lab.evaluation.generations import read_generations
 from rarlhf_nb.lab.evaluation.tail_prompts import tail_prompts_html
 from rarlhf_nb.lab.glossary import folded_html
 from rarlhf_nb.lab.plots.theme import label_text
-from rarlhf_nb.lab.profiles import Profile, known_keys, load_profile
+from rarlhf_nb.lab.profiles import Profile, known_keys, load_profile, read_settings
 
 ENDINGS = st.sampled_from(["jsonl", "json", "csv", "parquet"])
 # characters at which readers stumble: a NUL, the mark of byte order, a turn of direction, separators, quotes
@@ -191,14 +191,17 @@ YAML = st.text(st.sampled_from(list("!!&*[]{}:,-?|>'\"#%@`=.0123456789eExob_abnu
 
 @given(PLAIN, PLAIN | YAML)
 @example("risk.alpha", "2001-99-99")
+@example("risk.alpha", "!!int x")
+@example("risk.alpha", "!!bool x")
 @example("risk.alpha", "!!timestamp x")
+@example("risk.alpha", "0x_")
 @example("risk.alpha", "[" * 5000)
 @example("risk.alpha", "9" * 5000)
 @example("prompted.prefixes", "[&a [x, x], &b [*a, *a], &c [*b, *b], [*c, *c]]")
 def test_any_words_after_p_are_values_or_refused(key, value):
     for pair in (key, f"{key}={value}"):
         try:
-            parsed = parse_parameters(join_pairs(["-p", pair])[1:])
+            parsed = read_settings(join_pairs(["-p", pair])[1:])
         except UserError as error:
             assert "-p" in str(error)
         else:

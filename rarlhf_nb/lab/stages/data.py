@@ -14,7 +14,6 @@ from rarlhf_nb.lab.workspace import Workspace
 from rarlhf_nb.policy import check_context
 
 TABLES = ("train", "test", "sft", "anti_expert", "held_out")
-CODE = ("stages/data.py",)
 
 
 def reward_stage(workspace: Workspace) -> Stage:
@@ -28,7 +27,6 @@ def reward_stage(workspace: Workspace) -> Stage:
         writes=("reward",),
         settings=_texts(workspace) | {"mixed_precision": mixed_precision, "seed": workspace.seed},
         work=_train_reward,
-        code=CODE,
         trainings=("reward",),
     )
 
@@ -45,7 +43,6 @@ def data_stage(workspace: Workspace) -> Stage:
         settings=_texts(workspace)
         | {"reward": profile.reward.model_dump(mode="json"), "held_out_texts": profile.evaluation.held_out_texts},
         work=_prepare_data,
-        code=CODE,
     )
 
 

@@ -23,7 +23,6 @@ MADE_OF: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "dexperts": (tuple(f"dexperts/{name}" for name in EXPERTS), ("dexperts",)),
 }
 OF_THE_REPORT = {"cvar_levels", "resamples"}
-CODE = ("stages/evaluation.py", "evaluation/evaluate.py")
 
 
 def evaluation_stage(workspace: Workspace, method: str) -> Stage:
@@ -51,7 +50,7 @@ def evaluation_stage(workspace: Workspace, method: str) -> Stage:
         writes=tuple(f"evaluation/{method}{ending}" for ending in endings),
         settings=workspace.settings("sampling", "reward", *sections) | settings,
         work=_measure_alphas if method == CONDITIONED else partial(_measure, method=method),
-        code=CODE,
+        code=("evaluation/evaluate.py",),
         processes=profile.compute.processes,  # they change no number, so they are not among the settings
     )
 

@@ -21,7 +21,7 @@ def report_stage(workspace: Workspace) -> Stage:
         writes=("report.json", "report.md", "summary.md"),
         settings=_report_settings(workspace.profile),
         work=lambda stage: write_report(workspace.run, compare(load_tables(workspace.run), workspace.profile)),
-        code=("stages/report.py", "evaluation"),
+        code=("evaluation",),
     )
 
 

@@ -34,8 +34,8 @@ class Stage:
     name: in records and messages. notebook: the one that runs it. reads, writes: paths in the run folder; a folder
     stands for all that lies in it. settings: what determines the files besides those that it reads, the number of
     threads and the code, as JSON. work: does the work, given the stage; of several processes, each does its part and
-    one writes. code: what the work uses of the lab. trainings: the names of its trainings, which save checkpoints.
-    processes: that do the work together.
+    one writes. code: what the work uses of the lab besides the stages. trainings: the names of its trainings, which
+    save checkpoints. processes: that do the work together.
     """
 
     workspace: Workspace
@@ -45,7 +45,7 @@ class Stage:
     writes: tuple[str, ...]
     settings: dict[str, Any]
     work: Callable[..., None]
-    code: tuple[str, ...]
+    code: tuple[str, ...] = ()
     trainings: tuple[str, ...] = ()
     processes: int = 1
 
@@ -84,7 +84,7 @@ class Stage:
             "reads": [self.workspace.recorded(place) for place in self.reads],
         }
         inputs = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        return f"{inputs[:24]}-{code_hash('workspace.py', *self.code)[:8]}"
+        return f"{inputs[:24]}-{code_hash('workspace.py', 'stages', *self.code)[:8]}"
 
     def checkpoints(self, training: str) -> Checkpoints:
         """The checkpoints of one of its trainings; those of other settings or other code are passed over."""

@@ -30,7 +30,6 @@ from rarlhf_nb.trainer import CVaRPPOTrainer
 SFT_LOG = "training_log.jsonl"  # beside a policy that TRL's SFTTrainer trained
 PREFIXES = "prefixes.jsonl"  # beside the prompted policy
 LINE_EVERY = 5.0  # seconds between two lines of a training on several processes
-CODE = ("stages/training.py",)
 
 
 def sft_stage(workspace: Workspace) -> Stage:
@@ -43,7 +42,6 @@ def sft_stage(workspace: Workspace) -> Stage:
         writes=("policies/sft",),
         settings=workspace.settings("policy", "sft"),
         work=_train_sft,
-        code=CODE,
         trainings=("sft",),
     )
 
@@ -63,7 +61,6 @@ def experts_stage(workspace: Workspace) -> Stage:
         writes=tuple(f"policies/dexperts/{name}" for name in EXPERTS),
         settings=workspace.settings("policy") | {"experts": workspace.profile.dexperts.experts.model_dump(mode="json")},
         work=_train_experts,
-        code=CODE,
         trainings=EXPERTS,
     )
 
@@ -104,7 +101,6 @@ def prefix_stage(workspace: Workspace) -> Stage:
         settings=workspace.settings("prompted", "policy", "reward", "sampling")
         | {"batch_size": workspace.profile.evaluation.batch_size},
         work=_choose_prefix,
-        code=CODE,
     )
 
 
@@ -136,9 +132,6 @@ def training_stage(workspace: Workspace, method: str) -> Stage:
     """
     key = MethodKey.parse(method)
     without_critic = key.name in CRITIC_FREE
-    own = (
-        _critic_free_settings(workspace.profile, method) if without_critic else _own_settings(workspace.profile, method)
-    )
     processes = 1 if without_critic else workspace.profile.compute.processes
     return Stage(
         workspace,
@@ -146,9 +139,10 @@ def training_stage(workspace: Workspace, method: str) -> Stage:
         notebook=key.method.notebook,
         reads=("data/train.parquet", "policies/sft", *workspace.trained_reward),
         writes=(f"policies/{method}", f"training/{method}.jsonl"),
-        settings=workspace.settings("policy", "reward", "sampling") | own | {"processes": processes},
+        settings=workspace.settings("policy", "reward", "sampling")
+        | _own_settings(workspace.profile, method)
+        | {"processes": processes},
         work=partial(_train_without_critic if without_critic else _train, method=method),
-        code=CODE,
         trainings=(method,),
         processes=processes,
     )
@@ -158,22 +152,13 @@ def _own_settings(profile: Profile, method: str) -> dict[str, Any]:
     """What determines the training of a method and no other's, as JSON."""
     sections = _trainer_sections(profile, method) | {"watch": profile.watch}
     settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
+    if "critic_free" in settings:
+        settings |= {"algorithm": _algorithm(method), "watch": None}  # TRL's trainers are not watched
+        del settings["critic_free"]["methods"]
     if settings.get("risk", {}).get("alpha") == 1:
         settings["risk"] = None  # every episode is kept: whatever the estimator and the schedule, this is RLHF
+        settings.get("critic_free", {}).update(estimator=None, tail=None)
     return settings
-
-
-def _critic_free_settings(profile: Profile, method: str) -> dict[str, Any]:
-    """The same for a method that TRL trains."""
-    risk = risk_of_method(profile.risk, method)
-    plain = risk.alpha == 1  # then estimator, tail and schedule make no difference
-    unused = {"methods", "estimator", "tail"} if plain else {"methods"}
-    return {
-        "critic_free": profile.critic_free.model_dump(mode="json", exclude=unused),
-        "ppo": profile.ppo.model_dump(mode="json"),
-        "risk": None if plain else risk.model_dump(mode="json"),
-        "algorithm": _algorithm(method),
-    }
 
 
 def _trainer_sections(profile: Profile, method: str) -> dict[str, Section]:
@@ -183,7 +168,8 @@ def _trainer_sections(profile: Profile, method: str) -> dict[str, Section]:
     if method == CONDITIONED:
         schedule = profile.risk.model_copy(update={"alpha": profile.conditioned.alpha_min})
         return {"args": profile.ppo, "risk": schedule, "conditioned": profile.conditioned}
-    return {"args": profile.ppo, "risk": risk_of_method(profile.risk, method)}
+    own = {"critic_free": profile.critic_free} if MethodKey.parse(method).name in CRITIC_FREE else {}
+    return own | {"args": profile.ppo, "risk": risk_of_method(profile.risk, method)}
 
 
 def make_trainer(workspace: Workspace, method: str, **changes: Any) -> TrainingLoop:
