@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_sweep import write_notebook
+from small_run import write_notebook
 
 from rarlhf_nb.lab.messages import storage_trouble
 

@@ -5,25 +5,22 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster
 from rich.console import Console
-from typer.testing import CliRunner
+from small_run import rarlhf, write_notebook
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab import run_sweep
-from rarlhf_nb.lab.cli import app
-from rarlhf_nb.lab.evaluation.report import Report
+from rarlhf_nb.lab.evaluation.report import COLUMNS, Report
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.run_sweep import remote_client, write_sweep_report
 from rarlhf_nb.lab.runs import Run
@@ -31,7 +28,6 @@ from rarlhf_nb.lab.status import Progress, SweepProgress, sweep_display, sweep_p
 from rarlhf_nb.lab.sweep import SWEEP_NOTEBOOKS, TRIAL_NOTEBOOKS, Grid, Sweep
 from rarlhf_nb.lab.sweep_experiment import sweep_scores
 
-PARAMETERS = 'profile: str = "pocket"\nrun: str = ""\nseed: int = 1\noverrides: dict = {}'
 # what a training leaves, made up: the reward rises with alpha and seed
 TRAINED = """
 import numpy as np, pandas as pd, time
@@ -61,17 +57,10 @@ def checkout(folder: Path, third: str = SLOW) -> Path:
     return folder
 
 
-def write_notebook(folder: Path, name: str, code: str) -> None:
-    cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(code)]
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
-
-
-def rarlhf(folder: Path, *words: str, **options) -> subprocess.Popen:
+def start(folder: Path, *words: str) -> subprocess.Popen:
+    """The command in a process of its own."""
     command = [sys.executable, "-m", "rarlhf_nb.lab.cli", *words]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, **streams | options)
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def until(condition, seconds: float = 120) -> None:
@@ -91,13 +80,13 @@ def finished(tmp_path_factory):
     """A sweep with a run that fails at first, and what the two commands printed."""
     folder = checkout(tmp_path_factory.mktemp("sweep"), FAILS)
     words = ("sweep", "grid", "--alpha", "0.4", "--seed", "1-2", "--workers", "2")
-    first = rarlhf(folder, *words).communicate(timeout=300)
+    first = start(folder, *words).communicate(timeout=300)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        told = CliRunner().invoke(app, ["status", "grid"]).stdout
+        told = rarlhf("status", "grid").stdout
     failed = states(folder)
     write_notebook(folder, TRIAL_NOTEBOOKS[2], "print('now it works')")
-    second = rarlhf(folder, *words).communicate(timeout=300)
+    second = start(folder, *words).communicate(timeout=300)
     return folder, first, told, failed, second
 
 
@@ -126,7 +115,7 @@ def test_a_run_of_a_sweep_is_one_that_the_command_line_reopens(finished, monkeyp
     runs = finished[0] / "papermill_runs"
     before = sorted(path.name for path in runs.iterdir())
     words = ["run", "--run", "grid/alpha_0.4-seed_1", "-p", "risk.alpha", "0.4", "-p", "sweep.alphas", "[]"]
-    out, errors = rarlhf(finished[0], *words).communicate(timeout=300)
+    out, errors = start(finished[0], *words).communicate(timeout=300)
     assert "run grid/alpha_0.4-seed_1, seed 1" in out and "02_baseline_rlhf: done in" in out, (out, errors)
     assert sorted(path.name for path in runs.iterdir()) == before
 
@@ -137,9 +126,8 @@ def test_one_damaged_sweep_hides_no_other_run(finished, tmp_path, monkeypatch):
     (tmp_path / "papermill_runs" / "grid" / "sweep.json").write_text("{")
     shutil.copytree(finished[0] / "notebooks", tmp_path / "notebooks")
     monkeypatch.chdir(tmp_path)
-    told = CliRunner().invoke(app, ["status"])
-    assert told.exit_code == 0 and "grid: sweep.json of sweep 'grid' is damaged" in told.stdout
-    assert "other: sweep, 2 done" in told.stdout
+    told = rarlhf("status").stdout
+    assert "grid: sweep.json of sweep 'grid' is damaged" in told and "other: sweep, 2 done" in told
 
 
 def test_an_error_in_brackets_is_shown_as_it_is():
@@ -166,17 +154,17 @@ def test_a_sweep_opens_like_a_run(finished, monkeypatch):
     assert np.isnan(scores.loc[scores["method"] == "sft", "alpha"]).all()
     assert list(experiment.report().of("reward").index) == methods
     assert Path("papermill_runs/grid/report.json").exists()
-    page = CliRunner().invoke(app, ["report", "grid"])
-    assert page.exit_code == 0 and Path("papermill_runs/grid/report.html").exists(), page.output
+    rarlhf("report", "grid")
+    assert Path("papermill_runs/grid/report.html").exists()
     for words in (["explore", "grid"], ["verify", "grid"], ["export", "grid", "rlhf", "copy"]):
-        refused = CliRunner().invoke(app, words)
-        assert refused.exit_code == 2 and "name one of its runs, such as grid/alpha_0.4-seed_1" in refused.stderr
-    with pytest.raises(UserError, match="seed = 3: sweep 'grid' has 1, 2"):
-        Experiment.open("pocket", "grid", seed=3)
-    with pytest.raises(UserError, match="profile = 'pocket-rtp': sweep 'grid' has 'pocket'"):
-        Experiment.open("pocket-rtp", "grid")
-    with pytest.raises(UserError, match="sweep 'grid' varies no setting"):
-        Experiment.open("pocket", "grid", overrides={"ppo.kl_coef": 0.4})
+        assert "name one of its runs, such as grid/alpha_0.4-seed_1" in rarlhf(*words, status=2).stderr
+    for profile, options, message in (
+        ("pocket", {"seed": 3}, "seed = 3: sweep 'grid' has 1, 2"),
+        ("pocket-rtp", {}, "profile = 'pocket-rtp': sweep 'grid' has 'pocket'"),
+        ("pocket", {"overrides": {"ppo.kl_coef": 0.4}}, "sweep 'grid' varies no setting"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Experiment.open(profile, "grid", **options)
 
 
 def test_the_scores_of_a_sweep_count_every_seed_once(tmp_path, monkeypatch):
@@ -189,16 +177,13 @@ def test_the_scores_of_a_sweep_count_every_seed_once(tmp_path, monkeypatch):
         value = trial.seed + trial.alpha
         values = {"sft": trial.seed, "rlhf": trial.seed + 1.0, "ra_rlhf": value, "ra_rlhf_ru": value}
         names = {"reward": "reward", "tail_reward": "tail reward"}
-        numbers = pd.DataFrame({"method": values.keys(), "baseline": "", "value": values.values()}).merge(
-            pd.Series(list(names), name="metric"), "cross"
-        )
-        run.write("report.json", Report(numbers.assign(low=np.nan, high=np.nan), names, []).to_json())
+        rows = [(method, "", metric, value, np.nan, np.nan) for method, value in values.items() for metric in names]
+        run.write("report.json", Report(pd.DataFrame(rows, columns=COLUMNS), names, []).to_json())
     assert len(sweep_scores(sweep)) == 8 * 4
     experiment = Experiment.open("pocket", "grid", overrides={"ppo.kl_coef": 0.2})
     scores = experiment.scores()
-    assert scores["method"].value_counts().to_dict() == dict.fromkeys(
-        ["sft", "rlhf", "ra_rlhf@0.4", "ra_rlhf_ru@0.4"], 2
-    )
+    methods = ["sft", "rlhf", "ra_rlhf@0.4", "ra_rlhf_ru@0.4"]
+    assert scores["method"].value_counts().to_dict() == dict.fromkeys(methods, 2)
     assert set(scores["kl_coef"]) == {0.2} and scores.loc[scores["method"] == "rlhf", "reward"].tolist() == [2.0, 3.0]
     over_beta = experiment.scores(free=["ppo.kl_coef"])
     assert len(over_beta) == 16 and set(over_beta["kl_coef"]) == {0.1, 0.2}
@@ -218,11 +203,11 @@ while not os.path.exists("go on"):
     folder = checkout(tmp_path / "checkout", waits)
     words = ("sweep", "grid", "--alpha", "0.4", "--seed", "1-2", "--workers", "2")
     pids = folder / "pids-1"
-    sweep = rarlhf(folder, *words)
+    sweep = start(folder, *words)
     until(pids.exists)
     assert states(folder)["alpha_0.4-seed_1"] == "running"
     os.kill(int(pids.read_text()), signal.SIGKILL)  # as the system does when memory runs out
-    second = rarlhf(folder, *words)
+    second = start(folder, *words)
     _, errors = second.communicate(timeout=300)
     assert second.returncode == 2 and "run = 'grid' is in use by process" in errors
     until(lambda: len(pids.read_text().split()) == 2)
@@ -232,7 +217,7 @@ while not os.path.exists("go on"):
     assert len(notebooks) == 2 and not psutil.wait_procs(notebooks, timeout=10)[1]
     assert set(states(folder).values()) == {"interrupted"}
     (folder / "go on").touch()
-    _, errors = rarlhf(folder, *words).communicate(timeout=300)
+    _, errors = start(folder, *words).communicate(timeout=300)
     assert set(states(folder).values()) == {"done"}, errors
 
 
@@ -245,7 +230,7 @@ def test_ctrl_c_reaches_the_notebooks_a_second_one_ends_at_once_and_the_same_com
     )
     folder = checkout(tmp_path / "checkout", caught)
     words = ("sweep", "grid", "--alpha", "0.4", "--seed", "1", "--workers", "1")
-    sweep = rarlhf(folder, *words)
+    sweep = start(folder, *words)
     until((folder / "begun").exists)
     time.sleep(0.5)  # until the notebook waits
     sweep.send_signal(signal.SIGINT)
@@ -257,58 +242,27 @@ def test_ctrl_c_reaches_the_notebooks_a_second_one_ends_at_once_and_the_same_com
     assert sweep.returncode == 130 and "interrupted: the same command goes on from here" in errors
     assert (folder / "saved").exists() == saves and states(folder) == {"alpha_0.4-seed_1": "interrupted"}
     write_notebook(folder, TRIAL_NOTEBOOKS[2], "print('goes on')")
-    _, errors = rarlhf(folder, *words).communicate(timeout=300)
+    _, errors = start(folder, *words).communicate(timeout=300)
     assert states(folder) == {"alpha_0.4-seed_1": "done"}, errors
 
 
-@pytest.fixture
-def cluster(tmp_path):
-    """A Dask scheduler and two workers on this machine, in processes of their own: (address, workers)."""
-    port = str(free_port())
-    address = f"tcp://127.0.0.1:{port}"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
-    dask = [sys.executable, "-m", "dask"]
-    options = ["--no-dashboard"]
-    scheduler = subprocess.Popen([*dask, "scheduler", "--host", "127.0.0.1", "--port", port, *options], **quiet)
-    options += ["--nthreads", "1", "--local-directory", str(tmp_path / "dask")]
-    crew = [subprocess.Popen([*dask, "worker", address, "--name", name, *options], **quiet) for name in ("a", "b")]
-    try:
-        yield address, crew
-    finally:
-        for process in (*crew, scheduler):
-            process.terminate()
-        for process in (*crew, scheduler):
-            process.wait(30)
-
-
-def free_port() -> int:
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        return chosen.getsockname()[1]
-
-
-def test_a_dask_cluster_loses_a_worker_and_all_cells_finish(cluster, tmp_path, monkeypatch):
-    address, _ = cluster
+def test_a_dask_cluster_loses_a_worker_and_all_cells_finish(tmp_path, monkeypatch):
     folder = checkout(tmp_path / "checkout", "import time; open(f'begun-{seed}', 'w').close(); time.sleep(3)")
-    with Client(address, timeout=30, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=60)
-        pids = client.run(os.getpid)
-    words = ("sweep", "grid", "--alpha", "0.4", "--seed", "1-2", "--scheduler", address)
-    sweep = rarlhf(folder, *words)
-    until((folder / "begun-1").exists)
-    os.kill(next(iter(pids.values())), signal.SIGKILL)  # its nanny starts another worker
-    out, errors = sweep.communicate(timeout=300)
-    assert sweep.returncode == 0, errors
-    assert set(states(folder).values()) == {"done"} and "2 seeds (1, 2)" in out
     here = run_sweep.installed_versions()
-    monkeypatch.setattr(run_sweep, "installed_versions", lambda: here | {"torch": "1.0"})  # not in the workers
-    with (
-        pytest.raises(
-            UserError, match=r"worker tcp://\S+ cannot take part: the version of torch is '\S+' there and '1.0'"
-        ),
-        remote_client(address, folder / "papermill_runs" / "grid"),
-    ):
-        pass
+    message = r"worker tcp://\S+ cannot take part: the version of torch is '\S+' there and '1.0'"
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+        with Client(cluster.scheduler_address, set_as_default=False) as client:
+            pids = client.run(os.getpid)
+        words = ("sweep", "grid", "--alpha", "0.4", "--seed", "1-2", "--scheduler", cluster.scheduler_address)
+        sweep = start(folder, *words)
+        until((folder / "begun-1").exists)
+        os.kill(next(iter(pids.values())), signal.SIGKILL)  # its nanny starts another worker
+        out, errors = sweep.communicate(timeout=300)
+        assert sweep.returncode == 0, errors
+        assert set(states(folder).values()) == {"done"} and "2 seeds (1, 2)" in out
+        monkeypatch.setattr(run_sweep, "installed_versions", lambda: here | {"torch": "1.0"})  # not in the workers
+        with pytest.raises(UserError, match=message):
+            remote_client(cluster.scheduler_address, folder / "papermill_runs" / "grid").__enter__()
 
 
 def test_a_scheduler_that_does_not_answer_is_named_within_seconds(tmp_path):
@@ -329,16 +283,15 @@ def test_status_reads_files_alone_and_names_what_is_not_there(finished, monkeypa
     run.note_notebook("03_ra_rlhf", state="running", seconds=0.0)
     Path(run.folder, "training", "ra_rlhf.checkpoints").mkdir(parents=True)
     run.write("training/ra_rlhf.jsonl", '{"iteration": 7}\n')
-    told = CliRunner().invoke(app, ["status", "grid"]).stdout
+    told = rarlhf("status", "grid").stdout
     assert "running  03_ra_rlhf: ra_rlhf 7/40" in told and "1 done, 1 running" in told
     for path in run.folder.rglob("*"):
         os.utime(path, (time.time() - 1000, time.time() - 1000))  # as if nothing had been written for long
-    assert "silent" in CliRunner().invoke(app, ["status", "grid"]).stdout
-    assert "grid: sweep, 1 done, 1 silent" in CliRunner().invoke(app, ["status"]).stdout
+    assert "silent" in rarlhf("status", "grid").stdout
+    assert "grid: sweep, 1 done, 1 silent" in rarlhf("status").stdout
     Run.open("by_hand", {"name": "pocket"}, 1, Path("papermill_runs"))  # as in JupyterLab, where no notebook is noted
-    assert "by_hand: waiting" in CliRunner().invoke(app, ["status"]).stdout
-    one = CliRunner().invoke(app, ["status", "grid/alpha_0.4-seed_2"]).stdout
+    assert "by_hand: waiting" in rarlhf("status").stdout
+    one = rarlhf("status", "grid/alpha_0.4-seed_2").stdout
     assert "03_ra_rlhf" in one and "ra_rlhf 7/40" in one
     assert before.keys() <= {path for path in run.folder.rglob("*")}
-    missing = CliRunner().invoke(app, ["status", "other"])
-    assert missing.exit_code == 2 and "there is no such run or sweep" in missing.stderr
+    assert "there is no such run or sweep" in rarlhf("status", "other", status=2).stderr
