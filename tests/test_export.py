@@ -12,15 +12,14 @@ import pytest
 import torch
 import yaml
 from markdown_it import MarkdownIt
+from small_run import rarlhf
 from tiny import tiny_policy
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 from rarlhf_nb.baselines.prompted import prompted_policy
 from rarlhf_nb.baselines.quark import add_reward_tokens
 from rarlhf_nb.lab import export, model_card
 from rarlhf_nb.lab.artifacts import run_lock
-from rarlhf_nb.lab.cli import app
 from rarlhf_nb.lab.evaluation.report import build_report
 from rarlhf_nb.lab.profiles import load_profile
 from rarlhf_nb.lab.runs import Run
@@ -70,10 +69,8 @@ def leave_report(run, methods=("sft", "rlhf", "ra_rlhf"), group="all"):
     return report
 
 
-def rarlhf(*words, status=0):
-    answer = CliRunner().invoke(app, ["export", *words])
-    assert answer.exit_code == status, answer.output
-    return answer.output
+def export_mine(*words, status=0):
+    return rarlhf("export", "mine", *words, status=status).output
 
 
 def card_of(folder):
@@ -100,7 +97,7 @@ def run_code(card):
 
 @pytest.mark.parametrize("method", ["sft", "ra_rlhf", "ra_rlhf@0.2"])
 def test_the_copy_is_the_policy_bit_for_bit(run, checkout, method):
-    rarlhf("mine", method, "out/copy")
+    export_mine(method, "out/copy")
     copy = files(checkout / "out" / "copy")
     card = copy.pop("README.md")
     assert (b"training_log.jsonl" in card) == (method == "ra_rlhf")
@@ -122,8 +119,8 @@ def test_the_conditioned_policy_is_exported_for_one_alpha(run, checkout):
     policy.risk.weight.data.copy_(torch.linspace(-0.2, 0.2, 16))
     policy.save(run.path("policies", "conditioned"))
     run.write("training/conditioned.jsonl", '{"iteration": 1}\n')
-    assert "export it for one, such as 'conditioned@0.2'" in rarlhf("mine", "conditioned", "copy", status=2)
-    rarlhf("mine", "conditioned@0.13", "copy")
+    assert "export it for one, such as 'conditioned@0.2'" in export_mine("conditioned", "copy", status=2)
+    export_mine("conditioned@0.13", "copy")
     assert (checkout / "copy" / "training_log.jsonl").read_text() == '{"iteration": 1}\n'
     card = card_of(checkout / "copy")
     assert "fixed here at α = 0.13" in card.text and "seed 3" in card.text
@@ -141,7 +138,7 @@ def test_the_conditioned_policy_is_exported_for_one_alpha(run, checkout):
 
 @pytest.mark.parametrize("method", ["ra_rlhf_ru", "quark", "prompted"])
 def test_the_cards_code_draws_from_the_distribution_that_was_measured(run, checkout, method, monkeypatch):
-    rarlhf("mine", method, "copy")
+    export_mine(method, "copy")
     card = card_of(checkout / "copy")
     policy = load_policy(run.path("policies", method))
     sampling = load_profile("pocket-imdb").sampling
@@ -174,7 +171,7 @@ def test_the_card_says_how_the_policy_was_trained(run, checkout):
         "sft": ("fine-tuned on positive film reviews", {"sft.texts": load_profile("pocket-imdb").sft.texts}),
         "prompted": ("an instruction before every prompt", {"prompted.validation_prompts": 256}),
     }.items():
-        rarlhf("mine", method, method)
+        export_mine(method, method)
         card = card_of(checkout / method)
         for part in (words, "seed 3", "A reward model's score is not safety", "The pocket world is a toy"):
             assert part in card.text, (method, part)
@@ -188,7 +185,7 @@ def test_the_card_says_how_the_policy_was_trained(run, checkout):
 
 def test_the_card_has_the_reports_numbers_with_intervals(run, checkout):
     report = leave_report(run)
-    rarlhf("mine", "ra_rlhf", "copy")
+    export_mine("ra_rlhf", "copy")
     card = card_of(checkout / "copy")
     rows = [line for line in card.text.splitlines() if line.startswith("|")]
     assert [row.split("|")[1].strip() for row in rows[2:]] == ["SFT", "RLHF", "RA-RLHF", "RA-RLHF minus RLHF"]
@@ -198,18 +195,18 @@ def test_the_card_has_the_reports_numbers_with_intervals(run, checkout):
     assert "Intervals are over prompts, not over training seeds." in card.text
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert results == {"reward": 4.5, "tail_reward": -0.5, "cvar_10": pytest.approx(-0.8333), "kl": 1.0}
-    rarlhf("mine", "rlhf", "rlhf")
+    export_mine("rlhf", "rlhf")
     assert "minus RLHF" not in (checkout / "rlhf" / "README.md").read_text()
 
 
 def test_a_policy_without_a_report_says_so_and_names_the_command(run, checkout):
     leave_report(run, methods=("sft", "rlhf"))
-    rarlhf("mine", "ra_rlhf", "first")
+    export_mine("ra_rlhf", "first")
     card = card_of(checkout / "first")
     assert "This policy was not evaluated. `rarlhf run`" in card.text and "03\\_ra\\_rlhf" in card.text
     assert card.data.eval_results is None
     run.write("evaluation/ra_rlhf.parquet", pd.DataFrame({"reward": [0.0]}))
-    rarlhf("mine", "ra_rlhf", "second")
+    export_mine("ra_rlhf", "second")
     assert "`rarlhf report mine` writes one" in card_of(checkout / "second").text
 
 
@@ -224,7 +221,7 @@ def test_hostile_texts_and_local_paths_stay_out_of_the_card(checkout):
     policy.prefix_ids = [len(policy.processing_class) - 1]
     policy.save(run.path("policies", "rlhf"))
     leave_report(run, methods=("sft", "rlhf"), group=HOSTILE)
-    rarlhf("mine", "rlhf", "copy")
+    export_mine("rlhf", "copy")
     card = card_of(checkout / "copy")
     html = MarkdownIt("commonmark").enable("table").render(card.text)
     assert html.count("&lt;img src=x&gt;") == 5  # profile, policy, reward, data, prefix: shown, not interpreted
@@ -236,7 +233,7 @@ def test_hostile_texts_and_local_paths_stay_out_of_the_card(checkout):
 def test_a_hub_id_is_named_as_base_model_and_data(checkout):
     run = open_run(checkout, profile="imdb-gpt2")
     saved_policy("sft").save(run.path("policies", "sft"))
-    rarlhf("mine", "sft", "copy")
+    export_mine("sft", "copy")
     card = card_of(checkout / "copy")
     assert card.data.base_model == "gpt2" and card.data.datasets == ["stanfordnlp/imdb"]
     assert "lvwerra/distilbert-imdb" in card.text and "pocket" not in card.text
@@ -263,25 +260,22 @@ def test_bad_input_is_one_line_and_writes_nothing(run, checkout, words, message)
     (checkout / "full").mkdir()
     (checkout / "full" / "file").write_text("precious")
     before = files(checkout)
-    answer = rarlhf(*words, status=2)
+    answer = rarlhf("export", *words, status=2).output
     assert answer.startswith("error: ") and message in answer and answer.count("\n") == 1
     assert {name: data for name, data in files(checkout).items() if not name.endswith(".lock")} == before
 
 
-def test_a_policy_that_is_missing_names_the_notebook(run, checkout):
-    shutil.rmtree(run.path("policies", "ra_rlhf"))
-    assert "run notebook 03_ra_rlhf first" in rarlhf("mine", "ra_rlhf", "out", status=2)
-
-
 def test_the_folder_is_written_whole_or_not_at_all(run, checkout, monkeypatch):
+    shutil.rmtree(run.path("policies", "ra_rlhf"))
+    assert "run notebook 03_ra_rlhf first" in export_mine("ra_rlhf", "out", status=2)
     (checkout / "out").mkdir()  # an empty folder may be there already
     with run_lock(run.folder):
-        assert "is in use" in rarlhf("mine", "rlhf", "out", status=2)
+        assert "is in use" in export_mine("rlhf", "out", status=2)
     with monkeypatch.context() as patch:
         patch.setattr(export, "model_card", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
-        assert "no space left" in rarlhf("mine", "rlhf", "out", status=2)
+        assert "no space left" in export_mine("rlhf", "out", status=2)
         assert not list(checkout.glob("*out*/*"))
-    rarlhf("mine", "rlhf", "out")
+    export_mine("rlhf", "out")
     assert (checkout / "out" / "README.md").exists()
 
 
@@ -306,7 +300,7 @@ def hub(monkeypatch):
 
 
 def test_push_uploads_the_folder_to_a_private_repository(run, checkout, hub):
-    assert "pushed: https://huggingface.co/me/mine" in rarlhf("mine", "rlhf", "copy", "--push", "me/mine")
+    assert "pushed: https://huggingface.co/me/mine" in export_mine("rlhf", "copy", "--push", "me/mine")
     assert hub == [
         ("create_repo", ("me/mine",), {"private": True, "exist_ok": True}),
         ("upload_folder", (), {"repo_id": "me/mine", "folder_path": checkout / "copy"}),
@@ -316,7 +310,7 @@ def test_push_uploads_the_folder_to_a_private_repository(run, checkout, hub):
 
 def test_push_without_a_login_says_how_to_log_in_and_writes_nothing(run, checkout, hub, monkeypatch):
     monkeypatch.setattr(export, "get_token", lambda: None)
-    assert "run `hf auth login` first" in rarlhf("mine", "rlhf", "copy", "--push", "me/mine", status=2)
+    assert "run `hf auth login` first" in export_mine("rlhf", "copy", "--push", "me/mine", status=2)
     assert not (checkout / "copy").exists() and not hub
 
 
@@ -325,6 +319,6 @@ def test_a_push_that_fails_keeps_the_folder_and_says_how_to_go_on(run, checkout,
         raise RuntimeError("403 Forbidden\nlong explanation")
 
     monkeypatch.setattr(export.HfApi, "upload_folder", refuse)
-    answer = rarlhf("mine", "rlhf", "copy", "--push", "me/mine", status=2)
+    answer = export_mine("rlhf", "copy", "--push", "me/mine", status=2)
     assert "403 Forbidden. The folder is written" in answer and f"`hf upload me/mine {checkout / 'copy'}`" in answer
     assert "long explanation" not in answer and json.loads((checkout / "copy" / "config.json").read_text())

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rarlhf_nb.data.pocket import pocket_world
 from rarlhf_nb.errors import UserError
+from rarlhf_nb.files import json_lines
 from rarlhf_nb.lab import artifacts
 from rarlhf_nb.lab.artifacts import SWEEP, read_records
 from rarlhf_nb.lab.experiment import Experiment
@@ -48,21 +49,14 @@ def work(checkout, monkeypatch):
 
 
 def test_a_further_alpha_trains_that_alpha_alone(work):
-    assert work(methods=("rlhf", "ra_rlhf")) == [
-        "data",
-        "sft",
-        "train rlhf",
-        "evaluate rlhf",
-        "train ra_rlhf",
-        "evaluate ra_rlhf",
-    ]
-    assert work(methods=("rlhf", "ra_rlhf")) == []
+    assert work() == EVERYTHING
+    assert work() == []
     further = {"sweep.alphas": [0.2]}
-    assert work(methods=("rlhf", "ra_rlhf", "ra_rlhf@0.2"), **further) == ["train ra_rlhf@0.2", "evaluate ra_rlhf@0.2"]
+    assert work(methods=("rlhf", "ra_rlhf@0.2"), **further) == ["train ra_rlhf@0.2", "evaluate ra_rlhf@0.2"]
     assert Run(Path("papermill_runs/mine")).manifest["settings"]["sweep"] == {"alphas": [0.2]}
 
 
-def test_only_what_depends_on_a_change_is_done_again(work, monkeypatch):
+def test_only_what_depends_on_a_change_is_done_again(work):
     work()
     run = Run(Path("papermill_runs/mine"))
     policy = run.path("policies/rlhf/model.safetensors")
@@ -107,15 +101,9 @@ def test_the_runs_of_a_sweep_share_what_settings_do_not_tell_apart(work, capsys)
     Path("papermill_runs/grid").mkdir(parents=True)
     Path("papermill_runs/grid", SWEEP).write_text("{}")
     risk_averse = ("rlhf", "ra_rlhf", "ra_rlhf_ru")
-    assert (
-        work("grid/a", risk_averse, **{"risk.alpha": 1.0}) == EVERYTHING
-    )  # at alpha = 1 all three are the same training
-    assert work("grid/b", risk_averse) == [
-        "train ra_rlhf",
-        "evaluate ra_rlhf",
-        "train ra_rlhf_ru",
-        "evaluate ra_rlhf_ru",
-    ]
+    assert work("grid/a", risk_averse, **{"risk.alpha": 1.0}) == EVERYTHING  # at alpha = 1 all are the same training
+    on_the_tail = [f"{verb} {method}" for method in risk_averse[1:] for verb in ("train", "evaluate")]
+    assert work("grid/b", risk_averse) == on_the_tail
     assert "sft: taken from run a; it took" in capsys.readouterr().out
     assert work("grid/c", seed=2) == ["sft", "train rlhf", "evaluate rlhf"]  # every seed has the same data
     assert work("grid/d", **{"ppo.kl_coef": 0.3}) == ["train rlhf", "evaluate rlhf"]
@@ -188,28 +176,19 @@ def test_a_run_whose_texts_have_moved_is_reopened_and_says_so_when_it_needs_them
             ask()
 
 
-def test_a_model_that_changes_in_its_place_is_noticed(work, tmp_path):
-    world = pocket_world("pocket-imdb")
-    models = {"policy": world.policy, "reward": world.reward}
-    for name, folder in models.items():
-        shutil.copytree(folder, tmp_path / name)
-    own = {f"{name}.model": str(tmp_path / name) for name in models}
-    assert work(**own) == EVERYTHING and work(**own) == []
-    weights = tmp_path / "reward" / "model.safetensors"
-    os.utime(weights, ns=(1, 1))  # another file of the same size
-    assert work(**own) == EVERYTHING
-
-
-def test_a_data_file_that_changes_in_its_place_is_noticed(work, tmp_path):
-    world = pocket_world("pocket-imdb")
-    own = {"policy.model": str(world.policy), "reward.model": str(world.reward), "task.source": "files"}
+def test_a_model_or_data_file_that_changes_in_its_place_is_noticed(work, tmp_path):
+    world, own = pocket_world("pocket-imdb"), {"task.source": "files"}
+    for name, folder in {"policy": world.policy, "reward": world.reward}.items():
+        own[f"{name}.model"] = str(shutil.copytree(folder, tmp_path / name))
     for split in ("train", "test"):
         texts = [{"text": text.text, "label": text.label} for text in world.texts(split, 300)]
         own[f"task.{split}_file"] = str(tmp_path / f"{split}.jsonl")
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
-    assert "data" in work(methods=(), **own) and work(methods=(), **own) == []
+        (tmp_path / f"{split}.jsonl").write_text(json_lines(texts))
+    assert work(**own) == EVERYTHING and work(**own) == []
+    os.utime(tmp_path / "reward" / "model.safetensors", ns=(1, 1))  # another file of the same size
+    assert work(**own) == EVERYTHING
     with (tmp_path / "train.jsonl").open("a") as file:
-        file.write(json.dumps({"text": "this film is superb . " * 12, "label": 1}) + "\n")
+        file.write(json_lines([{"text": "this film is superb . " * 12, "label": 1}]))
     assert "data" in work(methods=(), **own)
 
 
@@ -217,13 +196,6 @@ def test_of_two_runs_of_a_sweep_one_works_on_a_stage(tmp_path):
     (tmp_path / "sweep.json").write_text("{}")
     with artifacts.stage_lock(tmp_path / "cell", "print"), pytest.raises(Timeout):
         FileLock(tmp_path / artifacts.SHARED / "print.lock").acquire(timeout=0)
-
-
-def test_a_policy_of_another_family_is_not_measured(work):
-    work()
-    tiny_policy().save(Path("papermill_runs/mine/policies/other"))
-    with pytest.raises(UserError, match="method = 'other': its tokenizer has another vocabulary"):
-        Experiment.reopen("mine").evaluate("other")
 
 
 def test_a_policy_of_the_users_own_is_measured_beside_the_methods(work, tmp_path):
@@ -243,6 +215,9 @@ def test_a_policy_of_the_users_own_is_measured_beside_the_methods(work, tmp_path
     with pytest.raises(UserError, match=r"theirs.parquet is damaged.*: `experiment.evaluate\('theirs'\)` makes"):
         experiment.tables()
     assert experiment.evaluate("theirs").equals(theirs)
+    tiny_policy().save(policies / "other")
+    with pytest.raises(UserError, match="method = 'other': its tokenizer has another vocabulary"):
+        experiment.evaluate("other")
     for verb in (experiment.evaluate, experiment.train, experiment.trainer):
         with pytest.raises(UserError, match=r"method = \['rlhf'\]: give one method by its key"):
             verb(["rlhf"])

@@ -14,16 +14,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from small_run import SMALL
+from small_run import SMALL, rarlhf
 from transformers import AutoModelForCausalLM
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab import workspace
 from rarlhf_nb.lab.methods import METHODS, method_name
 from rarlhf_nb.lab.notebooks import check_parameters
 from rarlhf_nb.lab.plots import renderer
 from rarlhf_nb.lab.profiles import load_profile
-from rarlhf_nb.lab.stages import training
 
 REPOSITORY = Path(__file__).parent.parent
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -155,13 +153,9 @@ def test_a_notebook_out_of_order_names_the_one_to_run_first(stem, before, first,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(renderer, "use_renderer", lambda: None)
     monkeypatch.setattr(go.Figure, "show", lambda figure: None)
-    for module, name in (
-        (workspace, "load_policy"),
-        (workspace, "pocket_world"),
-        (training, "train_sft"),
-        (training, "choose_prefix"),
-    ):
-        monkeypatch.setattr(module, name, work)
+    for name in ("workspace.load_policy", "workspace.pocket_world", "stages.training.train_sft"):
+        monkeypatch.setattr(f"rarlhf_nb.lab.{name}", work)
+    monkeypatch.setattr("rarlhf_nb.lab.stages.training.choose_prefix", work)
     names = {}
     if before:  # what notebook 01 leaves
         data = tmp_path / "papermill_runs" / "pocket-imdb" / "data"
@@ -186,18 +180,15 @@ def test_notebook_04_shows_the_last_iteration_of_each_method_without_a_critic(me
     assert shown.to_dict("index") == {method: {"iteration": 2, "kl": size} for size, method in enumerate(methods)}
 
 
-def rarlhf(folder, *words):
-    parameters = [word for key, value in SMALL.items() for word in ("-p", key, str(value))]
-    command = [sys.executable, "-m", "rarlhf_nb.lab.cli", "run", *parameters, *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-
-
+SMALL_RUN = ("run", *(word for key, value in SMALL.items() for word in ("-p", key, str(value))))
 ON_DEMAND = ("conditioned", "rloo", "cvar_rloo")  # not in the tables; notebook 03 measures the first by itself
 
 
-def test_the_main_job_ends_with_a_table_of_all_methods(tmp_path, pictures_of_figures):
+def test_the_main_job_ends_with_a_table_of_all_methods(tmp_path, pictures_of_figures, monkeypatch):
     (tmp_path / "notebooks").symlink_to(REPOSITORY / "notebooks")
-    answer = rarlhf(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-m", "rarlhf_nb.lab.cli", *SMALL_RUN]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr[-3000:]
     methods = [method for method in METHODS if method not in ON_DEMAND]
     for words in [*(f"| {method_name(method)}" for method in methods), "s in all"]:
@@ -232,17 +223,12 @@ def test_the_main_job_ends_with_a_table_of_all_methods(tmp_path, pictures_of_fig
         assert kinds.count("image/png") == 11  # a picture beside each
     ledger = json.loads((run / "ledger.json").read_text())
     assert len(ledger) == 24 and not any(row["comparable"] for row in ledger)
-    page = subprocess.run(
-        [sys.executable, "-m", "rarlhf_nb.lab.cli", "report", run.name],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert page.returncode == 0 and "Plotly.newPlot" in (run / "report.html").read_text(), page.stderr
+    rarlhf("report", run.name)
+    assert "Plotly.newPlot" in (run / "report.html").read_text()
 
     stages = {path: path.stat().st_mtime_ns for path in (run / "stages").iterdir()}
-    again = rarlhf(tmp_path)
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr[-3000:]
     assert stages == {path: path.stat().st_mtime_ns for path in (run / "stages").iterdir()}  # all are kept
-    other = rarlhf(tmp_path, "-p", "risk.alpha", "0.2")
-    assert other.returncode == 2 and "risk.alpha is 0.4 in the folder, 0.2 now" in other.stderr
+    other = rarlhf(*SMALL_RUN, "-p", "risk.alpha", "0.2", status=2)
+    assert "risk.alpha is 0.4 in the folder, 0.2 now" in other.stderr
