@@ -1,5 +1,6 @@
 import os
 import signal
+from unittest import mock
 
 import pytest
 from hypothesis import settings
@@ -22,21 +23,14 @@ settings.register_profile("soak", settings.get_profile("ci"), max_examples=20_00
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # The files that take longest. They come first, so that no worker is left alone with one at the end.
-LONG = ("test_sweep", "test_resumable", "test_notebooks", "test_soak", "test_disk", "test_ranks", "test_batch")
-LONG += (
-    "test_verify",
-    "test_checkpoint",
-    "test_grpo",
-    "test_critic_free",
-    "test_properties_of_input",
-    "test_stages",
-    "test_finished",
-)
+LONG = ["sweep", "resumable", "notebooks", "soak", "disk", "ranks", "batch", "verify", "checkpoint", "grpo"]
+LONG += ["critic_free", "properties_of_input", "stages", "finished"]
 
 
 def pytest_collection_modifyitems(items):
     """Sort the files by `LONG`; the order within a file stays."""
-    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    places = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture
@@ -52,6 +46,13 @@ def checkout(tmp_path, monkeypatch):
     (tmp_path / "notebooks" / "01_data_prep.ipynb").write_text("{}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """What a command sets in the environment of this process does not reach the next test."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(autouse=True)

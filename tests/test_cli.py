@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from unittest import mock
 
 import pytest
 from small_run import rarlhf, write_notebook
@@ -11,13 +10,6 @@ from small_run import rarlhf, write_notebook
 from rarlhf_nb.lab import notebooks, run_sweep
 from rarlhf_nb.lab.cli import join_pairs
 from rarlhf_nb.lab.profiles import read_settings
-
-
-@pytest.fixture(autouse=True)
-def environment():
-    """What a command sets in its process does not reach the next test."""
-    with mock.patch.dict(os.environ):
-        yield
 
 
 def test_what_the_command_line_says_reaches_the_run(checkout, monkeypatch):
@@ -38,15 +30,10 @@ def test_what_the_command_line_says_reaches_the_run(checkout, monkeypatch):
     "words, message",
     [
         (["run", "--profile", "pokcet"], "profile = 'pokcet' is unknown (did you mean 'pocket'?)"),
-        (["run", "-p", "risk.alpha", "0"], "risk.alpha = 0"),
-        (["run", "-p", "risk.alpa", "0.3"], "did you mean 'risk.alpha'?"),
-        (["run", "-p", "risk.warm_start", "99"], "lower warm_start"),
         (["run", "-p", "risk.alpha"], "the value is missing; write -p KEY VALUE"),
-        (["run", "--profile", "imdb-smollm2"], "task.train_file is missing"),
         (["run", "-p", "task.train_file", "[x"], "-p task.train_file '[x': this is not a YAML value"),
         (["run", "--run", "../up"], "run = '../up'"),
         (["sweep", "grid", "--alpha", "0.4,1.5"], "risk.alpha = 1.5: input should be less than or equal to 1"),
-        (["sweep", "grid", "--alpha", "0.4,0"], "risk.alpha = 0.0: input should be greater than 0"),
         (["sweep", "grid", "--alpha", "0.4,0.40"], "--alpha: 0.4 is listed twice; remove one of them"),
         (["sweep", "grid", "--alpha", "high"], "--alpha 'high' is not a number"),
         (["sweep", "grid", "--seed", "3-1"], "--seed '3-1' is neither a seed nor a range"),
@@ -61,7 +48,6 @@ def test_what_the_command_line_says_reaches_the_run(checkout, monkeypatch):
         (["sweep", "grid", "-p", "ppo.kl_coef"], "-p ppo.kl_coef: the values are missing"),
         (["sweep", "grid", "-p", "ppo.kl_coef", "[0.1"], "this is not a list of YAML values"),
         (["sweep", "grid", "-p", "risk.alpha", "0.1"], "-p risk.alpha: a sweep takes its α from --alpha"),
-        (["sweep", "grid", "--profile", "pockets"], "profile = 'pockets' is unknown"),
         (["sweep", "grid", "--seed", "1-10000"], "the grid has 10000 runs: make it smaller, or say --yes"),
         (["sweep", "grid", "--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], "give one of them"),
     ],

@@ -2,14 +2,13 @@
 
 import os
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
 import pytest
-from small_run import write_notebook
+from small_run import rarlhf, write_notebook
 
 from rarlhf_nb.lab.messages import storage_trouble
 
@@ -44,56 +43,49 @@ def small_disk(folder: Path, options: str = "size=4m"):
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def rarlhf_run(folder: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "rarlhf_nb.lab.cli", "run", "--run", "mine"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
-
-
 @pytest.fixture
-def checkout(tmp_path):
-    (tmp_path / "notebooks").mkdir()
-    write_notebook(tmp_path, "01_data_prep", FILLS)
-    return tmp_path
+def checkout(checkout):
+    write_notebook(checkout, "01_data_prep", FILLS)
+    return checkout
+
+
+RUN = ("run", "--run", "mine")
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(checkout):
     with small_disk(checkout / "papermill_runs") as disk:
-        answer = rarlhf_run(checkout)
-        assert answer.returncode == 2 and answer.stderr.startswith("error: the disk is full"), answer.stderr
-        assert answer.stderr.count("\n") == 1 and "the same command goes on from there" in answer.stderr
+        errors = rarlhf(*RUN, status=2).stderr
+        assert errors.startswith("error: the disk is full") and errors.count("\n") == 1
+        assert "the same command goes on from there" in errors
         assert (disk / "mine" / "first.txt").read_text() == "finished before"
         assert not (disk / "mine" / "second.txt").exists()
         (disk / "filler").unlink()
         (checkout / "enough").touch()
-        again = rarlhf_run(checkout)
-        assert again.returncode == 0, again.stderr
+        rarlhf(*RUN)
         assert (disk / "mine" / "second.txt").stat().st_size == 3_000_000
 
 
 def test_a_read_only_folder_is_one_line_and_stays_readable(checkout):
     with small_disk(checkout / "papermill_runs", "size=64m") as disk:
         (checkout / "enough").touch()
-        assert rarlhf_run(checkout).returncode == 0
+        rarlhf(*RUN)
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         for name in ("mine", "other"):
-            command = [sys.executable, "-m", "rarlhf_nb.lab.cli", "run", "--run", name]
-            answer = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
-            assert answer.returncode == 2 and answer.stderr.startswith("error: the disk is read-only"), answer.stderr
-            assert answer.stderr.count("\n") == 1
-        command = [sys.executable, "-m", "rarlhf_nb.lab.cli", "status", "mine"]
-        assert "done" in subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout
+            errors = rarlhf("run", "--run", name, status=2).stderr
+            assert errors.startswith("error: the disk is read-only") and errors.count("\n") == 1
+        assert "done" in rarlhf("status", "mine").stdout
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-        assert "01_data_prep: done" in rarlhf_run(checkout).stdout
+        assert "01_data_prep: done" in rarlhf(*RUN).stdout
 
 
 def test_a_clock_that_goes_backwards_changes_nothing(checkout):
     (checkout / "enough").touch()
-    assert rarlhf_run(checkout).returncode == 0
+    rarlhf(*RUN)
     future = time.time() + 86_400
     for path in (checkout / "papermill_runs").rglob("*"):
         os.utime(path, (future, future))
     write_notebook(checkout, "01_data_prep", FILLS + "print('more')")
-    assert rarlhf_run(checkout).returncode == 0
+    rarlhf(*RUN)
     executed = nbformat.read(checkout / "papermill_runs" / "mine" / "01_data_prep.ipynb", 4)
     assert "more" in executed.cells[-1].outputs[0].text
 

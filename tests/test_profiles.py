@@ -8,14 +8,11 @@ from rarlhf_nb.lab.profiles import load_profile, profile_files, risk_of_method
 FILES = {"task.train_file": __file__, "task.test_file": __file__}
 
 
-@pytest.mark.parametrize("name", profile_files())
-def test_every_profile_loads_and_is_named_like_its_file(name):
-    profile = load_profile(name, FILES)
-    assert profile.name == profile_files()[name].stem
-    assert profile.schedule().kept(profile.ppo.iterations) < profile.ppo.batch_size
-
-
-def test_pocket_is_the_alias_of_pocket_imdb():
+def test_every_profile_loads_and_is_named_like_its_file():
+    for name, file in profile_files().items():
+        profile = load_profile(name, FILES)
+        assert profile.name == file.stem
+        assert profile.schedule().kept(profile.ppo.iterations) < profile.ppo.batch_size
     assert load_profile("pocket") == load_profile("pocket-imdb")
 
 
@@ -83,19 +80,16 @@ def test_a_profile_of_the_paper_has_the_published_numbers(name):
     assert (quark.learning_rate, quark.batch_size, quark.adam_epsilon) == (1e-5, 128, 1e-5)
 
 
-def test_dotted_keys_reach_sections_within_sections():
-    changes = {"dexperts.experts.learning_rate": 1e-3, "policy.lora.r": 2, "policy.lora.alpha": 4}
+def test_overrides_reach_sections_within_sections_and_no_other_load():
+    plain = load_profile("pocket")
+    changes = {"dexperts.experts.learning_rate": 1e-3, "policy.lora.r": 2, "policy.lora.alpha": 4, "risk.alpha": 0.25}
     profile = load_profile("pocket", changes)
-    assert profile.dexperts.experts.learning_rate == 1e-3
-    assert profile.dexperts.experts.batch_size == load_profile("pocket").dexperts.experts.batch_size
+    assert profile.dexperts.experts.learning_rate == 1e-3 and profile.risk.alpha == 0.25
+    assert profile.dexperts.experts.batch_size == plain.dexperts.experts.batch_size
     assert (profile.policy.lora.r, profile.policy.lora.alpha) == (2, 4)
+    assert load_profile("pocket", {"policy.lora": {"r": 4, "alpha": 8}}).policy.lora.r == 4
+    assert load_profile("pocket") == plain
     assert load_profile("imdb-gptj", {"policy.lora.r": 2}).policy.lora.alpha == 16
-
-
-def test_overrides_replace_values_of_the_profile():
-    profile = load_profile("pocket", {"risk.alpha": 0.25, "policy.lora": {"r": 4, "alpha": 8}})
-    assert profile.risk.alpha == 0.25 and profile.policy.lora.r == 4
-    assert load_profile("pocket").risk.alpha != 0.25
 
 
 @pytest.mark.parametrize(
@@ -130,7 +124,6 @@ def test_overrides_replace_values_of_the_profile():
         ("pocket", {"prompted.prefixes": ["fine", " "]}, ["prompted.prefixes", "number 2 is empty"]),
         ("pocket", {"dexperts.top_p": 0}, ["dexperts.top_p = 0"]),
         ("pocket", {"quark.quantiles": 1}, ["quark.quantiles = 1", "greater than 1"]),
-        ("pocket", {"risk.estimator": "both"}, ["risk.estimator = 'both'", "tail_selection"]),
         ("rtp-gpt2", {"task.dataset": None}, ["task.dataset is missing", "'rtp'"]),
         ("rtp-gpt2", {"task.test_toxic_share": 1}, ["task.test_toxic_share = 1", "less than 1"]),
         ("imdb-gptj", {"policy.dtype": "float16"}, ["policy.dtype = 'float16'", "bfloat16"]),

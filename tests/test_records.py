@@ -12,6 +12,7 @@ from rarlhf_nb.files import checksum, dumps_with_checksum, json_lines, loads_wit
 from rarlhf_nb.lab.artifacts import check_files, damaged_files, read_record
 from rarlhf_nb.lab.runs import Run
 
+SETTINGS = {"risk": {"alpha": 0.4, "rho": 0.5}, "name": "pocket"}
 TABLE = pd.DataFrame({"prompt": ["a", "b"] * 50, "reward": [1.0, -2.0] * 50})
 FILES = ["evaluation/rlhf.parquet", "training/rlhf.jsonl", "policies/rlhf", "report.json"]
 
@@ -60,7 +61,9 @@ def test_every_bit_flip_and_truncation_of_a_file_is_noticed_on_reading(name, run
         with pytest.raises(UserError, match=rf"^{name}\S* is damaged or missing in run 'mine': .*02_baseline_rlhf.*$"):
             read()
     path.unlink()
-    with pytest.raises(UserError, match="is damaged or missing|is missing"):
+    with pytest.raises(
+        UserError, match="is damaged or missing|is missing in run 'mine': run notebook 02_baseline_rlhf"
+    ):
         read()
 
 
@@ -109,6 +112,43 @@ def test_a_folder_is_replaced_whole_or_not_at_all(run):
     with pytest.raises(OSError):
         run.write_folder("policies/rlhf", fails)
     assert damaged_files(run.folder, read_record(run.folder, "train rlhf")) == []
+    with pytest.raises(TypeError):
+        run.write("manifest.json", {"bad": object()})
+    assert run.manifest["seed"] == 1 and not list(run.folder.glob(".*"))
     run.write_folder("policies/rlhf", lambda folder: (folder / "other.json").write_text("{}"))
     assert [path.name for path in run.path("policies").iterdir()] == ["rlhf"]
     assert [path.name for path in run.path("policies/rlhf").iterdir()] == ["other.json"]
+
+
+def test_a_run_folder_records_its_settings_versions_and_notebooks(tmp_path):
+    run = Run.open("mine", SETTINGS, seed=3, root=tmp_path)
+    manifest = json.loads((tmp_path / "mine" / "manifest.json").read_text())
+    assert manifest["settings"] == SETTINGS and manifest["seed"] == 3
+    assert manifest["versions"]["torch"].startswith("2.") and manifest["notebooks"] == {}
+    run.note_notebook("01_data", state="done", seconds=1.5)
+    assert Run.open("mine", SETTINGS, seed=3, root=tmp_path).manifest["notebooks"]["01_data"]["seconds"] == 1.5
+
+
+def test_without_git_no_commit_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert Run.open("mine", SETTINGS, seed=3, root=tmp_path).manifest["git_commit"] is None
+
+
+def test_a_folder_of_other_parameters_is_refused_and_left_alone(tmp_path):
+    run = Run.open("mine", SETTINGS, seed=3, root=tmp_path)
+    run.write("report.md", "kept")
+    other = SETTINGS | {"risk": {"alpha": 0.2, "rho": 0.5}}
+    with pytest.raises(
+        UserError, match=r"'mine'.*seed is 3 in the folder, 4 now; risk.alpha is 0.4 in the folder, 0.2 now.*Choose"
+    ):
+        Run.open("mine", other, seed=4, root=tmp_path)
+    assert run.path("report.md").read_text() == "kept" and run.manifest["seed"] == 3
+
+
+@pytest.mark.parametrize("name", ["../up", "", ".hidden", "a/b/c", "with space", "n" * 300])
+def test_a_name_that_cannot_be_a_folder_name_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="run = .*starts with a letter or digit"):
+        Run.open(name, SETTINGS, seed=1, root=tmp_path)
+    with pytest.raises(UserError, match="run = 'a/b': there is no sweep 'a'"):
+        Run.open("a/b", SETTINGS, seed=1, root=tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -32,17 +32,13 @@ def locked():
     return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
 
 
-def test_the_lock_holds_every_requirement_in_its_range():
-    versions = locked()
+def test_the_lock_holds_every_requirement_in_its_range_and_what_its_packages_require():
+    versions, missing = locked(), []
     assert versions["torch"] == "2.13.0"
     assert not [name for name in versions if name.startswith("nvidia") or name == "triton"]
     wanted = PROJECT["dependencies"] + [r for extra in PROJECT["optional-dependencies"].values() for r in extra]
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
-
-
-def test_the_lock_holds_what_its_packages_require():
-    versions, missing = locked(), []
     for name in versions:
         for requirement in map(Requirement, requires(name) or []):
             wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
@@ -82,16 +78,15 @@ def test_what_a_page_names_exists(page):
         assert f"def {name}(" in tests, name
 
 
-BENCHMARKS = sorted((REPOSITORY / "benchmarks").glob("*.py"))
-OURS = [path for path in BENCHMARKS if path.stem != "peer_iteration"]  # which has an environment of its own
+def test_the_benchmarks_import_what_there_is():
+    for path in (REPOSITORY / "benchmarks").glob("*.py"):
+        if path.stem != "peer_iteration":  # which has an environment of its own
+            importlib.import_module(f"benchmarks.{path.stem}")
 
 
-@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
-def test_a_benchmark_imports_what_there_is(path):
-    importlib.import_module(f"benchmarks.{path.stem}")
-
-
-def test_the_changelog_begins_with_this_version():
+def test_changelog_and_citation_name_this_version():
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert citation["version"] == rarlhf_nb.__version__ and citation["license"] == PROJECT["license"]
     assert re.search(r"^## (\S+)", read("CHANGELOG.md"), flags=re.M)[1] == rarlhf_nb.__version__
 
 
@@ -122,8 +117,3 @@ def test_the_wheel_holds_the_whole_application(tmp_path):
         check=False,
     )
     assert "pocket-imdb" in answer.stdout, answer.stderr
-
-
-def test_the_citation_names_this_version():
-    citation = yaml.safe_load(read("CITATION.cff"))
-    assert citation["version"] == rarlhf_nb.__version__ and citation["license"] == PROJECT["license"]
