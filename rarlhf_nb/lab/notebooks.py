@@ -131,6 +131,7 @@ def _execute(notebook: Path, target: Path, parameters: dict[str, Any], folder: P
             language="python",
             config=Config(AsyncKernelManager=kernel),
             resources={"metadata": {"path": str(folder)}},
+            extra_arguments=["--IPKernelApp.kernel_class=rarlhf_nb.lab.kernel.RunnerKernel"],
             start_timeout=120,
             store_widget_state=False,  # plotly's widget state would add 5 MB per figure
             progress_bar=False,
