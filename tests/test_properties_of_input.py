@@ -7,7 +7,6 @@ Any other exception than `UserError` fails. 200 examples each; with HYPOTHESIS_P
 import csv
 import json
 import unicodedata
-from html.parser import HTMLParser
 
 import pandas as pd
 import pyarrow as pa
@@ -16,6 +15,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from parsed import Parsed
 
 from rarlhf_nb.data.tasks import UNKNOWN_LABEL, read_texts
 from rarlhf_nb.errors import UserError
@@ -259,30 +259,6 @@ MARKUP = st.sampled_from(
 HOSTILE = st.lists(MARKUP | st.text(st.characters() | ODD, max_size=6), max_size=8).map("".join)
 # no reader lets half a surrogate pair in (see the example above), and pandas could not hold it
 HOSTILE_IN_A_TABLE = HOSTILE.map(lambda text: text.encode(errors="ignore").decode())
-
-
-class Parsed(HTMLParser):
-    """The tags of a page with their attributes, and its text."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.text = [], ""
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, attributes))
-
-    def handle_endtag(self, tag):
-        self.tags.append((f"/{tag}", []))
-
-    def handle_comment(self, data):
-        self.tags.append(("comment", []))
-
-    handle_decl = handle_pi = unknown_decl = handle_comment
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def tail_prompts(text):
