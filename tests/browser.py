@@ -191,7 +191,8 @@ def check_trained_alpha(page) -> None:
     slider(page, "trained α").focus()
     page.keyboard.press("ArrowRight")
     check_explorer(page, alpha, "ra_rlhf@0.4")
-    until(lambda: set(page.evaluate(f"{plot('explorer', 2)}.layout.shapes.map((shape) => shape.x0)")) == {0.4}, 20)
+    upright = f"{plot('explorer', 2)}.layout.shapes.filter((shape) => shape.x0 === shape.x1)"
+    until(lambda: set(page.evaluate(f"{upright}.map((shape) => shape.x0)")) == {0.4}, 20)
 
 
 def check_methods(page) -> None:

@@ -17,7 +17,6 @@ from rarlhf_nb.lab.evaluation.cells import interval_cell
 from rarlhf_nb.lab.evaluation.metrics import (
     bootstrap_interval,
     bootstrap_weights,
-    perplexity,
     seed_interval,
     tail_mean,
 )
@@ -168,17 +167,11 @@ def test_a_sweep_takes_in_its_plain_name_at_the_profiles_alpha():
     assert risk_explorer(tables, resamples=5, profile_alpha=0.4).content["trained"] == [0.1, 0.4]
 
 
-def test_without_a_sweep_there_is_no_second_slider_and_perplexity_is_optional():
+def test_without_a_sweep_there_is_no_second_slider():
     tables = {method: EPISODES[method].drop(columns="kl") for method in ("sft", "rlhf")}
-    content = risk_explorer(tables, resamples=5).content
+    content = risk_explorer(tables, resamples=5, other_seeds=other_seeds()).content
     assert content["price"] is None and content["trained"] == []
     assert content["groups"][0]["slots"][0]["kl"]["own"] == [None, None, None]
-    likelihoods = pd.DataFrame({"log_likelihood": [-3.0, -8.0], "tokens": [2, 4]})
-    swept = explorer(held_out={"ra_rlhf@0.4": likelihoods}).content["price"]
-    expected = perplexity(likelihoods["log_likelihood"].to_numpy(), likelihoods["tokens"].to_numpy(), np.ones(2))
-    assert swept["sweeps"][0]["perplexity"][0] == [None, pytest.approx(expected, abs=1e-5)]
-    assert dict(swept["panels"]).keys() == {"tail", "mean", "kl", "perplexity"}
-    assert "perplexity" not in dict(explorer().content["price"]["panels"])
 
 
 def other_seeds(**changes):
@@ -191,37 +184,20 @@ def other_seeds(**changes):
     return tables | changes
 
 
-@pytest.mark.parametrize("ranking", ["reward", "prompt_score"])
-def test_other_seeds_give_the_price_its_bands_at_every_measured_alpha(ranking):
+def test_other_seeds_give_the_price_its_bands_and_change_nothing_else(shown):
     others = other_seeds()
-    content = explorer(other_seeds=others).content
-    for alpha in (0.2, 0.63):
-
-        def tail(table, alpha=alpha):
-            return tail_mean(table["reward"].to_numpy(), table[ranking].to_numpy(), alpha, np.ones(SIZE))
-
-        value, low, high = content["price"]["sweeps"][0]["tail"][ranking][place(alpha)]  # of ra_rlhf
-        found = {0.1: [EPISODES, others[2]], 0.4: [EPISODES, others[2], others[3]]}
-        intervals = [seed_interval([tail(t[f"ra_rlhf@{at}"]) for t in tables]) for at, tables in found.items()]
-        np.testing.assert_allclose(np.transpose([value, low, high]), intervals, atol=1e-5)
-
-
-def test_other_seeds_change_nothing_but_the_price(shown):
-    likelihoods = {"ra_rlhf@0.4": pd.DataFrame({"log_likelihood": [-3.0, -8.0], "tokens": [2, 4]})}
-    plain, banded = (explorer(held_out=likelihoods, **others) for others in ({}, {"other_seeds": other_seeds()}))
+    plain, banded = explorer(), explorer(other_seeds=others)
     assert {**plain.content, "price": None} == {**banded.content, "price": None}
-    price, bands = plain.content["price"]["sweeps"][0], banded.content["price"]["sweeps"][0]
-    kls = [t["ra_rlhf@0.1"]["kl"].mean() for t in (EPISODES, other_seeds()[2])]
-    assert bands["kl"][0][0] == pytest.approx(np.mean(kls), abs=1e-5) and price["kl"][1:] == [[None, None]] * 2
-    (_, known), low, high = bands["perplexity"]  # of a single seed
-    assert known and low == high == [None, None]
-    assert ["perplexity", "perplexity, shown seed only"] in banded.content["price"]["panels"]
-    assert banded.content["price"]["title"].endswith("line: mean of 2 to 3 seeds, band: its 95 % interval")
-    assert "seeds" not in plain.content["price"]["title"]
-    alone = risk_explorer({"sft": EPISODES["sft"], "rlhf": EPISODES["rlhf"]}, resamples=5, other_seeds=other_seeds())
-    assert alone.content["price"] is None
-    assert explorer(other_seeds=other_seeds(), interactive=False) is None  # a batch run shows the bands too
-    assert len(shown) == 2 and sum(bool(trace.fill and len(trace.x)) for trace in shown[1].data) == 6
+    found = {0.1: [EPISODES, others[2]], 0.4: [EPISODES, others[2], others[3]]}  # of ra_rlhf
+    intervals = [
+        seed_interval([cvar(table[f"ra_rlhf@{alpha}"]["reward"].to_numpy(), 0.1) for table in tables])
+        for alpha, tables in found.items()
+    ]
+    band, line = (trace for trace in banded.explored.price.data[:2])
+    np.testing.assert_allclose(line.y[:2], [interval.value for interval in intervals])
+    np.testing.assert_allclose([band.y[:2], band.y[:-3:-1]], np.transpose([interval[1:] for interval in intervals]))
+    assert not any(trace.fill and len(trace.x) for trace in plain.explored.price.data)
+    assert explorer(other_seeds=others, interactive=False) is None and shown[1] == banded.explored.price
 
 
 def test_a_sweep_of_seven_alphas_and_1_moves_to_each():
@@ -251,7 +227,7 @@ BROKEN = {"ra_rlhf@0.1": EPISODES["ra_rlhf@0.1"].drop(columns="reward")}
             {"other_seeds": {7: BROKEN}},
             r"other_seeds, seed 7: .*ra_rlhf@0\.1\.parquet lacks the column reward",
         ),
-        ({"other_seeds": {7: {"sft": EPISODES["sft"]}}}, "other_seeds, seed 7: episodes is empty"),
+        ({"other_seeds": {7: {}}}, "other_seeds, seed 7: episodes is empty"),
     ],
 )
 def test_what_does_not_fit_is_named(wrong, words):
@@ -286,7 +262,6 @@ def test_a_conditioned_policy_moves_between_its_evaluations():
     )
     np.testing.assert_array_equal(slot["counts"], np.histogram(quantiles, widget.explored.edges)[0])
     assert slot["source"] == ("conditioned@0.4" if weight > 0.5 else "conditioned@0.1")
-    assert content["price"]["sweeps"][-1]["alphas"] == [0.1, 0.4, 1.0]  # its evaluations
 
 
 def test_a_batch_run_shows_the_evaluation_nearest_to_the_trained_alpha(shown):
@@ -355,7 +330,7 @@ def test_hostile_texts_are_text_in_every_widget():
     hovers = [text for trace in trained.batch.figure.data for text in trace.text]
     assert Parsed("".join(hovers)).only_has({"br"})
     names = [slot["name"] for group in explored.content["groups"] for slot in group["slots"]]  # for plotly
-    names += [sweep["name"] for sweep in explored.content["price"]["sweeps"]]
+    names += [trace.get("name", "") for trace in explored.content["price"]["data"]]
     assert not any("<" in name for name in names)
 
 

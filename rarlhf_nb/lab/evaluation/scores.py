@@ -17,11 +17,12 @@ from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.metrics import Interval
 from rarlhf_nb.lab.evaluation.report import read_report, wide
 from rarlhf_nb.lab.evaluation.tables import Tables
-from rarlhf_nb.lab.methods import MethodKey
+from rarlhf_nb.lab.methods import CRITIC_FREE, MethodKey
 from rarlhf_nb.lab.runs import MANIFEST, Run
 from rarlhf_nb.risk import cvar
 
-SAME_AS_RLHF = ("ra_rlhf@1", "ra_rlhf_ru@1")  # step for step
+ESTIMATORS = ("ra_rlhf", "ra_rlhf_ru")
+SAME_AS_RLHF = tuple(f"{method}@1" for method in ESTIMATORS)  # step for step
 
 
 def run_scores(run: Run, settings: dict[str, Any]) -> pd.DataFrame:
@@ -78,7 +79,7 @@ def alpha_scores(tables: Tables, profile_alpha: float, seed: int) -> pd.DataFram
     episodes = {"rlhf": tables.episodes["rlhf"]} if "rlhf" in tables.episodes else {}
     for method, table in tables.episodes.items():
         base, alpha = MethodKey.parse(method)
-        if base in ("ra_rlhf", "ra_rlhf_ru"):
+        if base in ESTIMATORS or (alpha is not None and base not in CRITIC_FREE):
             episodes[str(MethodKey(base, alpha or profile_alpha))] = table
     for method, table in tables.alphas.items():
         episodes |= {str(MethodKey(method, alpha)): part for alpha, part in table.groupby("alpha")}

@@ -20,25 +20,26 @@ an interval is [value, low, high].
                         completions: row -> [text, reward, place by reward, place by prompt score]}
     prompts             row -> [text, score]
     edges               of the bins
-    price               what the trained alpha brings and costs: {title, panels: [[key, title]], sweeps: [{name, color,
-                        dash, alphas, and by key an interval of lists over alphas}]}; that of `tail` is by ranking and
-                        measured alpha. Null without a sweep
+    price               what the trained alpha brings and costs, as a figure of plotly; null without a sweep
     columns             the same prompts at every evaluated alpha of the conditioned policy: {prompts, alphas,
                         completions: by alpha and prompt}, or null
     template            plotly's template of the project
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.cells import interval_cell
-from rarlhf_nb.lab.evaluation.metrics import Interval, bootstrap_interval, seed_interval
+from rarlhf_nb.lab.evaluation.metrics import Interval, bootstrap_interval
 from rarlhf_nb.lab.evaluation.report import BASELINES
-from rarlhf_nb.lab.evaluation.scores import sweep_families
+from rarlhf_nb.lab.evaluation.scores import alpha_scores, sweep_families
+from rarlhf_nb.lab.evaluation.tables import Tables, check_episodes
 from rarlhf_nb.lab.explorer.tails import (
     ALPHAS,
     RANKINGS,
@@ -50,6 +51,7 @@ from rarlhf_nb.lab.explorer.tails import (
     steps_between,
 )
 from rarlhf_nb.lab.methods import MethodKey, method_name
+from rarlhf_nb.lab.plots.sweep_figures import alpha_curves
 from rarlhf_nb.lab.plots.theme import TEMPLATE, faint, label_text, line_style, method_color
 from rarlhf_nb.lab.texts import visible
 from rarlhf_nb.risk import check_alpha, tail_count
@@ -58,7 +60,6 @@ INITIAL_METHODS = ("rlhf", "ra_rlhf", "ra_rlhf_ru")  # shown at first, with the 
 TAIL_TEXTS = 4  # episodes of a tail whose texts are shown
 COMPARED_PROMPTS = 3  # prompts whose completions are shown at three trained alphas
 BINS = 40
-PRICES = {"tail": "measured tail (logit)", "mean": "mean reward (logit)", "kl": "KL (nats)", "perplexity": "perplexity"}
 
 
 class Slot(NamedTuple):
@@ -80,7 +81,6 @@ class ExplorerContent:
     def __init__(
         self,
         episodes: dict[str, pd.DataFrame],
-        held_out: dict[str, pd.DataFrame] | None = None,
         profile_alpha: float | None = None,
         resamples: int = 200,
         seed: int = 0,
@@ -89,11 +89,10 @@ class ExplorerContent:
     ) -> None:
         self.conditioned = next(iter(alphas or {}), None)
         self.episodes = _by_alpha(alphas or {}) | episodes
-        self.tails = measure_tails(self.episodes, resamples, seed, held_out)
+        self.tails = measure_tails(self.episodes, resamples, seed)
         self.edges = np.histogram_bin_edges(np.concatenate([tails.rewards for tails in self.tails.values()]), BINS)
         self.families = sweep_families(list(self.tails), profile_alpha)
-        swept = [method for members in self.families.values() for method in members.values()]
-        self.other_seeds = [_measured(at, tables, swept) for at, tables in (other_seeds or {}).items()] if swept else []
+        self.price = self._price(episodes, alphas or {}, profile_alpha, other_seeds or {}) if self.families else None
         self.trained_alphas = sorted({alpha for members in self.families.values() for alpha in members})
         if self.conditioned is not None:
             self.trained_alphas = steps_between(list(self.families[self.conditioned]))
@@ -158,6 +157,24 @@ class ExplorerContent:
 
     # For a batch run
 
+    @staticmethod
+    def _price(
+        episodes: dict[str, pd.DataFrame],
+        alphas: dict[str, pd.DataFrame],
+        profile_alpha: float | None,
+        other_seeds: dict[int, dict[str, pd.DataFrame]],
+    ) -> go.Figure:
+        """What the trained alpha brings and costs, over the shown seed and the other ones."""
+        seeds = [Tables(episodes, {}, {}, {}, alphas)]
+        for seed, tables in other_seeds.items():
+            try:
+                check_episodes(tables)
+            except UserError as error:
+                raise UserError(f"other_seeds, seed {seed}: {error}") from None
+            seeds.append(Tables(tables, {}, {}, {}))
+        scores = [alpha_scores(tables, profile_alpha, place) for place, tables in enumerate(seeds)]
+        return alpha_curves(pd.concat(scores))
+
     def chosen(self, trained: float | None, methods: Sequence[str] | None = None) -> list[Slot]:
         """One slot per method, which in a sweep is the one at the alpha nearest to `trained`. methods: None for all."""
         groups = [slots for name, slots in self.groups.items() if methods is None or name in methods]
@@ -212,7 +229,7 @@ class ExplorerContent:
             "methods": methods,
             "prompts": dict(zip(rows, self._prompts(rows), strict=True)),
             "edges": _plain(self.edges),
-            "price": self._price() if self.families else None,
+            "price": self.price and json.loads(self.price.to_json()),
             "columns": self._columns() if self.conditioned is not None else None,
             "template": TEMPLATE.to_plotly_json(),
         }
@@ -257,45 +274,6 @@ class ExplorerContent:
     def _prompts(self, rows: Sequence[int]) -> list[list]:
         return _texts(next(iter(self.episodes.values())), rows, "prompt", "prompt_score")
 
-    def _price(self) -> dict[str, Any]:
-        """The sweeps over the shown seed and the other ones; a panel that no method has a number for is left out."""
-        members = [member for group in self.families.values() for member in group.values()]
-        seeds = [len(self._seeds(method)) for method in members]
-        title = "What the trained α brings and costs (dashed: the chosen one)"
-        if max(seeds) > 1:
-            count = f"{seeds[0]}" if len(set(seeds)) == 1 else f"{min(seeds)} to {max(seeds)}"
-            title += f"; line: mean of {count} seeds, band: its 95 % interval"
-        sweeps = [self._sweep_price(name) for name in self.families]
-        panels = [key for key in PRICES if key == "tail" or any(x is not None for s in sweeps for x in s[key][0])]
-        alone = {"perplexity": "perplexity, shown seed only"} if max(seeds) > 1 else {}
-        return {"title": title, "panels": [[key, (PRICES | alone)[key]] for key in panels], "sweeps": sweeps}
-
-    def _seeds(self, method: str) -> list[Tails]:
-        """The tails of a method, first of the shown seed."""
-        return [self.tails[method], *(found[method] for found in self.other_seeds if method in found)]
-
-    def _sweep_price(self, name: str) -> dict[str, Any]:
-        members = self.families[name]
-        seeds = [self._seeds(members[alpha]) for alpha in sorted(members)]
-
-        def over_seeds(measure: Callable[[Tails], float]) -> list[list]:
-            values = [[value for value in map(measure, tails) if np.isfinite(value)] for tails in seeds]
-            return _plain(np.transpose([seed_interval(found) for found in values]))
-
-        return {
-            "name": label_text(name),
-            "color": method_color(name),
-            "dash": line_style(name)["dash"],
-            "alphas": sorted(members),
-            "tail": {
-                ranking: [over_seeds(lambda tails, a=a, r=ranking: tails.resampled(a, r)[0]) for a in ALPHAS]
-                for ranking in RANKINGS
-            },
-            "mean": over_seeds(lambda tails: tails.rewards.mean()),
-            "kl": over_seeds(lambda tails: tails.kl[0]),
-            "perplexity": over_seeds(lambda tails: tails.perplexity),
-        }
-
     def compared(self) -> list[int]:
         """The rows of the hardest prompts, whose completions are shown at three trained alphas."""
         first = next(iter(self.episodes.values()))
@@ -320,14 +298,6 @@ def _by_alpha(alphas: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         for name, table in alphas.items()
         for alpha, rows in table.groupby("alpha")
     }
-
-
-def _measured(seed: int, tables: dict[str, pd.DataFrame], methods: Sequence[str]) -> dict[str, Tails]:
-    """The tails of the methods that this training seed has, without resamples."""
-    try:
-        return measure_tails({method: tables[method] for method in methods if method in tables}, resamples=0)
-    except UserError as error:
-        raise UserError(f"other_seeds, seed {seed}: {error}") from None
 
 
 def _nearest(alphas: Iterable[float], alpha: float) -> float:

@@ -144,24 +144,12 @@ function explore(root, content, { ask = null, share, moved = () => {} }) {
     draw(parts.curve, layered(slots.map(curveTraces)), layout, height(265));
   }
 
-  // One panel per quantity and one line per sweep over the trained alpha, with its band if there are several seeds.
+  // The figure that Python has made, with the trained alpha marked in every panel.
   function drawPrice() {
     if (!content.price) return;
-    const { panels, sweeps } = content.price, data = [];
-    const grid = { rows: 1, columns: panels.length, pattern: "independent", xgap: 0.22 };
-    const layout = layoutOf({ showlegend: true, legend: { y: 0.99 }, margin: { l: 52, r: 12, t: 44, b: 46 }, grid, shapes: [] });
-    panels.forEach(([key, title], panel) => {
-      const nth = panel ? panel + 1 : "", axes = { xaxis: `x${nth}`, yaxis: `y${nth}`, showlegend: panel === 0 };
-      for (const { name, color, dash, alphas, [key]: found } of sweeps) {
-        const values = key === "tail" ? found[view.ranking][alphaPlace()] : found;
-        data.push({ ...band(alphas, values, color), ...axes, legendgroup: name, showlegend: false });
-        data.push({ type: "scatter", mode: "lines+markers", x: alphas, y: values[0], name, legendgroup: name, line: { color, dash, width: 2.5 }, ...axes });
-      }
-      layout[`xaxis${nth}`] = axis("trained α", { type: "log", tickvals: [0.05, 0.1, 0.2, 0.4, 1] });
-      layout[`yaxis${nth}`] = axis(title);
-      layout.shapes.push(markAt(view.trained, nth));
-    });
-    draw(parts.price, data, layout, 300);
+    const { data, layout } = content.price;
+    const marks = ["", 2, 3].map((nth) => markAt(view.trained, nth));
+    draw(parts.price, data, { ...layout, shapes: [...layout.shapes, ...marks] }, layout.height);
   }
 
   // Numbers and texts
@@ -359,7 +347,7 @@ function explore(root, content, { ask = null, share, moved = () => {} }) {
         make("div", { class: "later" }, make("h3", {}, "The tail mean at every α, with its 95 % band"), parts.curve)),
       make("section", {}, parts.numbers, make("div", { class: "later" }, make("h3", {}, "The tail of ", parts.anchor), parts.lead, parts.texts))),
     ...(content.columns ? [make("section", {}, make("h3", {}, "The same prompts, one policy, three α"), parts.columns)] : []),
-    ...(content.price ? [make("section", {}, make("h3", {}, content.price.title), parts.price)] : []));
+    ...(content.price ? [make("section", {}, make("h3", {}, "The chosen trained α (dashed) among the others"), parts.price)] : []));
   root.classList.add("rarlhf-explorer");
   let width = 0;
   const resized = new ResizeObserver(() => {

@@ -47,7 +47,7 @@ def explorer_page(run: Run, nonce: str) -> str:
     Raises `UserError` if no method was evaluated, or the methods were not evaluated on the same prompts.
     """
     tables, profile = load_tables(run), Profile(**run.manifest["settings"])
-    explored = ExplorerContent(tables.episodes, tables.held_out, profile.risk.alpha, alphas=tables.alphas)
+    explored = ExplorerContent(tables.episodes, profile.risk.alpha, alphas=tables.alphas)
     content = json.dumps(explored.as_json(explored.view(0.1, "reward")))
     title = html.escape(f"{visible(run.folder.name)}: risk explorer")
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>

@@ -8,13 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from rarlhf_nb.lab.evaluation.metrics import (
-    bootstrap_weights,
-    held_out_metrics,
-    prompt_positions,
-    tail_means,
-    weighted_mean,
-)
+from rarlhf_nb.lab.evaluation.metrics import bootstrap_weights, prompt_positions, tail_means, weighted_mean
 from rarlhf_nb.lab.evaluation.tables import check_episodes
 from rarlhf_nb.lab.methods import method_order
 from rarlhf_nb.risk import check_alpha, tail_count
@@ -29,14 +23,13 @@ class Tails:
     """The episodes of a method in both orders, with the tail mean for every alpha in `ALPHAS` and every resample.
 
     rewards: (N,). orders[ranking]: (N,) episodes, lowest first, ties in the order of the table. means[ranking]:
-    (100, 1 + R), the estimate first. kl: (1 + R,), the mean over episodes. kl, perplexity: NaN if not measured.
+    (100, 1 + R), the estimate first. kl: (1 + R,), the mean over episodes, NaN if it was not measured.
     """
 
     rewards: np.ndarray
     orders: dict[Ranking, np.ndarray]
     means: dict[Ranking, np.ndarray]
     kl: np.ndarray
-    perplexity: float = float("nan")
 
     def tail(self, alpha: float, ranking: Ranking) -> np.ndarray:
         """The ⌈alpha N⌉ lowest episodes, lowest first."""
@@ -56,12 +49,7 @@ def alpha_index(alpha: float) -> int:
     return max(1, round(100 * check_alpha(alpha))) - 1
 
 
-def measure_tails(
-    episodes: dict[str, pd.DataFrame],
-    resamples: int = 200,
-    seed: int = 0,
-    held_out: dict[str, pd.DataFrame] | None = None,
-) -> dict[str, Tails]:
+def measure_tails(episodes: dict[str, pd.DataFrame], resamples: int = 200, seed: int = 0) -> dict[str, Tails]:
     """Measure everything that a move of the slider needs. All methods share the resampled prompts, as in `report`."""
     check_episodes(episodes)
     methods = method_order(episodes)
@@ -71,13 +59,11 @@ def measure_tails(
     for method in methods:
         table = episodes[method]
         rewards, keys = _floats(table, "reward"), {ranking: _floats(table, ranking) for ranking in RANKINGS}
-        texts = (held_out or {}).get(method)
         measured[method] = Tails(
             rewards,
             {ranking: np.argsort(keys[ranking], kind="stable") for ranking in RANKINGS},
             {ranking: tail_means(rewards, keys[ranking], weights, ALPHAS) for ranking in RANKINGS},
             weighted_mean(_floats(table, "kl"), weights) if "kl" in table else np.full(len(weights), np.nan),
-            np.nan if texts is None else held_out_metrics(texts)["perplexity"].statistic(np.ones(len(texts))),
         )
     return measured
 
@@ -112,7 +98,6 @@ def between(evaluated: Mapping[float, Tails], alpha: float) -> Tails:
         {"reward": np.arange(len(quantiles))},
         {ranking: mixed(low.means[ranking], high.means[ranking]) for ranking in low.means},
         mixed(low.kl, high.kl),
-        mixed(low.perplexity, high.perplexity),
     )
 
 

@@ -12,15 +12,12 @@ import pandas as pd
 import traitlets
 from IPython.display import HTML, display
 
-from rarlhf_nb.lab.evaluation.scores import alpha_scores
-from rarlhf_nb.lab.evaluation.tables import Tables
 from rarlhf_nb.lab.evaluation.tail_prompts import tail_prompts_html, tail_prompts_table
 from rarlhf_nb.lab.explorer.content import ExplorerContent
 from rarlhf_nb.lab.explorer.plotly_widget import PlotlyWidget
 from rarlhf_nb.lab.explorer.tails import Ranking
 from rarlhf_nb.lab.plots.figures import cvar_curves
 from rarlhf_nb.lab.plots.renderer import is_static
-from rarlhf_nb.lab.plots.sweep_figures import alpha_curves
 from rarlhf_nb.lab.texts import framed, visible
 
 MODULE, STYLE = "explorer.js", Path(__file__).with_name("explorer.css")
@@ -52,7 +49,6 @@ class RiskExplorer(PlotlyWidget):
 
 def risk_explorer(
     episodes: dict[str, pd.DataFrame],
-    held_out: dict[str, pd.DataFrame] | None = None,
     *,
     alpha: float = 0.1,
     ranking: Ranking = "reward",
@@ -71,26 +67,24 @@ def risk_explorer(
     """Explore the tails of several methods' rewards. The keywords alpha to stacked are the view that *share* shows.
 
     episodes: one episodes table per method; methods named `name@alpha` form a sweep, and `profile_alpha` adds the plain
-    `name` to it. held_out: their held-out texts, for the perplexity. alpha: measured. trained: the trained alpha of the
-    sweeps. methods: those that are chosen at first, by name. anchor: the one whose tail is read. stacked: whether the
-    distributions lie below each other. other_seeds: training seed -> episodes tables of the same methods, trained with
-    that seed; they give the price of the trained alpha its bands. alphas: the episodes of a policy that is conditioned
-    on alpha, under its name, with a column alpha. sample(prompts, alpha): its fresh completions and their rewards.
+    `name` to it. alpha: measured. trained: the trained alpha of the sweeps. methods: those that are chosen at first, by
+    name. anchor: the one whose tail is read. stacked: whether the distributions lie below each other. other_seeds:
+    training seed -> episodes tables of the same methods, trained with that seed; they give the price of the trained
+    alpha its bands. alphas: the episodes of a policy that is conditioned on alpha, under its name, with a column alpha.
+    sample(prompts, alpha): its fresh completions and their rewards.
 
     Returns the widget. A batch run shows the CVaR at every alpha, what the trained alpha changes, the numbers of this
     view, and completions of the hardest prompts. Raises `UserError` for an unknown ranking or method, and if methods of
     one seed were not evaluated on the same prompts.
     """
-    content = ExplorerContent(episodes, held_out, profile_alpha, resamples, seed, other_seeds, alphas)
+    content = ExplorerContent(episodes, profile_alpha, resamples, seed, other_seeds, alphas)
     view = content.view(alpha, ranking, trained, methods, anchor, stacked)
     if not is_static(interactive):
         return RiskExplorer(content, view, sample)
     chosen = {slot.source: content.episodes[slot.source] for slot in content.chosen(view["trained"], view["methods"])}
     cvar_curves(chosen, resamples).show()
-    if content.families:
-        others = [Tables(tables, {}, {}, {}) for tables in (other_seeds or {}).values()]
-        seeds = enumerate([Tables(episodes, {}, {}, {}, alphas or {}), *others])
-        alpha_curves(pd.concat(alpha_scores(tables, profile_alpha, number) for number, tables in seeds)).show()
+    if content.price is not None:
+        content.price.show()
     display(HTML(framed(content.numbers(view["alpha"], ranking, view["trained"]).to_html())))
     display(HTML(tail_prompts_html(tail_prompts_table(chosen))))
     return None
