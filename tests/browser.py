@@ -16,6 +16,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from made_up import made_up_episodes
 
 from rarlhf_nb.lab.methods import method_name
 from rarlhf_nb.lab.profiles import load_profile
@@ -82,20 +83,14 @@ def made_up_run(folder: Path, *cells: str) -> Run:
 
 
 def episodes(method: str) -> pd.DataFrame:
-    scores = np.random.default_rng(0).normal(size=SIZE)
-    rng = np.random.default_rng(METHODS.index(method) + 1)
-    completions = [f"completion {i} by {method}" if i % 4 else f"{HOSTILE} {i} by {method}" for i in range(SIZE)]
-    return pd.DataFrame(
-        {
-            "prompt": [f"prompt {i} {HOSTILE if i % 4 == 1 else ''}" for i in range(SIZE)],
-            "completion": completions,
-            "prompt_score": scores,
-            "reward": scores + 0.4 * METHODS.index(method) + rng.normal(size=SIZE),
-            "kl": rng.random(SIZE),
-            "label": 0,
-            "group": "all",
-            "seed": 0,
-        }
+    scores, place = np.random.default_rng(0).normal(size=SIZE), METHODS.index(method)
+    rng = np.random.default_rng(place + 1)
+    return made_up_episodes(
+        scores + 0.4 * place + rng.normal(size=SIZE),
+        prompt=[f"prompt {i} {HOSTILE if i % 4 == 1 else ''}" for i in range(SIZE)],
+        completion=[f"{'completion' if i % 4 else HOSTILE} {i} by {method}" for i in range(SIZE)],
+        prompt_score=scores,
+        kl=rng.random(SIZE),
     )
 
 

@@ -6,6 +6,7 @@ import socket
 
 import pandas as pd
 import pytest
+from made_up import made_up_episodes
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.explorer.page import explorer_page, serve
@@ -16,8 +17,8 @@ from rarlhf_nb.lab.runs import Run
 def a_run(root, methods=("sft", "rlhf"), name="pocket-imdb"):
     run = Run.open(name, load_profile("pocket", {}).model_dump(mode="json"), 1, root)
     for place, method in enumerate(methods):
-        table = pd.DataFrame({"prompt": [f"<b>{i}</b>" for i in range(12)], "completion": "$x$", "prompt_score": 0.0})
-        table = table.assign(reward=[float(i + place) for i in range(12)], kl=1.0, label=1, group="all", seed=0)
+        texts = {"prompt": [f"<b>{i}</b>" for i in range(12)], "completion": "$x$"}
+        table = made_up_episodes([float(i + place) for i in range(12)], kl=1.0, **texts)
         run.write(f"evaluation/{method}.parquet", table)
     return run
 

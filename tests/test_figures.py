@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from made_up import made_up_episodes
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.metrics import seed_interval
@@ -19,16 +20,7 @@ SCORES = RNG.normal(size=100)
 
 
 def episodes(rewards, group="all"):
-    return pd.DataFrame(
-        {
-            "prompt": [f"prompt {i}" for i in range(100)],
-            "prompt_score": SCORES,
-            "reward": rewards,
-            "label": [0, 1] * 50,
-            "group": ["drama"] * 90 + [group] * 10,
-            "seed": 0,
-        }
-    )
+    return made_up_episodes(rewards, prompt_score=SCORES, label=[0, 1] * 50, group=["drama"] * 90 + [group] * 10)
 
 
 EPISODES = {
@@ -65,13 +57,7 @@ SWEEP = pd.DataFrame(
     ]
     * 2
 )
-REPORT = build_report(
-    {method: table.assign(completion="x") for method, table in EPISODES.items()},
-    {},
-    tail_threshold=-1.0,
-    cvar_levels=[0.1],
-    resamples=50,
-)
+REPORT = build_report(EPISODES, {}, tail_threshold=-1.0, cvar_levels=[0.1], resamples=50)
 CLUSTERS = pd.DataFrame(
     {"x": [0.0, 1, 2], "y": [0.0, 1, 0], "cluster": [0, 0, 1], "prompt": HOSTILE, "prompt_score": [-1.0, -2.0, -3.0]}
 )
@@ -98,28 +84,26 @@ def all_figures():
     }
 
 
-def test_hostile_text_is_escaped_in_every_figure():
+def test_every_figure_escapes_texts_and_names_itself_its_axes_and_its_panels():
     for name, figure in all_figures().items():
-        text = figure.to_json()
-        assert "script&gt;" in text.replace("\\u0026", "&"), name
-        assert "<script" not in text.replace("\\u003c", "<"), name
-
-
-def test_every_figure_has_a_title_and_names_its_axes_and_panels():
-    for name, figure in all_figures().items():
+        text = figure.to_json().replace("\\u0026", "&").replace("\\u003c", "<")
+        assert "script&gt;" in text and "<script" not in text, name
         assert figure.layout.title.text, name
-        named = [axis for axis in figure.select_yaxes() if axis.title.text]
         panels = list(figure.select_yaxes())
         titled = len(figure.layout.annotations) == len(panels)
         methods = name in ("metrics", "seeds")  # their y axis names the methods
-        assert len(named) == len(panels) or titled or methods, name
+        assert all(axis.title.text for axis in panels) or titled or methods, name
         assert any(axis.title.text for axis in figure.select_xaxes()) or titled, name
 
 
-def test_units_stand_on_the_axes():
-    shown = sweep_figures.frontier(POINTS).layout
+@pytest.mark.parametrize(
+    ("tail", "title"),
+    [("cvar_10", "CVaR 10 % of reward"), ("cvar_5", "CVaR 5 % of reward"), ("tail_reward", "tail reward")],
+)
+def test_frontier_shows_the_tail_that_was_measured_with_its_unit(tail, title):
+    shown = sweep_figures.frontier(POINTS.rename(columns={"cvar_10": tail})).layout
+    assert shown.yaxis2.title.text == f"{title} (logit)"
     assert shown.xaxis.title.text == "KL from the SFT policy (nats per completion)"
-    assert shown.yaxis2.title.text == "CVaR 10 % of reward (logit)"
 
 
 def test_quantile_curves_are_the_papers_at_whole_percents():
@@ -201,13 +185,6 @@ def test_frontier_joins_the_means_of_the_seeds():
     assert list(dots.x) == [4.0, 6.0, 1.0, 3.0]
     assert (list(line.x), list(line.y)) == ([5.0, 2.0], [1.5, 0.5])
     assert list(traces(sweep_figures.frontier(POINTS), "RLHF")[3].y) == [-0.5, -2.0]
-
-
-def test_frontier_shows_the_tail_that_was_measured():
-    figure = sweep_figures.frontier(POINTS.rename(columns={"cvar_10": "cvar_5"}))
-    assert figure.layout.yaxis2.title.text == "CVaR 5 % of reward (logit)"
-    figure = sweep_figures.frontier(POINTS.rename(columns={"cvar_10": "tail_reward"}))
-    assert figure.layout.yaxis2.title.text == "tail reward (logit)"
 
 
 def test_frontier_joins_the_alphas_of_a_sweep_from_the_smallest_to_rlhf():

@@ -3,8 +3,8 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
+from made_up import made_up_episodes
 
 from rarlhf_nb.lab.evaluation.ledger import build_ledger, ledger_table
 from rarlhf_nb.lab.evaluation.report import build_report
@@ -12,17 +12,7 @@ from rarlhf_nb.lab.profiles import load_profile
 
 
 def made_up_report():
-    table = pd.DataFrame(
-        {
-            "prompt": ["a", "b"],
-            "completion": ["x", "y"],
-            "prompt_score": [-3.0, 1.0],
-            "reward": [0.0, 3.0],
-            "label": 1,
-            "group": "all",
-            "seed": 0,
-        }
-    )
+    table = made_up_episodes([0.0, 3.0], prompt_score=[-3.0, 1.0])
     return build_report({"rlhf": table}, {}, tail_threshold=-2.5, cvar_levels=[0.1], resamples=20)
 
 

@@ -2,34 +2,15 @@
 
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import stats
 
-from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.metrics import (
     bootstrap_interval,
     bootstrap_weights,
     distinct_n,
     seeds_needed,
-    t_test_power,
-    tail_mean,
     weighted_mean,
 )
-
-ONES = np.ones(5)
-
-
-def test_tail_mean_by_hand():
-    rewards = np.array([3.0, -1.0, 2.0, 0.0, 1.0])
-    scores = np.array([-2.0, 5.0, -3.0, 1.0, 0.0])  # ascending: rewards 2, 3, 1, 0, -1
-    assert tail_mean(rewards, scores, 0.4, ONES) == pytest.approx(2.5)
-    assert tail_mean(rewards, scores, 0.5, ONES) == pytest.approx((2 + 3 + 0.5 * 1) / 2.5)
-    assert tail_mean(rewards, scores, 1.0, ONES) == pytest.approx(1.0)
-    assert tail_mean(rewards, scores, 0.01, ONES) == pytest.approx(2.0)
-
-
-def test_tail_mean_refuses_a_share_outside_the_unit_interval():
-    with pytest.raises(UserError, match="alpha = 1.5"):
-        tail_mean(ONES, ONES, 1.5, ONES)
 
 
 def test_weighted_mean_over_nothing_is_nan_without_a_warning(recwarn):
@@ -78,19 +59,6 @@ def test_seeds_needed_are_the_published_sample_sizes(effect, seeds):
     differences = np.array([-1.0, 0.0, 1.0])  # standard deviation 1
     assert seeds_needed(differences + effect) == seeds_needed(differences - effect) == seeds
     assert seeds_needed(7 * (differences + effect)) == seeds
-
-
-@pytest.mark.parametrize("effect", [0.0, 0.3, 1.0, 20.0])
-@pytest.mark.parametrize("seeds", [2, 3, 7, 50])
-def test_power_agrees_with_direct_integration(effect, seeds):
-    freedom = seeds - 1
-    boundary = stats.t.ppf(0.975, freedom)
-
-    def found(chi_square):  # the test's power once the standard deviation is drawn
-        edge, shift = boundary * np.sqrt(chi_square / freedom), effect * np.sqrt(seeds)
-        return stats.chi2.pdf(chi_square, freedom) * (stats.norm.sf(edge - shift) + stats.norm.cdf(-edge - shift))
-
-    assert t_test_power(effect, seeds) == pytest.approx(integrate.quad(found, 0, np.inf, limit=500)[0], abs=1e-8)
 
 
 def test_seeds_needed_at_the_edges():

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from made_up import made_up_episodes
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.report import build_report, read_report, summary_table
@@ -18,16 +19,14 @@ from rarlhf_nb.lab.runs import Run
 HOSTILE = "<script>alert('|')</script>"
 
 
-def episodes(rewards, samples=1, group=HOSTILE):
+def episodes(rewards, samples=1):
     """Six prompts: two are hard, one belongs to a rare group."""
-    table = pd.DataFrame(
-        {
-            "prompt": ["a", "b", "c", "d", "e", HOSTILE],
-            "completion": [f" and {HOSTILE}"] * 6,
-            "prompt_score": [-3.0, 1.0, 0.0, -2.0, 2.0, 3.0],
-            "label": [0, 1, 1, 0, 1, 1],
-            "group": ["drama"] * 5 + [group],
-        }
+    table = made_up_episodes(
+        [0.0] * 6,
+        prompt=["a", "b", "c", "d", "e", HOSTILE],
+        completion=f" and {HOSTILE}",
+        prompt_score=[-3.0, 1.0, 0.0, -2.0, 2.0, 3.0],
+        group=["drama"] * 5 + [HOSTILE],
     )
     blocks = [table.assign(seed=seed) for seed in range(samples)]
     return pd.concat(blocks, ignore_index=True).assign(reward=rewards, kl=[0.0, 1, 2, 3, 4, 5] * samples)
@@ -36,17 +35,12 @@ def episodes(rewards, samples=1, group=HOSTILE):
 RLHF = episodes([-2.0, 3.0, 1.0, 0.0, 2.0, 2.0])
 RISK_AVERSE = episodes([1.0, 2.0, 1.0, 1.0, 1.0, 3.0])
 TEXTS = pd.DataFrame({"text": ["x", "y"], "log_likelihood": np.log([1 / 4, 1 / 8]), "tokens": [2, 1]})
-SAMPLES = pd.DataFrame(
-    {
-        "prompt": ["a", "b"] * 2,
-        "completion": ["the cat sat on the mat", "x", "the cat sat down", "x"],
-        "prompt_score": 0.0,
-        "reward": 0.0,
-        "normalised_reward": [0.9, 0.8, 0.4, 0.7],
-        "label": 1,
-        "group": "all",
-        "seed": [0, 0, 1, 1],
-    }
+SAMPLES = made_up_episodes(
+    [0.0] * 4,
+    prompt=["a", "b"] * 2,
+    completion=["the cat sat on the mat", "x", "the cat sat down", "x"],
+    normalised_reward=[0.9, 0.8, 0.4, 0.7],
+    seed=[0, 0, 1, 1],
 )
 
 
@@ -57,8 +51,7 @@ def report(tables, held_out=None, **changes):
 
 def own(found, method="rlhf"):
     """A method's own numbers: index metric; columns value, low, high."""
-    rows = found.numbers[(found.numbers["method"] == method) & (found.numbers["baseline"] == "")]
-    return rows.set_index("metric")[["value", "low", "high"]]
+    return found.own[found.own["method"] == method].set_index("metric")[["value", "low", "high"]]
 
 
 def test_cells_by_hand():
@@ -117,15 +110,11 @@ def test_metrics_of_many_samples_by_hand():
     assert "toxicity_probability" not in report({"rlhf": RLHF}, samples={"rlhf": SAMPLES}).names
 
 
-def test_perplexity_of_completions_leaves_out_the_absurd():
+def test_perplexity_of_completions_leaves_out_the_absurd_and_kl_is_optional():
     table = RLHF.assign(completion_length=2, base_log_likelihood=[-2.0, -4.0, -2.0, -2.0, -2.0, -40.0])
-    found = report({"rlhf": table})
+    found = report({"rlhf": table.drop(columns="kl")})
     assert found.of("completion_perplexity").loc["rlhf", "value"] == pytest.approx((4 * np.e + np.e**2) / 5)
-
-
-def test_a_table_without_kl_is_reported_without_it():
-    found = report({"rlhf": RLHF.drop(columns="kl")})
-    assert "kl" not in found.names and found.of("reward").loc["rlhf", "value"] == 1.0
+    assert "kl" not in found.names
 
 
 def test_an_empty_tail_is_nan_with_a_note():
@@ -239,11 +228,6 @@ def test_load_tables_reads_a_run_folder(tmp_path):
     pd.testing.assert_frame_equal(found["ra_rlhf@0.2"], RISK_AVERSE)
     assert list(held_out) == ["ra_rlhf@0.2"]
     assert list(training) == ["rlhf"] and training["rlhf"]["kl"].tolist() == [0.5, 1.0]
-
-
-def test_a_run_without_evaluation_names_the_notebook_to_run(tmp_path):
-    with pytest.raises(UserError, match="02_baseline_rlhf"):
-        load_tables(Run(tmp_path))
 
 
 def test_the_glossary_explains_every_metric_of_the_report():

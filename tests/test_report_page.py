@@ -4,8 +4,9 @@ import re
 
 import numpy as np
 import pandas as pd
+from made_up import made_up_episodes
 
-from rarlhf_nb.lab.evaluation.report import build_report
+from rarlhf_nb.lab.evaluation.report import build_report, wide
 from rarlhf_nb.lab.evaluation.tables import Tables
 from rarlhf_nb.lab.plots.figures import TRAINING_PANELS
 from rarlhf_nb.lab.profiles import load_profile
@@ -16,22 +17,13 @@ HOSTILE = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'></
 
 def page(seeds=1):
     rng = np.random.default_rng(0)
-    table = pd.DataFrame(
-        {
-            "prompt": [f"{HOSTILE} {i}" for i in range(30)],
-            "completion": HOSTILE,
-            "prompt_score": rng.normal(size=30),
-            "label": 1,
-            "group": ["all"] * 25 + [HOSTILE] * 5,
-            "seed": 0,
-        }
-    )
-    episodes = {method: table.assign(reward=rng.normal(size=30), kl=1.0) for method in ("sft", "rlhf")}
+    columns = {"prompt": [f"{HOSTILE} {i}" for i in range(30)], "completion": HOSTILE}
+    columns |= {"prompt_score": rng.normal(size=30), "group": ["all"] * 25 + [HOSTILE] * 5, "kl": 1.0}
+    episodes = {method: made_up_episodes(rng.normal(size=30), **columns) for method in ("sft", "rlhf")}
     report = build_report(episodes, {}, tail_threshold=-1.0, cvar_levels=[0.1], resamples=50)
     log = pd.DataFrame({"iteration": range(1, 6)} | {key: np.arange(5.0) for key in TRAINING_PANELS})
     tables = Tables(episodes, {}, {"rlhf": log, "quark": log[["iteration"]]}, {})
-    own = report.numbers[report.numbers["baseline"] == ""].pivot(index="method", columns="metric", values="value")
-    one = own.reset_index().assign(run="a", seed=1, kl_coef=0.2)
+    one = wide(report.own, "value").reset_index(names="method").assign(run="a", seed=1, kl_coef=0.2)
     scores = pd.concat([one, one.assign(run="b", seed=2)]) if seeds > 1 else one
     return build_page(f"run {HOSTILE}", load_profile("pocket-imdb"), tables, report, scores), report
 

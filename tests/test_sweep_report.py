@@ -97,7 +97,7 @@ def test_the_best_tail_is_searched_at_every_setting_and_compared_at_its_own():
 
 def test_settings_with_a_dotted_key_are_told_apart():
     table = pd.concat([scores(**{"ppo.epochs": 2}), scores(**{"ppo.epochs": 4})]).assign(**{"cvar_0.5": 0.0})
-    assert grid_settings(table) == ["kl_coef", "ppo.epochs"]
+    assert grid_settings(table) == grid_settings(table.assign(**{"ppo.kl_coef": 0.2})) == ["kl_coef", "ppo.epochs"]
     found = build_sweep_report(table)
     assert list(found.tables()) == ["kl_coef 0.2, ppo.epochs 2", "kl_coef 0.2, ppo.epochs 4"]
     assert json.loads(found.to_json())["numbers"][-1]["ppo.epochs"] == 4
@@ -114,10 +114,6 @@ def test_repeated_rows_count_once_and_alpha_1_is_rlhf():
     assert distinct_scores(once)["method"].unique().tolist() == list(TAILS)
     grpo = scores({"cvar_grpo@1": TAILS["rlhf"]})  # which is GRPO, and GRPO is not always there
     assert distinct_scores(grpo)["method"].unique().tolist() == ["cvar_grpo@1"]
-
-
-def test_beta_as_a_setting_of_the_sweep_is_named_once():
-    assert grid_settings(scores().assign(**{"ppo.kl_coef": 0.2, "ppo.epochs": 2})) == ["kl_coef", "ppo.epochs"]
 
 
 def test_what_the_grid_lacks_is_named_and_pairs_keep_the_seeds_of_both():

@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
+from made_up import made_up_episodes
 from parsed import Parsed
 
 from rarlhf_nb.errors import UserError
@@ -29,9 +30,8 @@ from rarlhf_nb.lab.plots.renderer import is_static
 from rarlhf_nb.lab.texts import visible
 from rarlhf_nb.risk import SoftRiskSchedule, cvar, tail_count, var
 
-RNG = np.random.default_rng(0)
 SIZE = 120
-SCORES = RNG.normal(size=SIZE)
+SCORES = np.random.default_rng(0).normal(size=SIZE)
 METHODS = ("sft", "rlhf", "ra_rlhf@0.4", "ra_rlhf@0.1", "ra_rlhf_ru@0.4")
 HOSTILE = [
     "<script>window.hacked = 1</script>",
@@ -48,18 +48,16 @@ HOSTILE = [
 
 
 def episodes(shift: float, seed: int) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "prompt": [f"prompt {i}" for i in range(SIZE)],
-            "completion": [f"completion {i} of {seed}" for i in range(SIZE)],
-            "prompt_score": SCORES,
-            "reward": SCORES + shift + np.random.default_rng(seed).normal(size=SIZE),
-            "kl": np.random.default_rng(seed).random(SIZE),
-            "label": 0,
-            "group": "all",
-            "seed": np.repeat([0, 1], SIZE // 2),
-        }
-    ).assign(prompt=lambda t: t["prompt"].head(SIZE // 2).tolist() * 2, prompt_score=np.tile(SCORES[: SIZE // 2], 2))
+    """Half as many prompts, with two samples each."""
+    noise, half = np.random.default_rng(seed).normal(size=SIZE), SIZE // 2
+    return made_up_episodes(
+        SCORES + shift + noise,
+        prompt=[f"prompt {i}" for i in range(half)] * 2,
+        completion=[f"completion {i} of {seed}" for i in range(SIZE)],
+        prompt_score=np.tile(SCORES[:half], 2),
+        kl=np.random.default_rng(seed).random(SIZE),
+        seed=np.repeat([0, 1], half),
+    )
 
 
 EPISODES = {method: episodes(0.3 * number, number) for number, method in enumerate(METHODS)}
