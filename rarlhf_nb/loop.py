@@ -38,11 +38,11 @@ from rarlhf_nb.settings import Section, WatchSettings, flat
 class TrainingLoop(ABC):
     """A trainer that repeats one step: `CVaRPPOTrainer` and `QuarkTrainer` differ in that step alone.
 
-    `train()` runs all iterations. Iterating over the trainer runs them one at a time and yields the statistics of each.
-    Both go on from the last checkpoint if there is one; the result is the same, number for number, as without an
-    interruption. Ctrl-C saves a checkpoint after the iteration under way. If the training goes wrong, both raise
-    `TrainingStopped`, whose message names the last good checkpoint. Of several processes (see `distributed`) one logs,
-    saves and shows the progress.
+    `train()` runs all iterations. Iterating over the trainer runs them one at a time and yields the statistics of each
+    (`glossary.yaml` explains the keys). Both go on from the last checkpoint if there is one; the result is the same,
+    number for number, as without an interruption. Ctrl-C saves a checkpoint after the iteration under way. If the
+    training goes wrong, both raise `TrainingStopped`, whose message names the last good checkpoint. Of several
+    processes (see `distributed`) one logs, saves and shows the progress.
 
     Args:
         policy: the policy, trained in place.

@@ -26,11 +26,7 @@ def episode_kl(log_probs: torch.Tensor, ref_log_probs: torch.Tensor, mask: torch
 
 
 def dense_rewards(
-    env_rewards: torch.Tensor,
-    log_probs: torch.Tensor,
-    ref_log_probs: torch.Tensor,
-    mask: torch.Tensor,
-    kl_coef: float,
+    env_rewards: torch.Tensor, log_probs: torch.Tensor, ref_log_probs: torch.Tensor, mask: torch.Tensor, kl_coef: float
 ) -> torch.Tensor:
     """Eq. 5: r_bar_t = r_t - beta log(pi / pi_ref); r is paid at the last completion token: (B,), (B, T) -> (B, T)."""
     rewards = (-kl_coef * (log_probs - ref_log_probs)).masked_fill(~mask, 0.0)

@@ -33,9 +33,8 @@ from rarlhf_nb.settings import PPOSettings, RiskSettings, SamplingSettings, Sect
 class CVaRPPOTrainer(TrainingLoop):
     """Fine-tune a policy on the tail of its returns (RA-RLHF, Chaudhary et al. 2024, Algorithm 1).
 
-    `train()` runs all iterations. Iterating over the trainer runs them one at a time and yields the statistics of each
-    (`glossary` explains the keys). `step(prompts)` runs one iteration on prompts of your own. `rollout` and `targets`
-    hold the last batch.
+    `train()` and iterating over it are those of `TrainingLoop`; `step(prompts)` runs one iteration on prompts of your
+    own. `rollout` and `targets` hold the last batch.
 
     On several processes (`accelerate launch`, `torchrun`) B is the size of the global batch, and every rank holds the
     whole of it once it is sampled; a reward function gets a rank's share of it.

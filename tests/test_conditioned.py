@@ -137,7 +137,7 @@ def test_what_alpha_it_gets_is_checked():
             ask()
 
 
-def test_nothing_but_this_version_loads_its_folder(tmp_path):
+def test_nothing_but_this_version_loads_its_folder_and_only_the_whole(tmp_path):
     conditioned_policy().save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["risk_embedding"] == {"format": 1, "form": "log_alpha", "alpha_min": 0.1}
@@ -149,10 +149,7 @@ def test_nothing_but_this_version_loads_its_folder(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(newer))
         with pytest.raises(UserError, match="has a risk embedding of format .*update the package"):
             load_policy(tmp_path)
-
-
-def test_a_folder_without_its_embedding_is_refused(tmp_path):
-    conditioned_policy().save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "risk_embedding.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no readable risk_embedding.safetensors"):
         load_policy(tmp_path)
@@ -209,6 +206,11 @@ def test_the_schedule_falls_for_all_groups_until_each_reaches_its_alpha():
     trainer = conditioned_trainer(own={"groups": 2}, batch_size=40)
     assert [trainer.group_kept(kept) for kept in (40, 30, 10)] == [[20, 20], [20, 15], [20, 5]]
     assert trainer.schedule.alpha == 0.25 and trainer.iterations == 12  # twice those of ppo
+    assert conditioned_trainer(kl_coef=0.3).kl_coef == 0.3
+    trainer = conditioned_trainer(own={"groups": 2, "iterations": 3, "kl_coef": 0.0}, kl_coef=0.3)
+    assert (trainer.kl_coef, trainer.iterations) == (0.0, 3)  # its own go before those of ppo
+    with pytest.raises(UserError, match=r"conditioned.groups = 5 with ppo.batch_size = 8"):
+        conditioned_trainer(own={"groups": 5})
 
 
 def test_it_learns_from_alpha():
@@ -231,12 +233,6 @@ def test_it_learns_from_alpha():
     assert log["kl_alpha_min"].iloc[-1] == pytest.approx(batch.kl[32:].mean().item())
 
 
-def test_its_own_kl_coef_and_iterations_go_before_those_of_ppo():
-    trainer = conditioned_trainer(own={"groups": 2, "iterations": 3, "kl_coef": 0.0}, kl_coef=0.3)
-    assert (trainer.kl_coef, trainer.iterations) == (0.0, 3)
-    assert conditioned_trainer(kl_coef=0.3).kl_coef == 0.3
-
-
 def test_live_training_offers_it_beside_the_estimators(tmp_path, monkeypatch):
     monkeypatch.setattr(Experiment, "start", lambda _: tiny_policy())
     monkeypatch.setattr(Experiment, "reward", lambda _: good_minus_bad)
@@ -251,8 +247,3 @@ def test_live_training_offers_it_beside_the_estimators(tmp_path, monkeypatch):
         trainer.step(**trainer.next_prompts())
         assert 0 < len(trainer.targets.tail) <= len(trainer.rollout.env_rewards) == 16
     assert trainer.policy.risk.alpha_min == 0.25 and not list(tmp_path.iterdir())
-
-
-def test_groups_too_small_for_a_tail_are_refused():
-    with pytest.raises(UserError, match=r"conditioned.groups = 5 with ppo.batch_size = 8"):
-        conditioned_trainer(own={"groups": 5})

@@ -7,16 +7,15 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from tiny import SAMPLING, TEXTS, good_minus_bad, ppo_trainer, tiny_policy
+from tiny import good_minus_bad, ppo_trainer, quark_trainer
 
-from rarlhf_nb.baselines.quark import QuarkTrainer
 from rarlhf_nb.checkpoint import Checkpoints
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.explorer import live_training
 from rarlhf_nb.lab.profiles import load_profile
 from rarlhf_nb.monitor import Monitor, TrainingStopped, check_completions, check_kl
 from rarlhf_nb.rollout import Rollout
-from rarlhf_nb.settings import QuarkSettings, WatchSettings
+from rarlhf_nb.settings import WatchSettings
 
 
 def varied(prompts, completions, **columns):
@@ -28,13 +27,9 @@ def cvar_ppo(watch=None, **changes):
     return ppo_trainer(reward=varied, watch=WatchSettings(**watch or {}), **{"epochs": 4} | changes)
 
 
-def quark(watch=None, learning_rate=1e-2, **options):
-    args = QuarkSettings(
-        quantiles=3, steps=6, sample_interval=2, batch_size=4, learning_rate=learning_rate, warmup_steps=2
-    )
-    return QuarkTrainer(
-        tiny_policy(), varied, args, SAMPLING, TEXTS, seed=1, watch=WatchSettings(**watch or {}), **options
-    )
+def quark(watch=None, **changes):
+    settings = {"steps": 6, "sample_interval": 2, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 2}
+    return quark_trainer(reward=varied, watch=WatchSettings(**watch or {}), **settings | changes)
 
 
 def spoil(trainer, part, change, at=2):

@@ -13,7 +13,6 @@ from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import (
     VALUE_HEAD,
     Reference,
-    check_context,
     evaluate_tokens,
     load_policy,
     use_gradient_checkpointing,
@@ -38,19 +37,6 @@ def test_log_probs_and_values_are_the_same_with_and_without_padding(architecture
         values = policy.value_head(output.hidden_states[-1][:, ids.shape[1] - 1 : -1]).squeeze(-1)
         torch.testing.assert_close(padded.log_probs[i], slow, atol=1e-5, rtol=0)
         torch.testing.assert_close(padded.values[i], values[0], atol=1e-5, rtol=0)
-
-
-def test_garbage_in_padded_positions_changes_nothing():
-    policy, sampling = tiny_policy(), sampling_settings(minimum_completion_length=0)
-    batch = policy.sample(PROMPTS * 8, sampling, seed=3)
-    assert not batch.completion_mask.all()  # some completions end early
-    clean = evaluate_tokens(policy, batch, sampling)
-    dirty = copy.deepcopy(batch)
-    dirty.prompt_ids[~dirty.prompt_mask] = 5
-    dirty.completion_ids[~dirty.completion_mask] = 7
-    read = evaluate_tokens(policy, dirty, sampling)
-    torch.testing.assert_close(read.log_probs, clean.log_probs, atol=1e-6, rtol=0)
-    torch.testing.assert_close(read.values, clean.values, atol=1e-6, rtol=0)
 
 
 def test_columns_that_are_padding_everywhere_are_not_read(monkeypatch):
@@ -149,17 +135,11 @@ def test_a_saved_policy_is_a_hub_folder_and_loads_as_it_was(tmp_path):
     torch.testing.assert_close(one.values, other.values)
 
 
-def test_weights_that_are_damaged_or_pickled_are_refused(tmp_path):
-    policy = tiny_policy()
-    policy.save(tmp_path)
+def test_weights_that_are_damaged_are_refused(tmp_path):
+    tiny_policy().save(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="policy.model = .*does not load"):
-        load_policy(tmp_path)
-    weights.unlink()
-    (tmp_path / VALUE_HEAD).unlink()
-    torch.save(policy.model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="no safetensors weights, and pickled ones are not read"):
         load_policy(tmp_path)
 
 
@@ -201,31 +181,6 @@ def test_lora_reference_is_the_same_network_with_the_adapter_off(tmp_path):
     merged = load_policy(tmp_path / "merged")
     torch.testing.assert_close(evaluate_tokens(merged, batch, sampling).log_probs, own, atol=1e-4, rtol=0)
     assert set(load_file(tmp_path / "merged" / VALUE_HEAD)) == {"weight", "bias"}
-
-
-def test_no_room_for_the_completion_is_named():
-    check_context(tiny_policy(), 20, 12)
-    with pytest.raises(UserError, match=r"task.prompt_length = 20.*sampling.completion_length = 13.*holds 32"):
-        check_context(tiny_policy(), 20, 13)
-
-
-def test_a_prefix_is_read_but_is_part_of_no_episode(tmp_path):
-    policy, sampling = tiny_policy(), sampling_settings()
-    policy.prefix_ids = policy.processing_class("very good")["input_ids"]
-    episodes = policy.sample(PROMPTS, sampling, seed=1)
-    assert episodes.prompts == PROMPTS and episodes.prompt_ids.shape == policy.tokenize(PROMPTS)[0].shape
-    found = policy.token_log_probs(episodes, sampling)
-    plain = tiny_policy()
-    for row, prompt in enumerate(PROMPTS):  # alone, without padding, the prefix written out
-        ids = plain.processing_class(f"very good {prompt}{episodes.completions[row]}", return_tensors="pt")["input_ids"]
-        logits = plain.model(ids).logits[:, -sampling.completion_length - 1 : -1]
-        logits = sampler_logits(logits, sampling, plain.forbidden_ids, plain.processing_class.eos_token_id)
-        slow = token_log_probs(logits, episodes.completion_ids[row : row + 1])
-        torch.testing.assert_close(found[row : row + 1], slow, atol=1e-5, rtol=0)
-    policy.save(tmp_path)
-    again = load_policy(tmp_path)
-    assert again.prefix_ids == policy.prefix_ids
-    assert again.sample(PROMPTS, sampling, seed=1).completions == episodes.completions
 
 
 def test_a_policy_is_loaded_with_the_fused_gelu_which_is_the_same_function(tmp_path):

@@ -36,7 +36,10 @@ def test_the_given_policy_is_not_altered_and_weights_are_shared(tmp_path):
     assert all(one is other for one, other in zip(policy.parameters(), prompted.parameters(), strict=True))
     assert prompted_policy(prompted, "bad").prefix_ids == [4]  # in place of the first
     prompted.save(tmp_path)
-    assert load_policy(tmp_path).prefix_ids == prompted.prefix_ids
+    again = load_policy(tmp_path)
+    assert again.prefix_ids == prompted.prefix_ids
+    one, other = (each.sample(PROMPTS, sampling, seed=1).completions for each in (prompted, again))
+    assert one == other
 
 
 def test_the_better_prefix_comes_first_and_rewards_see_no_prefix():

@@ -14,30 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
+from rarlhf_nb import ppo
 from rarlhf_nb.baselines.dexperts import combined_logits, nucleus_mask
 from rarlhf_nb.baselines.quark import kl_divergence, quantile_bins
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.evaluation.metrics import (
-    bootstrap_interval,
-    bootstrap_weights,
-    distinct_n,
-    perplexity,
-    seed_interval,
-    tail_mean,
-    tail_means,
-    weighted_mean,
-)
-from rarlhf_nb.ppo import (
-    dense_rewards,
-    episode_kl,
-    generalized_advantages,
-    masked_mean,
-    masked_sum,
-    next_kl_coef,
-    policy_losses,
-    value_losses,
-    whiten,
-)
+from rarlhf_nb.lab.evaluation import metrics
+from rarlhf_nb.lab.evaluation.metrics import bootstrap_weights, distinct_n, tail_mean, weighted_mean
 from rarlhf_nb.risk import SoftRiskSchedule, cvar, kept_episodes, rockafellar_uryasev_rewards, var
 
 NUMBERS = st.integers(-3, 3).map(float) | st.floats(-1000, 1000)  # small whole numbers make ties
@@ -187,18 +169,18 @@ def test_what_stands_on_padding_changes_no_result(batch, garbage):
     tables, mask = batch
 
     def results(one, two, three, four):
-        rewards = dense_rewards(torch.arange(len(one), dtype=torch.float64), one, two, mask, 0.1)
+        rewards = ppo.dense_rewards(torch.arange(len(one), dtype=torch.float64), one, two, mask, 0.1)
         return [
-            masked_mean(one, mask),
-            masked_sum(one, mask),
-            episode_kl(one, two, mask),
+            ppo.masked_mean(one, mask),
+            ppo.masked_sum(one, mask),
+            ppo.episode_kl(one, two, mask),
             rewards,
-            *generalized_advantages(one, two, mask, 0.9, 0.95),
-            whiten(three, mask),
-            policy_losses(one, two, three, 0.2)[mask],
-            masked_mean(policy_losses(one, two, three, 0.2), mask),
-            value_losses(one, two, four, 0.2)[mask],
-            masked_mean(value_losses(one, two, four, 0.2), mask),
+            *ppo.generalized_advantages(one, two, mask, 0.9, 0.95),
+            ppo.whiten(three, mask),
+            ppo.policy_losses(one, two, three, 0.2)[mask],
+            ppo.masked_mean(ppo.policy_losses(one, two, three, 0.2), mask),
+            ppo.value_losses(one, two, four, 0.2)[mask],
+            ppo.masked_mean(ppo.value_losses(one, two, four, 0.2), mask),
         ]
 
     dirty = [table.masked_fill(~mask, garbage) for table in tables]
@@ -209,7 +191,7 @@ def test_what_stands_on_padding_changes_no_result(batch, garbage):
 @given(batches(1))
 def test_whitened_values_have_mean_zero_and_variance_one(batch):
     (values,), mask = batch
-    whitened, variance = whiten(values, mask), values[mask].var(correction=0).item()
+    whitened, variance = ppo.whiten(values, mask), values[mask].var(correction=0).item()
     assert whitened[mask].mean().item() == pytest.approx(0, abs=1e-6) and (whitened[~mask] == 0).all()
     assert whitened[mask].var(correction=0).item() == pytest.approx(variance / (variance + 1e-8), abs=1e-6)
 
@@ -217,7 +199,7 @@ def test_whitened_values_have_mean_zero_and_variance_one(batch):
 @given(batches(2), st.floats(0, 1), st.floats(0, 1))
 def test_advantages_are_the_double_sum_of_later_errors(batch, gamma, lam):
     (rewards, values), mask = batch
-    advantages, targets = generalized_advantages(rewards, values, mask, gamma, lam)
+    advantages, targets = ppo.generalized_advantages(rewards, values, mask, gamma, lam)
     for row, length in enumerate(mask.sum(1).tolist()):
         r, v = rewards[row, :length].tolist(), [*values[row, :length].tolist(), 0.0]
         errors = [r[t] + gamma * v[t + 1] - v[t] for t in range(length)]
@@ -225,7 +207,7 @@ def test_advantages_are_the_double_sum_of_later_errors(batch, gamma, lam):
         assert advantages[row, :length].tolist() == close(slow)
         assert targets[row, :length].tolist() == close([a + b for a, b in zip(slow, v, strict=False)])
     # the reward to go, where nothing is discounted
-    plain, _ = generalized_advantages(rewards, values, mask, 1.0, 1.0)
+    plain, _ = ppo.generalized_advantages(rewards, values, mask, 1.0, 1.0)
     togo = rewards.masked_fill(~mask, 0).flip(1).cumsum(1).flip(1)
     torch.testing.assert_close(plain[mask], (togo - values)[mask])
 
@@ -234,19 +216,19 @@ def test_advantages_are_the_double_sum_of_later_errors(batch, gamma, lam):
 def test_dense_rewards_sum_to_reward_minus_the_price_of_kl(batch, kl_coef, env_rewards):
     (log_probs, ref_log_probs), mask = batch
     env_rewards = torch.tensor(env_rewards[: len(mask)], dtype=torch.float64)
-    rewards = dense_rewards(env_rewards, log_probs, ref_log_probs, mask, kl_coef)
-    torch.testing.assert_close(rewards.sum(1), env_rewards - kl_coef * episode_kl(log_probs, ref_log_probs, mask))
+    rewards = ppo.dense_rewards(env_rewards, log_probs, ref_log_probs, mask, kl_coef)
+    torch.testing.assert_close(rewards.sum(1), env_rewards - kl_coef * ppo.episode_kl(log_probs, ref_log_probs, mask))
 
 
 @given(batches(3), st.floats(0.01, 0.9))
 def test_clipping_takes_away_gains_and_no_losses(batch, clip):
     (log_probs, old_log_probs, advantages), _ = batch
     ratio = (log_probs - old_log_probs).exp()
-    losses = policy_losses(log_probs, old_log_probs, advantages, clip)
+    losses = ppo.policy_losses(log_probs, old_log_probs, advantages, clip)
     bounded = torch.where(advantages >= 0, ratio.clamp(max=1 + clip), ratio.clamp(min=1 - clip))
     torch.testing.assert_close(losses, -advantages * bounded)
     values, old_values, targets = log_probs, old_log_probs, advantages
-    value_loss, unclipped = value_losses(values, old_values, targets, clip), 0.5 * (values - targets) ** 2
+    value_loss, unclipped = ppo.value_losses(values, old_values, targets, clip), 0.5 * (values - targets) ** 2
     near = (values - old_values).abs() < clip
     assert (value_loss >= unclipped).all()
     torch.testing.assert_close(value_loss[near], unclipped[near])
@@ -254,10 +236,10 @@ def test_clipping_takes_away_gains_and_no_losses(batch, clip):
 
 @given(st.floats(0, 10), st.floats(-100, 100), st.floats(0.01, 100), st.integers(1, 512), st.integers(512, 10**6))
 def test_the_kl_controller_follows_the_sign_of_the_error_in_bounded_steps(kl_coef, kl, target, batch_size, horizon):
-    found = next_kl_coef(kl_coef, kl, target, batch_size, horizon)
+    found = ppo.next_kl_coef(kl_coef, kl, target, batch_size, horizon)
     assert abs(found - kl_coef) <= 0.2 * kl_coef * batch_size / horizon + 1e-12
     assert (found >= kl_coef) if kl >= target else (found <= kl_coef)
-    assert next_kl_coef(kl_coef, target, target, batch_size, horizon) == kl_coef
+    assert ppo.next_kl_coef(kl_coef, target, target, batch_size, horizon) == kl_coef
 
 
 # Statistics
@@ -296,7 +278,7 @@ def test_a_tail_mean_is_cvar_of_the_repeated_rows(rows, share):
 def test_many_shares_at_once_agree_with_one_at_a_time(rows, shares, resamples, seed):
     values, keys, _ = rows
     weights = bootstrap_weights(len(values), resamples, np.random.default_rng(seed))
-    together = tail_means(values, keys, weights, np.array(shares))
+    together = metrics.tail_means(values, keys, weights, np.array(shares))
     for share, found in zip(shares, together, strict=True):
         np.testing.assert_allclose(found, tail_mean(values, keys, share, weights), rtol=1e-7, atol=1e-6)
 
@@ -324,19 +306,19 @@ def test_distinct_n_is_a_share_and_repeating_every_text_divides_it(texts, n):
 @given(st.lists(st.tuples(st.floats(0.01, 1), st.integers(0, 9)), min_size=1, max_size=20))
 def test_perplexity_recovers_the_probability_of_each_token_and_leaves_out_empty_texts(texts):
     probability, tokens = (np.array(column) for column in zip(*texts, strict=True))
-    found = perplexity(np.log(probability) * tokens, tokens, np.ones(len(texts)))
+    found = metrics.perplexity(np.log(probability) * tokens, tokens, np.ones(len(texts)))
     scored = [1 / p for p, count in texts if count]
     assert found == close(np.mean(scored)) if scored else np.isnan(found)
 
 
 @given(st.lists(NUMBERS, min_size=1, max_size=12), st.floats(0.5, 0.99))
 def test_an_interval_over_seeds_contains_their_mean_and_widens_with_its_level(values, level):
-    value, low, high = seed_interval(values, level)
+    value, low, high = metrics.seed_interval(values, level)
     assert value == close(np.mean(values))
     if len(values) == 1:
         assert np.isnan([low, high]).all()
     else:
-        assert low <= value <= high <= seed_interval(values, 0.995).high
+        assert low <= value <= high <= metrics.seed_interval(values, 0.995).high
         error = np.sqrt(sum((v - value) ** 2 for v in values) / (len(values) - 1) / len(values))
         assert [low, high] == close(
             [value + stats.t(len(values) - 1).ppf(0.5 + s * level / 2) * error for s in (-1, 1)]
@@ -346,7 +328,7 @@ def test_an_interval_over_seeds_contains_their_mean_and_widens_with_its_level(va
 @given(RETURNS, st.integers(1, 40), SEEDS)
 def test_a_bootstrap_interval_lies_within_its_resamples(values, resamples, seed):
     statistics = weighted_mean(np.array(values), bootstrap_weights(len(values), resamples, np.random.default_rng(seed)))
-    value, low, high = bootstrap_interval(statistics)
+    value, low, high = metrics.bootstrap_interval(statistics)
     assert value == statistics[0] == close(np.mean(values))
     assert statistics[1:].min() <= low <= high <= statistics[1:].max()
 

@@ -4,43 +4,19 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from tiny import PROMPTS, good_minus_bad, sampling_settings, tiny_policy
+from tiny import PROMPTS, SAMPLING, good_minus_bad, quark_trainer, sampling_settings, tiny_policy
 
-from rarlhf_nb.baselines.quark import (
-    QuarkTrainer,
-    add_reward_tokens,
-    kl_divergence,
-    quantile_bins,
-    quark_terms,
-)
+from rarlhf_nb.baselines.quark import add_reward_tokens, kl_divergence, quantile_bins, quark_terms
 from rarlhf_nb.distributed import join
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.glossary import logged_keys
 from rarlhf_nb.policy import evaluate_tokens, load_policy
 from rarlhf_nb.ppo import masked_mean
 from rarlhf_nb.rewards import check_rewards
-from rarlhf_nb.sampling import token_entropy
 from rarlhf_nb.seeding import shuffled_stream
-from rarlhf_nb.settings import LoraSettings, QuarkSettings
+from rarlhf_nb.settings import LoraSettings
 
-SAMPLING = sampling_settings(minimum_completion_length=2)
-
-
-def quark_settings(**changes):
-    defaults = {"quantiles": 3, "steps": 8, "sample_interval": 4, "batch_size": 8, "learning_rate": 1e-3}
-    return QuarkSettings(**defaults | changes)
-
-
-def make_trainer(policy=None, reward=good_minus_bad, prompts=PROMPTS, sampling=SAMPLING, **changes):
-    settings = {key: changes.pop(key) for key in list(changes) if key in QuarkSettings.model_fields}
-    return QuarkTrainer(
-        model=policy or tiny_policy(),
-        reward_funcs=reward,
-        args=quark_settings(**settings),
-        sampling=sampling,
-        train_dataset=Dataset.from_dict({"prompt": prompts}),
-        **{"seed": 1} | changes,
-    )
+FOUR_TIMES = Dataset.from_dict({"prompt": PROMPTS * 4})
 
 
 def explored(trainer):
@@ -50,28 +26,15 @@ def explored(trainer):
     return trainer
 
 
-def test_quantiles_by_hand():
-    rewards = torch.tensor([0, 5, 12, 3, 7, 1, 9, 11, 2, 4, 10, 6, 8.0])
-    bins = quantile_bins(rewards, 5)
-    assert bins.bincount().tolist() == [2, 2, 2, 2, 5]  # the worst takes the rest
-    assert [sorted(rewards[bins == k].tolist()) for k in (0, 1, 4)] == [[11, 12], [9, 10], [0, 1, 2, 3, 4]]
-    assert quantile_bins(torch.tensor([1, 1, 2, 1, 1, 1.0]), 3).tolist() == [0, 1, 0, 1, 2, 2]  # ties keep their order
-    assert torch.equal(quantile_bins(torch.zeros(1000), 4), torch.arange(1000) // 250)
-    assert quantile_bins(torch.tensor([1.0, 3.0, 2.0]), 3).tolist() == [2, 0, 1]
-
-
 def test_more_quantiles_than_completions_are_named():
-    with pytest.raises(UserError, match=r"quark\.quantiles = 4.*holds 3 scored.*lower"):
-        quantile_bins(torch.zeros(3), 4)
     with pytest.raises(UserError, match=r"quark\.quantiles = 9.*holds 8"):
-        make_trainer(quantiles=9)  # before it explores
+        quark_trainer(quantiles=9)  # before it explores
 
 
 def test_kl_and_entropy_by_hand():
     p_0, p = (torch.tensor(probabilities).double().log() for probabilities in ([0.7, 0.2, 0.1], [0.5, 0.3, 0.2]))
     assert kl_divergence(p_0, p).item() == pytest.approx(0.08512, abs=1e-5)
     assert kl_divergence(p, p_0).item() == pytest.approx(0.09203, abs=1e-5)
-    assert token_entropy(p).item() == pytest.approx(1.02965, abs=1e-5)
     arguments = (p[None, None] + 2, p_0[None, None] - 1, torch.tensor([[2]]), 0.5, 0.1)  # a shift changes nothing
     terms = quark_terms(*arguments)
     assert terms["kl_per_token"].item() == pytest.approx(0.08512, abs=1e-5)
@@ -81,7 +44,7 @@ def test_kl_and_entropy_by_hand():
 def test_the_loss_equals_a_slow_loop_without_padding():
     """One completion at a time, one token at a time, straight from the definition; EOS and short prompts included."""
     policy, reference = tiny_policy(0), tiny_policy(1)
-    trainer = explored(make_trainer(policy, reference=reference, prompts=PROMPTS * 4))
+    trainer = explored(quark_trainer(policy, reference=reference, train_dataset=FOUR_TIMES))
     episodes, bins = trainer.pool, trainer.bins
     assert not episodes.completion_mask.all() and not episodes.prompt_mask.all()
     total, tokens = 0.0, 0
@@ -102,7 +65,7 @@ def test_the_loss_equals_a_slow_loop_without_padding():
 
 
 def test_padding_and_the_company_of_a_batch_change_nothing():
-    trainer = explored(make_trainer(reference=tiny_policy(1), prompts=PROMPTS * 4))
+    trainer = explored(quark_trainer(reference=tiny_policy(1), train_dataset=FOUR_TIMES))
     episodes, bins = trainer.pool, trainer.bins
     clean = trainer.terms(episodes, bins)
     dirty = copy.deepcopy(episodes)
@@ -118,7 +81,7 @@ def test_padding_and_the_company_of_a_batch_change_nothing():
 
 
 def test_the_logits_of_reward_tokens_enter_no_loss():
-    trainer = explored(make_trainer())
+    trainer = explored(quark_trainer())
     episodes, bins = trainer.pool, trainer.bins
     before = trainer.terms(episodes, bins)["loss"]
     forward = trainer.wrapped
@@ -158,7 +121,7 @@ def test_a_model_with_more_rows_than_tokens_keeps_them():
     policy.model.resize_token_embeddings(64, mean_resizing=False)
     policy.model.transformer.wte.weight.data[11:] = -1e3  # rows that no one ever trained
     policy.model.transformer.wte.weight.data[11:, ::2] = 1e3
-    trainer = make_trainer(policy, prompts=PROMPTS * 4)
+    trainer = quark_trainer(policy, train_dataset=FOUR_TIMES)
     assert len(policy.model.get_input_embeddings().weight) == 64 == trainer.vocabulary
     assert policy.model.get_input_embeddings().weight[11:14].abs().max() < 10  # drawn like the tokens' rows
     assert set(trainer.reward_ids) == {11, 12, 13} <= set(trainer.forbidden_ids)
@@ -166,7 +129,7 @@ def test_a_model_with_more_rows_than_tokens_keeps_them():
 
 def test_the_pool_is_explored_without_a_token_first_and_under_the_best_one_afterwards(tmp_path):
     start = tiny_policy()
-    trainer = make_trainer(start, reference=tiny_policy(1), exploration_prompts=5, log_file=tmp_path / "quark.jsonl")
+    trainer = quark_trainer(start, reference=tiny_policy(1), exploration_prompts=5, log_file=tmp_path / "quark.jsonl")
     samplers = []
     for name, policy in {"reference": trainer.reference, "policy": trainer.policy}.items():
         policy.sample = lambda prompts, *rest, name=name, policy=policy, sample=policy.sample, **place: (
@@ -197,7 +160,7 @@ def test_missing_scores_are_dropped_and_wrong_ones_named():
     def sometimes(prompts, completions, **columns):
         return [None, float("nan")] + good_minus_bad(prompts, completions)[2:]
 
-    trainer = explored(make_trainer(reward=[sometimes, good_minus_bad]))
+    trainer = explored(quark_trainer(reward=[sometimes, good_minus_bad]))
     kept = trainer.pool
     assert kept.env_rewards.tolist() == [2 * r for r in good_minus_bad(kept.prompts, kept.completions)]  # their sum
     assert len(kept) == 6 and len(trainer.bins) == 6
@@ -208,7 +171,7 @@ def test_missing_scores_are_dropped_and_wrong_ones_named():
 
 
 def test_a_saved_policy_speaks_under_the_best_token(tmp_path):
-    trainer = make_trainer(learning_rate=1e-2)
+    trainer = quark_trainer(learning_rate=1e-2)
     trainer.train()
     trainer.policy.save(tmp_path)
     loaded = load_policy(tmp_path)
@@ -226,17 +189,22 @@ def test_two_trainings_of_one_seed_are_one_training():
     logs = []
     for state in range(2):
         torch.manual_seed(state)  # the global state must not matter
-        logs.append(make_trainer(warmup_steps=2, max_grad_norm=0.5).train().drop(columns="seconds"))
+        logs.append(quark_trainer(warmup_steps=2, max_grad_norm=0.5).train().drop(columns="seconds"))
     assert logs[0].equals(logs[1])
     assert logs[0]["learning_rate"].tolist() == pytest.approx(
         [1e-3 * s for s in (0, 1 / 2, *(k / 6 for k in range(6, 0, -1)))]
     )
-    assert not make_trainer(seed=2).train().drop(columns="seconds").equals(logs[0])
+    assert not quark_trainer(seed=2).train().drop(columns="seconds").equals(logs[0])
 
 
 def test_training_raises_the_reward_and_the_quantiles_are_told_apart():
-    trainer = make_trainer(
-        prompts=PROMPTS * 16, steps=90, sample_interval=30, batch_size=64, learning_rate=1e-2, quantiles=4
+    trainer = quark_trainer(
+        train_dataset=Dataset.from_dict({"prompt": PROMPTS * 16}),
+        steps=90,
+        sample_interval=30,
+        batch_size=64,
+        learning_rate=1e-2,
+        quantiles=4,
     )
     log = trainer.train()
     assert log["kl_per_token"].min() >= 0 and trainer.policy.prefix_ids == [11]
@@ -256,7 +224,7 @@ def test_training_raises_the_reward_and_the_quantiles_are_told_apart():
 def test_a_lora_policy_learns_its_adapter_and_the_reward_tokens_alone(tmp_path):
     tiny_policy().save(tmp_path / "start")
     policy = load_policy(tmp_path / "start", lora=LoraSettings(r=2, alpha=4), seed=1)
-    trainer = make_trainer(policy, learning_rate=1e-2)
+    trainer = quark_trainer(policy, learning_rate=1e-2)
     before = {name: parameter.clone() for name, parameter in policy.named_parameters()}
     log = trainer.train()
     changed = {name for name, parameter in policy.named_parameters() if not torch.equal(parameter, before[name])}
@@ -274,7 +242,7 @@ def test_a_lora_policy_learns_its_adapter_and_the_reward_tokens_alone(tmp_path):
 def test_a_prompt_without_room_for_the_reward_token_is_named():
     prompt = " ".join(["film"] * 27)  # 27 + 5 tokens fill the context of 32; p_0 needs no more
     with pytest.raises(UserError, match="prompt_length = 28"):
-        make_trainer(prompts=[prompt] * 8).train()
+        quark_trainer(train_dataset=Dataset.from_dict({"prompt": [prompt] * 8})).train()
 
 
 def test_a_batch_of_the_pool_is_padded_to_its_own_longest_episode():

@@ -14,24 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from test_classifier import labelled
-from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
+from tiny import SAMPLING, TEXTS, good_minus_bad, ppo_settings, ppo_trainer, quark_trainer, risk_settings, tiny_policy
 from tiny_classifier import classifier_tokenizer, distilbert
 
 from rarlhf_nb.baselines.critic_free import train_critic_free
-from rarlhf_nb.baselines.quark import QuarkTrainer
 from rarlhf_nb.baselines.sft import train_sft
 from rarlhf_nb.checkpoint import Checkpoints, read_state
 from rarlhf_nb.conditioned import AlphaConditionedTrainer
 from rarlhf_nb.data.classifier import train_classifier
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import load_policy
-from rarlhf_nb.settings import ConditionedSettings, CriticFreeSettings, LoraSettings, QuarkSettings, SFTSettings
-from rarlhf_nb.trainer import CVaRPPOTrainer
+from rarlhf_nb.settings import ConditionedSettings, CriticFreeSettings, LoraSettings, SFTSettings
 
-SAMPLING = sampling_settings(minimum_completion_length=2)
-TRAIN = Dataset.from_dict({"prompt": PROMPTS})
 LORA = LoraSettings(r=2, alpha=4)
 
 
@@ -53,21 +48,11 @@ def loop(make, folder, checkpoints=None, lora=None, each=lambda: None, **changes
     return trainer.policy, trainer.rows
 
 
-def ppo(policy, reward, seed=1, log_file=None, checkpoints=None, **changes):
-    args = ppo_settings(**{"iterations": 7, "kl_target": 2.0, "kl_horizon": 100} | changes)
-    options = {"seed": seed, "log_file": log_file, "checkpoints": checkpoints}
-    return CVaRPPOTrainer(policy, reward, args, risk_settings(), SAMPLING, TRAIN, **options)
-
-
-def conditioned(policy, reward, **options):
-    groups = ConditionedSettings(groups=3, iterations=7)
-    args = (ppo_settings(), risk_settings(), SAMPLING, groups)
-    return AlphaConditionedTrainer(policy, reward, *args, train_dataset=TRAIN, seed=1, **options)
-
-
-def quark(policy, reward, **options):
-    args = QuarkSettings(quantiles=3, steps=7, sample_interval=3, batch_size=4, learning_rate=1e-2, warmup_steps=2)
-    return QuarkTrainer(policy, reward, args, SAMPLING, TRAIN, seed=1, **options)
+SETTINGS = {"iterations": 7, "kl_target": 2.0, "kl_horizon": 100}
+ppo = partial(ppo_trainer, **SETTINGS)
+groups = ConditionedSettings(groups=3, iterations=7)
+conditioned = partial(ppo_trainer, kind=AlphaConditionedTrainer, conditioned=groups)
+quark = partial(quark_trainer, steps=7, sample_interval=3, batch_size=4, learning_rate=1e-2, warmup_steps=2)
 
 
 def critic_free(algorithm, folder, checkpoints=None, lora=None, each=lambda: None):
@@ -78,7 +63,7 @@ def critic_free(algorithm, folder, checkpoints=None, lora=None, each=lambda: Non
     own = CriticFreeSettings(iterations=6, batch_size=8, samples_per_prompt=4, learning_rate=1e-2, kl_coef=0.1)
     settings = (own, ppo_settings(iterations=12), risk_settings(warm_start=2), SAMPLING)
     policy, options = start(folder, lora), {"log_file": folder / "log.jsonl", "checkpoints": checkpoints}
-    log = train_critic_free(policy, reward, TRAIN, *settings, algorithm, seed=1, **options)
+    log = train_critic_free(policy, reward, TEXTS, *settings, algorithm, seed=1, **options)
     return policy, log.to_dict("records")
 
 
@@ -111,8 +96,8 @@ PACKED = {"batch_size": 4, "packing": True, "max_steps": 12}
 KINDS = {  # and steps after which to stop: of SFT within an epoch, at its end, within the second one, at the end of all
     "ppo": (PPO, (1, 4)),
     "ppo with lora": (partial(PPO, lora=LORA), (1, 4)),
-    "conditioned": (CONDITIONED, (1, 4)),
-    "conditioned with lora": (partial(CONDITIONED, lora=LORA), (1, 4)),
+    "conditioned": (CONDITIONED, (4,)),
+    "conditioned with lora": (partial(CONDITIONED, lora=LORA), (4,)),
     "quark": (QUARK, (1, 4)),
     "quark with lora": (partial(QUARK, lora=LORA), (1, 4)),
     "grpo": (GRPO, (6, 12)),
@@ -120,10 +105,10 @@ KINDS = {  # and steps after which to stop: of SFT within an epoch, at its end, 
     "rloo": (RLOO, (6,)),
     "rloo with lora": (partial(RLOO, lora=DROPPING), (6,)),
     "sft": (sft, (3, 6, 8, 15)),
-    "sft with lora": (partial(sft, lora=DROPPING), (3, 6, 8, 15)),
-    "sft, accumulated": (partial(sft, **ACCUMULATED), (3, 5, 8, 13)),
-    "sft, packed": (partial(sft, **PACKED), (3, 5, 8, 12)),
-    "classifier": (classifier, (3, 6, 7, 10, 14)),
+    "sft with lora": (partial(sft, lora=DROPPING), (8,)),
+    "sft, accumulated": (partial(sft, **ACCUMULATED), (3, 5)),
+    "sft, packed": (partial(sft, **PACKED), (5, 12)),
+    "classifier": (classifier, (3, 7, 14)),
 }
 
 

@@ -10,7 +10,6 @@ from rarlhf_nb.risk import (
     drawn_above,
     inclusion_probabilities,
     kept_episodes,
-    rockafellar_uryasev_rewards,
     tail_count,
     var,
 )
@@ -36,20 +35,6 @@ def test_counts_are_guarded_against_round_off():
     assert SoftRiskSchedule(10, 0.1, 10, 0, 0.7).reached_at == 7
     assert (tail_count(5 / 6, 6), tail_count(1 / 3, 3), tail_count(0.2, 10**400)) == (5, 1, 2 * 10**399)
     assert SoftRiskSchedule(10, 0.1, 10**400, 0, 0.7).kept(10**399) == 9
-
-
-def test_var_and_cvar_by_hand():
-    values = [3.0, -1.0, 2.0, 0.0, 1.0]
-    assert var(values, 0.4) == 0.0 and cvar(values, 0.4) == -0.5
-    assert var(values, 0.5) == 1.0 and cvar(values, 0.5) == pytest.approx((-1 + 0 + 0.5 * 1) / 2.5)
-    assert var(values, 1.0) == 3.0 and cvar(values, 1.0) == 1.0
-    assert cvar(values, 0.01) == -1.0
-    assert var([2.0, 2.0, 2.0], 0.5) == cvar([2.0, 2.0, 2.0], 0.5) == 2.0
-
-
-def test_rockafellar_uryasev_rewards_by_hand():
-    rewards = rockafellar_uryasev_rewards(torch.tensor([3.0, -1.0, 0.0, 2.0]), 2)  # eta = 0, alpha' = 1/2
-    assert rewards.tolist() == [0.0, -2.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("alpha", [0.0, -0.1, 1.0001, float("nan")])

@@ -7,8 +7,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rarlhf_nb.baselines.quark import QuarkTrainer
 from rarlhf_nb.policy import ActorCritic
-from rarlhf_nb.settings import PPOSettings, RiskSettings, SamplingSettings
+from rarlhf_nb.settings import PPOSettings, QuarkSettings, RiskSettings, SamplingSettings
 from rarlhf_nb.trainer import CVaRPPOTrainer
 
 WORDS = ["good", "bad", "film", "the", "is", "was", "plot", "very"]
@@ -81,3 +82,11 @@ def ppo_trainer(policy=None, reward=good_minus_bad, kind=CVaRPPOTrainer, **chang
         sections.append(make(**{name: changes.pop(name) for name in section.model_fields if name in changes}))
     options = {"sampling": SAMPLING, "train_dataset": TEXTS, "seed": 1} | changes
     return kind(policy or tiny_policy(), reward, *sections, **options)
+
+
+def quark_trainer(policy=None, reward=good_minus_bad, **changes) -> QuarkTrainer:
+    """A trainer on eight texts; changes are settings of Quark by their names, and other arguments."""
+    settings = {"quantiles": 3, "steps": 8, "sample_interval": 4, "batch_size": 8, "learning_rate": 1e-3}
+    settings |= {name: changes.pop(name) for name in QuarkSettings.model_fields if name in changes}
+    options = {"sampling": SAMPLING, "train_dataset": TEXTS, "seed": 1} | changes
+    return QuarkTrainer(policy or tiny_policy(), reward, QuarkSettings(**settings), **options)

@@ -15,6 +15,8 @@ logits. The paper does not say what happens to forbidden tokens, and to EOS befo
 they are masked before the nucleus is taken, so that they use none of its mass.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn.functional import pad
 
@@ -104,26 +106,18 @@ class DExperts:
         drawn = Completions(uniforms(seed, first, len(prompts), length), self.processing_class, self.device)
         while drawn.growing:
             logits = [policy.logits_and_values(ids, mask, 1, cache=cache)[0] for policy, ids, mask, cache in reading]
-            decoded = self.decoding_logits(*logits, sampling, first=drawn.length)
+            decoded = self.decoding_logits(logits, sampling, first=drawn.length)
             drawn.append(decoded, decoded.new_zeros(decoded.shape[:2]))
             reading = [(policy, drawn.last, pad(mask, (0, 1), value=True), cache) for policy, _, mask, cache in reading]
         return self.base.rollout(prompts, prompt_ids, prompt_mask, drawn)
 
-    def decoding_logits(
-        self,
-        base: torch.Tensor,
-        expert: torch.Tensor,
-        anti_expert: torch.Tensor,
-        sampling: SamplingSettings,
-        first: int = 0,
-    ) -> torch.Tensor:
-        """The logits that `sample` draws from, steps 1 to 4 above, given the logits of the models, all (B, T, V).
+    def decoding_logits(self, each: Sequence[torch.Tensor], sampling: SamplingSettings, first: int = 0) -> torch.Tensor:
+        """The logits that `sample` draws from, steps 1 to 4 above, given those of each model, all (B, T, V).
 
         first: the place of the first of the T tokens in the completion.
         """
         forbidden = self.base.forbidden_ids, self.processing_class.eos_token_id
-        kept = nucleus_mask(
-            sampler_logits(base, sampling.model_copy(update={"temperature": 1.0}), *forbidden, first), self.top_p
-        )
-        logits = sampler_logits(combined_logits(base, expert, anti_expert, self.alpha), sampling, *forbidden, first)
+        untempered = sampling.model_copy(update={"temperature": 1.0})
+        kept = nucleus_mask(sampler_logits(each[0], untempered, *forbidden, first), self.top_p)
+        logits = sampler_logits(combined_logits(*each, self.alpha), sampling, *forbidden, first)
         return logits.masked_fill(~kept, torch.finfo(logits.dtype).min)

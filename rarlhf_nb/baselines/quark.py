@@ -74,11 +74,7 @@ def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 
 
 def quark_terms(
-    logits: torch.Tensor,
-    ref_logits: torch.Tensor,
-    token_ids: torch.Tensor,
-    kl_coef: float,
-    entropy_coef: float,
+    logits: torch.Tensor, ref_logits: torch.Tensor, token_ids: torch.Tensor, kl_coef: float, entropy_coef: float
 ) -> dict[str, torch.Tensor]:
     """Eq. 2 as a loss, with the entropy bonus of the authors' code, per token, and its terms:
 
@@ -127,9 +123,8 @@ def _rows(model: torch.nn.Module) -> int:
 class QuarkTrainer(TrainingLoop):
     """Quantised reward conditioning (Lu et al. 2022, Algorithm 1).
 
-    `train()` runs all gradient steps. Iterating over the trainer runs them one at a time and yields the statistics of
-    each (`glossary.yaml` explains the keys). `pool` holds every explored completion that has a reward, and
-    `bins` (N,) their quantiles, which may change as the pool grows.
+    An iteration is a gradient step. `pool` holds every explored completion that has a reward, and `bins` (N,) their
+    quantiles, which may change as the pool grows.
 
     On several processes each explores a share of the prompts and learns on a share of every batch; all hold the whole
     pool.
@@ -214,12 +209,8 @@ class QuarkTrainer(TrainingLoop):
                 self.bins = quantile_bins(self.pool.env_rewards, self.args.quantiles)
             episodes, bins = self.batch(exploration, place)
             stats |= self.update(episodes, bins)
-            stats |= {
-                "gradient_examples": self.iteration * self.args.batch_size,
-                "gradient_tokens": episodes.tokens,
-                "pool_size": len(self.pool),
-            }
-            stats |= self.explored
+            stats |= {"gradient_examples": self.iteration * self.args.batch_size, "gradient_tokens": episodes.tokens}
+            stats |= {"pool_size": len(self.pool)} | self.explored
         return stats
 
     def explore(self, exploration: int) -> dict[str, float]:
