@@ -16,6 +16,9 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from rarlhf_nb.checkpoint import PREFIX, Checkpoints, read_state
 from rarlhf_nb.interrupts import InterruptLater
 
+# arguments of a `Trainer` that saves, reports and shows nothing by itself
+QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+
 
 class ResumableTrainer(Trainer):
     """A `Trainer` with exact resume, for one process; a subclass adds what else its steps depend on."""

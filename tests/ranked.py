@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
-from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
+from tiny import PROMPTS, good_minus_bad, ppo_trainer, quark_trainer, tiny_policy
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from rarlhf_nb import distributed
@@ -22,7 +21,7 @@ from rarlhf_nb.checkpoint import parameter_tensors
 from rarlhf_nb.conditioned import AlphaConditionedTrainer
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.provenance import installed_versions
-from rarlhf_nb.settings import ConditionedSettings, QuarkSettings
+from rarlhf_nb.settings import ConditionedSettings
 from rarlhf_nb.trainer import CVaRPPOTrainer
 
 RANK = int(os.environ.get("RANK", 0))
@@ -48,17 +47,18 @@ def sharded(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.o
     return wrapped, torch.optim.Adam(wrapped.parameters(), lr=optimizer.param_groups[0]["lr"])
 
 
-def ppo_trainer(own: dict, **common: Any) -> CVaRPPOTrainer:
-    ppo = {"iterations": 5, "batch_size": 8, "learning_rate": 1e-2, "micro_batch_size": 2} | own.get("ppo", {})
-    arguments = {"args": ppo_settings(**ppo), "risk": risk_settings(**own.get("risk", {})), **common}
+def ppo(own: dict, **common: Any) -> CVaRPPOTrainer:
+    settings = (
+        {"iterations": 5, "learning_rate": 1e-2, "micro_batch_size": 2} | own.get("ppo", {}) | own.get("risk", {})
+    )
     if "conditioned" in own:
-        return AlphaConditionedTrainer(conditioned=ConditionedSettings(**own["conditioned"]), **arguments)
-    return CVaRPPOTrainer(**arguments)
+        common |= {"kind": AlphaConditionedTrainer, "conditioned": ConditionedSettings(**own["conditioned"])}
+    return ppo_trainer(**settings, **common)
 
 
-def quark_trainer(own: dict, **common: Any) -> QuarkTrainer:
-    quark = {"quantiles": 3, "steps": 6, "sample_interval": 3, "batch_size": 7, "learning_rate": 1e-2}
-    return QuarkTrainer(args=QuarkSettings(**quark | own["quark"]), **common)
+def quark(own: dict, **common: Any) -> QuarkTrainer:
+    settings = {"steps": 6, "sample_interval": 3, "batch_size": 7, "learning_rate": 1e-2} | own["quark"]
+    return quark_trainer(**settings, **common)
 
 
 def seen_by_ppo(trainer: CVaRPPOTrainer) -> dict[str, Any]:
@@ -82,14 +82,11 @@ def train(folder: Path, settings: dict) -> None:
     if own.get("sharded"):
         Accelerator.prepare = sharded
     distributed.installed_versions = lambda: installed_versions() | own.get("versions", {})
-    make, look = (quark_trainer, seen_by_quark) if "quark" in own else (ppo_trainer, seen_by_ppo)
+    make, look = (quark, seen_by_quark) if "quark" in own else (ppo, seen_by_ppo)
     trainer = make(
         own,
-        model=tiny_policy(dtype=getattr(torch, own.get("dtype", "float64"))),
-        reward_funcs=lambda prompts, completions, **columns: rewards(prompts, completions, own),
-        sampling=sampling_settings(minimum_completion_length=2),
-        train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
-        seed=1,
+        policy=tiny_policy(dtype=getattr(torch, own.get("dtype", "float64"))),
+        reward=lambda prompts, completions, **columns: rewards(prompts, completions, own),
         log_file=folder / "log.jsonl",
     )
     if "fits" in own:

@@ -5,30 +5,23 @@ import pytest
 import torch
 from datasets import Dataset
 from small_run import SMALL
-from tiny import PROMPTS, good_minus_bad, ppo_settings, tiny_policy
+from tiny import PROMPTS, SAMPLING, good_minus_bad, ppo_settings, saved_policy
 
 from rarlhf_nb.baselines.critic_free import train_critic_free
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.glossary import logged_keys
 from rarlhf_nb.lab.profiles import load_profile
-from rarlhf_nb.policy import Reference, load_policy
+from rarlhf_nb.policy import Reference
 from rarlhf_nb.risk import SoftRiskSchedule
-from rarlhf_nb.settings import CriticFreeSettings, RiskSettings, SamplingSettings
+from rarlhf_nb.settings import CriticFreeSettings, RiskSettings
 
-SAMPLING = SamplingSettings(completion_length=5, minimum_completion_length=2)
 RISK = RiskSettings(alpha=0.5, warm_start=2, rho=0.5)
-
-
-def start(folder):
-    if not (folder / "start").exists():
-        tiny_policy().save(folder / "start")
-    return load_policy(folder / "start")  # TRL loads its reference from there
 
 
 def train(folder, algorithm="grpo", reward=good_minus_bad, policy=None, risk=RISK, micro=None, own=None, **options):
     """The policy and the log of six iterations of eight episodes, with two epochs."""
-    policy = policy or start(folder)
+    policy = policy or saved_policy(folder)
     settings = {"iterations": 6, "batch_size": 8, "samples_per_prompt": 4, "learning_rate": 1e-2, "kl_coef": 0.1}
     settings |= own or {}
     log = train_critic_free(
@@ -58,7 +51,7 @@ def test_the_log_says_what_was_sampled(algorithm, tmp_path):
         calls.append(good_minus_bad(prompts=prompts, completions=completions))
         return calls[-1]
 
-    policy = start(tmp_path)
+    policy = saved_policy(tmp_path)
     _, log = train(tmp_path, algorithm, reward, policy, log_file=tmp_path / "log.jsonl")
     assert set(log.columns) == set(logged_keys("log of GRPO and RLOO")) and len(calls) == len(log) == 6
     rewards = torch.tensor(calls)
@@ -80,7 +73,7 @@ def test_the_kl_is_that_of_the_policy_that_sampled(tmp_path):
         _, longer = train(tmp_path, stop_after=2, **options)
         assert log["kl"].tolist() == longer["kl"][:1].tolist() == [pytest.approx(0, abs=1e-6)]
         many = policy.sample(PROMPTS * 200, SAMPLING, seed=0)
-        log_ratios = many.log_probs - Reference(start(tmp_path)).token_log_probs(many, SAMPLING)
+        log_ratios = many.log_probs - Reference(saved_policy(tmp_path)).token_log_probs(many, SAMPLING)
         kl = (log_ratios * many.completion_mask).sum(1).mean()
         assert longer["kl"][1] == pytest.approx(kl.item(), rel=0.25)  # 256 episodes against many
 

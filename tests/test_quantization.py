@@ -4,7 +4,7 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
-from tiny import PROMPTS, good_minus_bad, ppo_settings, risk_settings, sampling_settings, tiny_policy
+from tiny import PROMPTS, ppo_trainer, sampling_settings, tiny_policy
 from transformers import AutoModelForCausalLM, GPTJConfig, GPTJForCausalLM
 
 from rarlhf_nb import policy as policy_module
@@ -14,7 +14,6 @@ from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.profiles import load_profile
 from rarlhf_nb.policy import ActorCritic, Reference, evaluate_tokens, load_policy
 from rarlhf_nb.settings import LoraSettings
-from rarlhf_nb.trainer import CVaRPPOTrainer
 
 LORA = LoraSettings(r=2, alpha=4)
 
@@ -80,9 +79,7 @@ def test_an_adapter_learns_on_a_quantized_base_and_its_reference_is_that_base(bi
     assert learned == {torch.float32} and layer.weight.element_size() == 1
     batch = policy.sample(PROMPTS, sampling, seed=1)
     base = evaluate_tokens(policy, batch, sampling).log_probs.detach()  # a fresh adapter changes nothing
-    trainer = CVaRPPOTrainer(
-        policy, good_minus_bad, ppo_settings(learning_rate=3e-2), risk_settings(), sampling, train_dataset=None
-    )
+    trainer = ppo_trainer(policy, learning_rate=3e-2, sampling=sampling)
     for _ in range(3):
         trainer.step(PROMPTS)
     with torch.no_grad():

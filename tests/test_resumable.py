@@ -15,34 +15,32 @@ import numpy as np
 import pytest
 import torch
 from test_classifier import labelled
-from tiny import SAMPLING, TEXTS, good_minus_bad, ppo_settings, ppo_trainer, quark_trainer, risk_settings, tiny_policy
+from test_critic_free import train
+from tiny import good_minus_bad, ppo_trainer, quark_trainer, saved_policy
 from tiny_classifier import classifier_tokenizer, distilbert
 
-from rarlhf_nb.baselines.critic_free import train_critic_free
 from rarlhf_nb.baselines.sft import train_sft
 from rarlhf_nb.checkpoint import Checkpoints, read_state
 from rarlhf_nb.conditioned import AlphaConditionedTrainer
 from rarlhf_nb.data.classifier import train_classifier
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.policy import load_policy
-from rarlhf_nb.settings import ConditionedSettings, CriticFreeSettings, LoraSettings, SFTSettings
+from rarlhf_nb.settings import ConditionedSettings, LoraSettings, SFTSettings
 
 LORA = LoraSettings(r=2, alpha=4)
 
 
-def start(folder, lora):
-    if not (folder / "start").exists():
-        tiny_policy().save(folder / "start")
-    return load_policy(folder / "start", lora, seed=1)
-
-
-def loop(make, folder, checkpoints=None, lora=None, each=lambda: None, **changes):
+def rewards_after(each):
     def reward(**texts):
         each()
         return good_minus_bad(**texts)
 
+    return reward
+
+
+def loop(make, folder, checkpoints=None, lora=None, each=lambda: None, **changes):
     log_file = folder / "log.jsonl"
-    trainer = make(start(folder, lora), reward, log_file=log_file, checkpoints=checkpoints, **changes)
+    policy, options = saved_policy(folder, lora), {"log_file": log_file, "checkpoints": checkpoints}
+    trainer = make(policy, rewards_after(each), **options, **changes)
     trainer.train()
     assert [json.loads(line) for line in log_file.read_text().splitlines()] == trainer.rows
     return trainer.policy, trainer.rows
@@ -56,19 +54,13 @@ quark = partial(quark_trainer, steps=7, sample_interval=3, batch_size=4, learnin
 
 
 def critic_free(algorithm, folder, checkpoints=None, lora=None, each=lambda: None):
-    def reward(**texts):
-        each()
-        return good_minus_bad(**texts)
-
-    own = CriticFreeSettings(iterations=6, batch_size=8, samples_per_prompt=4, learning_rate=1e-2, kl_coef=0.1)
-    settings = (own, ppo_settings(iterations=12), risk_settings(warm_start=2), SAMPLING)
-    policy, options = start(folder, lora), {"log_file": folder / "log.jsonl", "checkpoints": checkpoints}
-    log = train_critic_free(policy, reward, TEXTS, *settings, algorithm, seed=1, **options)
+    options = {"log_file": folder / "log.jsonl", "checkpoints": checkpoints}
+    policy, log = train(folder, algorithm, rewards_after(each), saved_policy(folder, lora), **options)
     return policy, log.to_dict("records")
 
 
 def sft(folder, checkpoints=None, lora=None, each=lambda: None, seed=1, **changes):
-    policy = start(folder, lora)
+    policy = saved_policy(folder, lora)
     policy.model.register_forward_pre_hook(lambda *_: each())
     settings = {"learning_rate": 1e-2, "batch_size": 10, "epochs": 2.5, "max_length": 16} | changes
     texts = ["the film is very good", "the plot was good", "very good film"] * 20
@@ -294,7 +286,7 @@ def test_a_training_killed_at_random_moments_ends_like_one_that_was_not(kind, wh
     dice, kills = random.Random(1), []
     policy, rows = whole(kind)
     policy.save(tmp_path / "whole")
-    start(tmp_path, None)
+    saved_policy(tmp_path)
     command = [sys.executable, "-c", TRAINING, str(tmp_path), kind, str(Path(__file__).parent)]
     for _ in range(2):
         before = saved(tmp_path)

@@ -1,5 +1,7 @@
 """Models of a few thousand parameters, in the hub's format, for tests that need a real network."""
 
+from pathlib import Path
+
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer
@@ -8,8 +10,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rarlhf_nb.baselines.quark import QuarkTrainer
-from rarlhf_nb.policy import ActorCritic
-from rarlhf_nb.settings import PPOSettings, QuarkSettings, RiskSettings, SamplingSettings
+from rarlhf_nb.policy import ActorCritic, load_policy
+from rarlhf_nb.settings import LoraSettings, PPOSettings, QuarkSettings, RiskSettings, SamplingSettings
 from rarlhf_nb.trainer import CVaRPPOTrainer
 
 WORDS = ["good", "bad", "film", "the", "is", "was", "plot", "very"]
@@ -48,6 +50,13 @@ def tiny_policy(seed: int = 0, architecture: str = "gpt2", dtype: torch.dtype = 
         policy = ActorCritic(model, tokenizer)
         policy.value_head.weight.data.normal_(0, 0.3)
     return policy.to(dtype)
+
+
+def saved_policy(folder: Path, lora: LoraSettings | None = None) -> ActorCritic:
+    """The tiny policy, loaded from folder/start, from which TRL loads its reference as well."""
+    if not (folder / "start").exists():
+        tiny_policy().save(folder / "start")
+    return load_policy(folder / "start", lora, seed=1)
 
 
 def ppo_settings(**changes) -> PPOSettings:

@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
@@ -27,7 +27,7 @@ from rarlhf_nb.baselines.grpo import CVaRConfig, CVaRGRPOTrainer, CVaRRLOOTraine
 from rarlhf_nb.checkpoint import Checkpoints
 from rarlhf_nb.files import json_lines
 from rarlhf_nb.policy import ActorCritic
-from rarlhf_nb.resumable import ResumableTrainer
+from rarlhf_nb.resumable import QUIET, ResumableTrainer
 from rarlhf_nb.rewards import Reward, check_rewards
 from rarlhf_nb.seeding import seeded, shuffled_stream
 from rarlhf_nb.settings import CriticFreeSettings, PPOSettings, RiskSettings, SamplingSettings
@@ -64,7 +64,11 @@ def train_critic_free(
     """
     estimator = settings.estimator if risk.alpha < 1 else "tail_selection"  # TRL's own trainer at alpha = 1
     warm_start = risk.warm_start * settings.iterations // ppo.iterations
+    whole, most = settings.batch_size, ppo.micro_batch_size  # TRL finds no size by itself, so "auto" is the whole
+    limit = min(most, whole) if isinstance(most, int) else whole
+    size = next(size for size in range(limit, 0, -1) if whole % size == 0)
     prompts = settings.iterations * settings.batch_size // settings.samples_per_prompt  # in PPO's order
+    drawn = {"min_new_tokens": sampling.minimum_completion_length, "suppress_tokens": policy.forbidden_ids}
     config, kind = {"grpo": (GRPOConfig, _GRPO), "rloo": (RLOOConfig, _RLOO)}[algorithm]
     with tempfile.TemporaryDirectory() as folder, seeded(seed, policy.device), warnings.catch_warnings():
         # TRL and peft use names that transformers is about to drop
@@ -74,7 +78,8 @@ def train_critic_free(
             reward_funcs=_of_whole_texts(reward, policy),
             args=config(
                 output_dir=folder,
-                **_batches(settings.batch_size, ppo.micro_batch_size),
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=settings.batch_size // size,
                 num_generations=settings.samples_per_prompt,
                 num_iterations=ppo.epochs,
                 max_steps=settings.iterations * ppo.epochs,
@@ -85,20 +90,15 @@ def train_critic_free(
                 max_grad_norm=ppo.max_grad_norm or math.inf,
                 temperature=sampling.temperature,
                 max_completion_length=sampling.completion_length,
-                generation_kwargs={
-                    "min_new_tokens": sampling.minimum_completion_length,
-                    "suppress_tokens": policy.forbidden_ids,
-                },
+                generation_kwargs=drawn,
                 disable_dropout=True,
                 bf16=mixed_precision == "bf16",
                 use_cpu=policy.device.type == "cpu",
                 seed=seed,
                 shuffle_dataset=False,
                 logging_steps=ppo.epochs,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
                 gradient_checkpointing=False,
+                **QUIET,
             ),
             train_dataset=train_dataset.select(shuffled_stream(len(train_dataset), seed, 0, prompts)),
             processing_class=policy.processing_class,
@@ -113,16 +113,6 @@ def train_critic_free(
         trainer.train_resumably(checkpoints, determined_by | others)
     policy.eval()
     return pd.DataFrame(trainer.rows())
-
-
-def _batches(episodes: int, most: int | Literal["auto"] | None) -> dict[str, int]:
-    """How TRL cuts the episodes of an iteration into parts of one optimizer step, each of at most `most` episodes.
-
-    TRL finds no size by itself, so "auto" is the whole.
-    """
-    limit = min(most, episodes) if isinstance(most, int) else episodes
-    size = next(size for size in range(limit, 0, -1) if episodes % size == 0)
-    return {"per_device_train_batch_size": size, "gradient_accumulation_steps": episodes // size}
 
 
 def _of_whole_texts(reward: Reward, policy: ActorCritic) -> Reward:

@@ -9,7 +9,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rarlhf_nb.checkpoint import Checkpoints
 from rarlhf_nb.policy import ActorCritic
-from rarlhf_nb.resumable import ResumableTrainer
+from rarlhf_nb.resumable import QUIET, ResumableTrainer
 from rarlhf_nb.seeding import seeded
 from rarlhf_nb.settings import SFTSettings
 
@@ -47,11 +47,9 @@ def train_sft(
             bf16=mixed_precision == "bf16",
             use_cpu=policy.device.type == "cpu",
             seed=seed,
-            save_strategy="no",
             logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
             gradient_checkpointing=False,
+            **QUIET,
         )
         trainer = _SFTTrainer(
             model=policy.model,

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from rarlhf_nb.checkpoint import Checkpoints
-from rarlhf_nb.resumable import ResumableTrainer
+from rarlhf_nb.resumable import QUIET, ResumableTrainer
 from rarlhf_nb.rewards import class_logits, encoded, prepared_tokenizer
 
 LabelledText = tuple[str, int]  # a text and the id of its class
@@ -84,13 +84,17 @@ def train_classifier(
         "mixed_precision": mixed_precision,
         "seed": seed,
     }
+    body = list(model.base_model.parameters())
+    head = list(model.parameters())[len(body) :]  # the classifier's own parameters come last
+    groups = [{"params": [each for each in body if each.requires_grad]}]
+    groups += [{"params": head, "lr": head_learning_rate or learning_rate}]
     with _random_state_kept():
         trainer = _ClassifierTrainer(
             model,
             arguments,
             train_dataset=list(train),
             data_collator=partial(_padded_batch, tokenizer=tokenizer, windows=windows, seed=seed),
-            optimizers=(_optimizer(model, learning_rate, head_learning_rate or learning_rate), None),
+            optimizers=(torch.optim.AdamW(groups, learning_rate, weight_decay=WEIGHT_DECAY), None),
         )
         trainer.mixed_precision, trainer.started = mixed_precision, started
         trainer.train_resumably(checkpoints, determined_by)
@@ -127,13 +131,6 @@ class _ClassifierTrainer(ResumableTrainer):
 
 def _autocast(device: torch.device, mixed_precision: str) -> contextlib.AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
-
-
-def _optimizer(model: PreTrainedModel, learning_rate: float, head_learning_rate: float) -> torch.optim.Optimizer:
-    body = list(model.base_model.parameters())
-    head = list(model.parameters())[len(body) :]  # the classifier's own parameters come last
-    groups = [{"params": [each for each in body if each.requires_grad]}, {"params": head, "lr": head_learning_rate}]
-    return torch.optim.AdamW(groups, learning_rate, weight_decay=WEIGHT_DECAY)
 
 
 def _padded_batch(
@@ -190,12 +187,6 @@ def _random_state_kept() -> Iterator[None]:
 
 def quiet_arguments(output_dir: str | Path, **settings: Any) -> TrainingArguments:
     """Arguments for a transformers `Trainer` without checkpoints, logs and progress bars."""
-    return TrainingArguments(
-        output_dir=str(output_dir),
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),  # without a GPU it warns
-        **settings,
-    )
+    pin_memory = torch.cuda.is_available()  # without a GPU it warns
+    settings |= QUIET | {"logging_strategy": "no", "dataloader_pin_memory": pin_memory}
+    return TrainingArguments(output_dir=str(output_dir), **settings)
