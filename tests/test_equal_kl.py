@@ -77,8 +77,7 @@ def test_runs_that_say_nothing_about_it_give_no_number(table):
 def test_the_report_of_a_sweep_over_beta_compares_at_equal_kl():
     table = scores(tail_reward=0.0)
     found = build_sweep_report(table)
-    (cells,) = found.at_equal_kl().values()
-    assert cells.to_dict("index") == {
+    assert found.sections()["At equal KL"].to_dict("index") == {
         "RA-RLHF (RU)": {
             "runs": "10",
             "reward: − RLHF": "0.50 [0.50, 0.50]",
@@ -93,7 +92,8 @@ def test_the_report_of_a_sweep_over_beta_compares_at_equal_kl():
 
     two = [scores(tail_reward=0.0, **{"ppo.epochs": epochs}) for epochs in (2, 4)]
     found = build_sweep_report(pd.concat(two))
-    assert list(found.at_equal_kl()) == ["ppo.epochs 2", "ppo.epochs 4"]
+    titles = [title for title in found.sections() if "equal" in title]
+    assert titles == ["At equal KL, ppo.epochs 2", "At equal KL, ppo.epochs 4"]
     assert [row["ppo.epochs"] for row in at_equal_kl(found)] == [2, 2, 4, 4]
 
 
@@ -108,10 +108,10 @@ def test_the_report_of_a_sweep_over_beta_compares_at_equal_kl():
 )
 def test_without_a_comparison_at_equal_kl_the_report_says_what_is_missing(table):
     found = build_sweep_report(table.assign(tail_reward=0.0))
-    assert not found.at_equal_kl() and not at_equal_kl(found)
+    assert not any("equal" in title for title in found.sections()) and not at_equal_kl(found)
     assert any("with several values of ppo.kl_coef in its grid" in note for note in found.notes)
 
 
 def test_where_kl_was_not_measured_nothing_is_said_of_it():
     without = build_sweep_report(scores(tail_reward=0.0).drop(columns="kl"))
-    assert not without.at_equal_kl() and not any("equal KL" in note for note in without.notes)
+    assert "equal KL" not in without.to_markdown()

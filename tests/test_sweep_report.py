@@ -64,7 +64,7 @@ def test_means_and_paired_differences_by_hand():
 
 def test_every_two_rl_methods_are_compared_and_the_seeds_that_would_tell_them_apart():
     tails = TAILS | {"ra_rlhf@0.1": [-1.0, 0.01, 1.0], "ra_rlhf_ru@0.4": [0.0, 3.0, 0.0]}
-    pairs = build_sweep_report(scores(tails)).comparisons()["kl_coef 0.2"]
+    pairs = build_sweep_report(scores(tails)).sections()["Pairs of RL methods, kl_coef 0.2"]
     assert len(pairs) == 10 and not any("SFT" in pair for pair in pairs.index)
     needed = pairs["needed to tell them apart"]
     assert needed["RA-RLHF α 0.1 − RLHF"] == "told apart"  # -1, -0.99, -1
@@ -90,7 +90,9 @@ def test_the_finding_says_what_these_seeds_can_tell():
 def test_the_best_tail_is_searched_at_every_setting_and_compared_at_its_own():
     better = TAILS | {"rlhf": [5.0, 5.0, 5.0], "ra_rlhf@0.4": [7.0, 7.1, 6.9], "sft": [9.0, 9.0, 9.0]}
     found = build_sweep_report(pd.concat([scores(), scores(better, 0.1)]))
-    assert list(found.tables()) == list(found.comparisons()) == ["kl_coef 0.1", "kl_coef 0.2"]
+    settings = ["kl_coef 0.1", "kl_coef 0.2"]
+    assert list(found.tables()) == settings
+    assert [title for title in found.sections() if "Pairs" in title] == [f"Pairs of RL methods, {s}" for s in settings]
     assert found.finding().startswith("RA-RLHF α 0.4 has the best tail: its CVaR 10 % is 7.00")
     assert "2.00 [1.75, 2.25] above RLHF" in found.finding() and found.finding().endswith("at kl_coef 0.1.")
 
@@ -135,7 +137,7 @@ def test_one_seed_has_no_intervals_and_tells_nothing():
         "RA-RLHF (RU) α 0.2 has the best tail: its CVaR 10 % is 1.00, ahead of RLHF by 1.00, which this sweep cannot "
         "tell from 0; its KL from the SFT policy is 3.00 nats (RLHF: 3.00); means over 1 seed at kl_coef 0.2."
     )
-    assert set(found.comparisons()["kl_coef 0.2"]["needed to tell them apart"]) == {"–"}
+    assert set(found.sections()["Pairs of RL methods, kl_coef 0.2"]["needed to tell them apart"]) == {"–"}
     assert found.notes[0].startswith("1 seed (1). One seed has no interval")
 
 

@@ -32,6 +32,12 @@ from rarlhf_nb.lab.methods import RISK_AVERSE, RISK_NEUTRAL, MethodKey, method_n
 BASELINE = "rlhf"
 RL_METHODS = (*RISK_NEUTRAL, *RISK_AVERSE)  # with any trained alpha; each pair of them is compared
 SHOWN = 12  # the last note names so many runs that lack methods, and counts the others
+AT_EQUAL_KL = {  # by whether the sweep compares at equal KL
+    True: "At equal KL: a reward is fitted as a number of the seed, plus a slope times √KL that both methods share, "
+    "plus what the method gains over RLHF; a dash if the two have no KL in common.",
+    False: "A lead may be bought with KL alone: with several values of ppo.kl_coef in its grid, each with RLHF and the "
+    "same other settings, a sweep also compares at equal KL.",
+}
 
 
 @dataclass(frozen=True)
@@ -62,23 +68,16 @@ class SweepReport(Report):
         """By the title of the setting: one row per method, its metrics and its differences from RLHF."""
         return {title: self._methods(rows) for title, rows in self._by_setting().items()}
 
-    def comparisons(self) -> dict[str, pd.DataFrame]:
-        """By the title of the setting: one row per pair of RL methods."""
-        return {title: self._pairs(rows) for title, rows in self._by_setting().items()}
-
-    def at_equal_kl(self) -> dict[str, pd.DataFrame]:
-        """By the title of the setting without kl_coef: one row per RL method but RLHF."""
+    def sections(self) -> dict[str, pd.DataFrame]:
+        """The tables behind the first screen, by title: one row per method at equal KL, or per pair of RL methods."""
         found = {}
         for title, rows in self._by_setting(at_equal_kl=True).items():
             gains = cell_table(rows, "method", "metric").rename(columns=self._minus_baseline)
-            found[title] = pd.concat([_counts(rows, "runs"), gains], axis=1).rename(index=method_name)
-        return found
-
-    def sections(self) -> dict[str, pd.DataFrame]:
-        """The tables behind the first screen, by title: `at_equal_kl` and the `comparisons`."""
-        tables = {f"At equal KL, {title}".removesuffix(", "): cells for title, cells in self.at_equal_kl().items()}
-        pairs = {f"Pairs of RL methods, {title}": cells for title, cells in self.comparisons().items() if len(cells)}
-        return tables | pairs
+            gains = pd.concat([_counts(rows, "runs"), gains], axis=1)
+            found[f"At equal KL, {title}".removesuffix(", ")] = gains.rename(index=method_name)
+        for title, rows in self._by_setting().items():
+            found[f"Pairs of RL methods, {title}"] = self._pairs(rows)
+        return {title: cells for title, cells in found.items() if len(cells)}
 
     def _by_setting(self, at_equal_kl: bool = False) -> dict[str, pd.DataFrame]:
         """The rows of each setting, by its title."""
@@ -212,6 +211,7 @@ def _notes(
     """
     seeds = sorted(kept["seed"].unique())
     brackets = "Brackets hold 95 % t intervals over training seeds" if len(seeds) > 1 else "One seed has no interval"
+    renamed = [method_name(method) for method in SAME_AS_RLHF if method in set(scores["method"])]
     notes = [
         f"{counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))}). {brackets}; test prompts are not resampled.",
         "Differences are paired: both methods have the same seed. Nothing is corrected for multiple comparisons, and "
@@ -219,32 +219,14 @@ def _notes(
         "A pair is told apart if its interval excludes 0. Otherwise the table says how many seeds a paired "
         "t-test (two-sided, 5 % level) would need to find such a difference with a probability of 80 %, if the mean "
         "and the variance seen were the true ones; with few seeds, both are rough.",
-        _on_equal_kl(at_equal_kl) if "kl" in names else "",
-        _renamed(scores),
+        AT_EQUAL_KL[at_equal_kl] if "kl" in names else "",
+        f"At α = 1 both estimators are RLHF, with the same numbers; the tables leave out {' and '.join(renamed)}."
+        if renamed
+        else "",
         _disagreements(scores, keys, names),
         _missing(kept, keys),
     ]
     return [note for note in notes if note]
-
-
-def _on_equal_kl(compared: bool) -> str:
-    """How methods compare at equal KL, or what the sweep lacks for that."""
-    if compared:
-        return (
-            "At equal KL: a reward is fitted as a number of the seed, plus a slope times √KL that both methods share, "
-            "plus what the method gains over RLHF; a dash if the two have no KL in common."
-        )
-    return (
-        "A lead may be bought with KL alone: with several values of ppo.kl_coef in its grid, each with RLHF and the "
-        "same other settings, a sweep also compares at equal KL."
-    )
-
-
-def _renamed(scores: pd.DataFrame) -> str:
-    """The policies that are RLHF under another name."""
-    renamed = [method_name(method) for method in SAME_AS_RLHF if method in set(scores["method"])]
-    same = "At α = 1 both estimators are RLHF, with the same numbers; the tables leave out "
-    return f"{same}{' and '.join(renamed)}." if renamed else ""
 
 
 def _disagreements(scores: pd.DataFrame, keys: list[str], names: dict[str, str]) -> str:
