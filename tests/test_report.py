@@ -196,8 +196,6 @@ def test_tail_prompts_are_the_lowest_scored_and_escaped():
     assert table["rlhf", "reward"].tolist() == [-2.0, 0.0]
     html = tail_prompts_html(tail_prompts_table({"rlhf": RLHF}, n=6))
     assert "<b>-2.00</b>" in html and "<script" not in html and "mathjax_ignore" in html
-    with pytest.raises(UserError, match="seed = 3"):
-        tail_prompts_table({"rlhf": RLHF}, seed=3)
 
 
 def test_a_report_is_read_as_it_was_written_and_one_of_an_earlier_version_is_refused(tmp_path):

@@ -2,25 +2,20 @@
 
 import pandas as pd
 
-from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.evaluation.tables import check_episodes
 from rarlhf_nb.lab.methods import method_name, method_order
 from rarlhf_nb.lab.texts import framed, table_html, text_cell
 
 
-def tail_prompts_table(episodes: dict[str, pd.DataFrame], n: int = 8, seed: int = 0) -> pd.DataFrame:
-    """The n prompts with the lowest score, and each method's completion of them.
+def tail_prompts_table(episodes: dict[str, pd.DataFrame], n: int = 8) -> pd.DataFrame:
+    """The n prompts with the lowest score, and each method's completion of them, of several the first.
 
     One row per prompt (index prompt, prompt_score); columns (method, "completion") and (method, "reward").
-    seed: which sample is shown, if prompts have several.
     """
     check_episodes(episodes)
     columns = {}
     for method in method_order(episodes):
-        sample = episodes[method].query("seed == @seed").drop_duplicates("prompt")
-        if sample.empty:
-            seeds = sorted(set(episodes[method]["seed"]))
-            raise UserError(f"seed = {seed}: there is no such sample; choose one of {seeds}.")
+        sample = episodes[method].drop_duplicates("prompt")
         rows = sample.sort_values("prompt_score", kind="stable").head(n).set_index(["prompt", "prompt_score"])
         columns |= {(method, column): rows[column] for column in ("completion", "reward")}
     return pd.DataFrame(columns)

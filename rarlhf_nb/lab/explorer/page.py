@@ -30,11 +30,6 @@ HINT = (
     "Move a slider, by mouse or arrow keys. Watch the filled tail, which differences keep their star, and the texts of "
     "the tail."
 )
-LOOK = """
-:root { color-scheme: light dark; }
-body { margin: 0.6em auto; padding: 0 1em; max-width: 1600px; font: 13px/1.4 Helvetica, Arial, sans-serif; }
-h1 { display: inline; font-size: 16px; margin-right: 0.8em; }
-"""
 POLICY = (
     "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -51,8 +46,8 @@ def explorer_page(run: Run, nonce: str) -> str:
     content = json.dumps(explored.as_json(explored.view(0.1, "reward")))
     title = html.escape(f"{visible(run.folder.name)}: risk explorer")
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width"><style>{STYLE.read_text()}{LOOK}</style></head>
-<body><header><h1>{title}</h1>{html.escape(HINT)}</header><main></main>
+<meta name="viewport" content="width=device-width"><style>{STYLE.read_text()}</style></head>
+<body class="rarlhf-page"><header><h1>{title}</h1>{html.escape(HINT)}</header><main></main>
 <script type="application/json" id="content">{content.replace("<", chr(92) + "u003c")}</script>
 <script nonce="{nonce}">{get_plotlyjs()}</script>
 <script nonce="{nonce}" type="module">{script(MODULE)}openPage();</script></body></html>"""

@@ -98,7 +98,7 @@ def distribution_shift(test: pd.DataFrame, episodes: dict[str, pd.DataFrame], po
     return figure.update_layout(margin_t=145)  # names take up to three rows below the legend
 
 
-def quantile_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int = 0) -> go.Figure:
+def quantile_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0) -> go.Figure:
     """Mean reward on the lowest q % of prompts by prompt score, against q, as in the paper; on the left, the tail.
 
     resamples: if above 0, the figure has 95 % bootstrap bands over prompts.
@@ -106,7 +106,7 @@ def quantile_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed:
     figure = make_subplots(cols=2, horizontal_spacing=0.1, subplot_titles=["the hardest fifth", "all prompts"])
     for col, shares in enumerate((np.geomspace(0.01, 0.2, 40), np.arange(1, 101) / 100), start=1):
         for method in method_order(episodes):
-            curve = _tail_curve(episodes[method], "prompt_score", shares, resamples, seed)
+            curve = _tail_curve(episodes[method], "prompt_score", shares, resamples)
             add_curve(figure, method, 100 * shares, *curve, col=col, mode="lines")
     figure.update_xaxes(title_text="hardest share of prompts (%)", rangemode="tozero")
     figure.update_yaxes(title_text="mean reward (logit)", col=1)
@@ -114,7 +114,7 @@ def quantile_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed:
     return figure.update_layout(margin_t=150)  # on a narrow page the legend takes three rows
 
 
-def cvar_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int = 0) -> go.Figure:
+def cvar_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0) -> go.Figure:
     """CVaR of the reward against alpha: the mean over the worst alpha share of episodes; at 100 % over all.
 
     resamples: if above 0, the figure has 95 % bootstrap bands over prompts.
@@ -122,7 +122,7 @@ def cvar_curves(episodes: dict[str, pd.DataFrame], resamples: int = 0, seed: int
     shares = np.geomspace(0.01, 1, 61)
     figure = make_subplots()
     for method in method_order(episodes):
-        curve = _tail_curve(episodes[method], "reward", shares, resamples, seed)
+        curve = _tail_curve(episodes[method], "reward", shares, resamples)
         add_curve(figure, method, 100 * shares, *curve, mode="lines")
     ticks = [1, 2, 5, 10, 20, 50, 100]
     figure.update_xaxes(title_text="α: share of episodes, lowest reward first (%)", type="log", tickvals=ticks)
@@ -262,11 +262,11 @@ def add_curve(
 
 
 def _tail_curve(
-    table: pd.DataFrame, by: str, shares: np.ndarray, resamples: int, seed: int
+    table: pd.DataFrame, by: str, shares: np.ndarray, resamples: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean reward on the lowest shares by the column `by`, and both ends of its 95 % interval: (N,) each."""
     positions = prompt_positions(table)
-    weights = bootstrap_weights(positions.max() + 1, resamples, np.random.default_rng(seed))[:, positions]
+    weights = bootstrap_weights(positions.max() + 1, resamples, np.random.default_rng(0))[:, positions]
     means = tail_means(table["reward"].to_numpy(dtype=float), table[by].to_numpy(dtype=float), weights, shares)
     ends = np.quantile(means[:, 1:], [0.025, 0.975], axis=1) if resamples else np.full((2, len(shares)), np.nan)
     return means[:, 0], *ends
