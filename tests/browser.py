@@ -160,6 +160,14 @@ def explorer_holds(page, alpha: float, swept: str) -> None:
     assert f"of the {len(lowest)} episodes" in first_explorer(page).inner_text()
 
 
+def check_controls(page) -> None:
+    """Every control moves what it should."""
+    check_measured_alpha(page)
+    check_trained_alpha(page)
+    check_methods(page)
+    check_in_sight(page)
+
+
 def check_measured_alpha(page) -> None:
     """Move from 0.1 to 0.2 by keyboard and further by mouse; the explorer follows."""
     first_explorer(page).scroll_into_view_if_needed()

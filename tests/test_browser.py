@@ -19,10 +19,7 @@ from browser import (
     HOSTILE,
     METHODS,
     REPOSITORY,
-    check_in_sight,
-    check_measured_alpha,
-    check_methods,
-    check_trained_alpha,
+    check_controls,
     chromium,
     episodes,
     eventually,
@@ -168,20 +165,8 @@ def page(tmp_path_factory):
         lab.close()
 
 
-def test_alpha_moves_by_keyboard_and_by_mouse(page):
-    check_measured_alpha(page)
-
-
-def test_the_trained_alpha_changes(page):
-    check_trained_alpha(page)
-
-
-def test_methods_come_and_go(page):
-    check_methods(page)
-
-
-def test_the_sliders_stay_in_sight(page):
-    check_in_sight(page)
+def test_alphas_move_by_keyboard_and_mouse_methods_come_and_go_and_the_sliders_stay_in_sight(page):
+    check_controls(page)
 
 
 def test_share_gives_the_arguments_that_restore_the_view(page):

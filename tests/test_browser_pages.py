@@ -15,10 +15,7 @@ import pytest
 from browser import (
     HOSTILE,
     REPOSITORY,
-    check_in_sight,
-    check_measured_alpha,
-    check_methods,
-    check_trained_alpha,
+    check_controls,
     chromium,
     episodes,
     free_port,
@@ -27,7 +24,9 @@ from browser import (
     until,
     watched_page,
 )
+from typer.testing import CliRunner
 
+from rarlhf_nb.lab.cli import app
 from rarlhf_nb.lab.explorer.page import explorer_page
 from rarlhf_nb.lab.texts import visible
 
@@ -48,12 +47,13 @@ def log(method):
 
 
 # These two come first: only one playwright event loop can run at a time, and the one of `served` runs to the end.
-def test_the_report_opens_from_the_disk_offline(tmp_path):
+def test_the_report_opens_from_the_disk_offline(tmp_path, monkeypatch):
     path = chromium()
     run = made_up_run(tmp_path)
     run.path("training").mkdir()
     run.path("training", "rlhf.jsonl").write_text(log("rlhf"))
-    subprocess.run([*RARLHF, "report", "pocket-imdb"], cwd=tmp_path, env=settings(tmp_path), check=True, timeout=300)
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(app, ["report", "pocket-imdb"]).exit_code == 0
     file = run.path("report.html")
     with watched_page(path, offline=True) as page:
         page.goto(file.as_uri())
@@ -179,20 +179,8 @@ def test_the_page_is_named_after_the_run_and_says_what_to_do(served):
     assert "Move a slider" in served.locator("body").inner_text()
 
 
-def test_measured_alpha_moves_by_keyboard_and_by_mouse(served):
-    check_measured_alpha(served)
-
-
-def test_trained_alpha_changes(served):
-    check_trained_alpha(served)
-
-
-def test_methods_come_and_go(served):
-    check_methods(served)
-
-
-def test_the_sliders_stay_in_sight(served):
-    check_in_sight(served)
+def test_alphas_move_by_keyboard_and_mouse_methods_come_and_go_and_the_sliders_stay_in_sight(served):
+    check_controls(served)
 
 
 @pytest.mark.parametrize("width", [1280, 800])

@@ -201,41 +201,39 @@ def finding(numbers: pd.DataFrame, names: dict[str, str], source: Literal["run",
     """
     metric = tail_metric(names)
     what = names[metric].replace(", ", " on ", 1)  # "reward, prompts scored ..." is a column's heading
-    rows = numbers[numbers["metric"] == metric]
-    tails = rows[rows["baseline"] == ""].set_index("method")["value"].dropna()
+    rows = numbers[numbers["metric"] == metric].set_index(["method", "baseline"])
+    tails = rows.loc[rows.index.get_level_values("baseline") == "", "value"].droplevel("baseline").dropna()
     if tails.empty:
         return f"This {source} says nothing about the tail: its {what} has no value."
     best = tails.idxmax()
-    rows = rows.set_index(["method", "baseline"])
-    own = interval_cell(Interval(*rows.loc[(best, ""), ENDS]))
+    claim = f"its {what} is {interval_cell(Interval(*rows.loc[(best, ''), ENDS]))}"
     if len(tails) == 1:
-        return f"Only {method_name(best)} has a measured tail: its {what} is {own}."
+        return f"Only {method_name(best)} has a measured tail: {claim}."
     baseline = next((name for name in rows.index.unique("baseline") if name in tails), None)
     rival = tails.drop(best).idxmax() if baseline == best else baseline
-    lead = "" if rival is None else _lead(rows, best, rival, baseline, source)
-    return f"{method_name(best)} has the best tail: its {what} is {own}{lead}{_kl(numbers, best, rival)}."
+    sentence = f"{method_name(best)} has the best tail: {claim}"
+    if rival is not None:
+        sentence += _lead(rows, best, rival, best == baseline, source)
+    kl = numbers[(numbers["metric"] == "kl") & (numbers["baseline"] == "")].set_index("method")["value"].dropna()
+    if best in kl:
+        other = f" ({method_name(rival)}: {kl[rival]:.2f})" if rival in kl else ""
+        sentence += f"; its KL from the SFT policy is {kl[best]:.2f} nats{other}"
+    return f"{sentence}."
 
 
-def _lead(rows: pd.DataFrame, best: str, rival: str, baseline: str, source: str) -> str:
-    """By how much the best method is ahead, and whether the paired interval excludes 0."""
-    row = rows.loc[(rival, best) if best == baseline else (best, rival)]
-    value, low, high = row[ENDS]
-    ahead = Interval(-value, -high, -low) if best == baseline else Interval(value, low, high)
-    other = f"the runner-up {method_name(rival)}" if best == baseline else method_name(rival)
+def _lead(rows: pd.DataFrame, best: str, rival: str, runner_up: bool, source: str) -> str:
+    """By how much the best method is ahead, and whether the paired interval excludes 0.
+
+    runner_up: whether the rival is compared with the best, which is then the baseline.
+    """
+    row = rows.loc[(rival, best) if runner_up else (best, rival)]
+    ahead = Interval(*(-row[["value", "high", "low"]] if runner_up else row[ENDS]))
+    other = f"the runner-up {method_name(rival)}" if runner_up else method_name(rival)
     if ahead.low > 0:
         return f", {interval_cell(ahead)} above {other}"
     needed = row.get("seeds_needed", np.nan)
     could = "" if np.isnan(needed) else f" ({seeds_cell(needed)} could)"
     return f", ahead of {other} by {interval_cell(ahead)}, which this {source} cannot tell from 0{could}"
-
-
-def _kl(numbers: pd.DataFrame, best: str, rival: str | None) -> str:
-    own = numbers[(numbers["metric"] == "kl") & (numbers["baseline"] == "")]
-    kl = own.set_index("method")["value"].dropna()
-    if best not in kl:
-        return ""
-    other = f" ({method_name(rival)}: {kl[rival]:.2f})" if rival in kl else ""
-    return f"; its KL from the SFT policy is {kl[best]:.2f} nats{other}"
 
 
 # The numbers

@@ -117,9 +117,12 @@ def build_sweep_report(scores: pd.DataFrame) -> SweepReport:
     """Means over seeds with 95 % t intervals, and differences paired by seed, for every setting of the grid.
 
     scores: one row per trained policy (see `scores`); a value of a metric may be NaN. Raises `UserError` for a table
-    without rows, without one of the needed columns, or with a setting that has no value.
+    without rows or without a metric of the tail.
     """
-    _check(scores)
+    if not len(scores):
+        raise UserError("scores has no rows: run the sweep first.")
+    if not any(column == "tail_reward" or column.startswith("cvar_") for column in scores):
+        raise UserError("scores has neither cvar_10 nor tail_reward: evaluate the runs, and write their reports.")
     kept = distinct_scores(scores)
     keys, names = grid_settings(scores), _names(scores.columns)
     rows = [(*values, *row) for values, own in kept.groupby(keys, sort=True) for row in _over_seeds(own, names)]
@@ -131,20 +134,6 @@ def build_sweep_report(scores: pd.DataFrame) -> SweepReport:
 def is_rl(method: str) -> bool:
     """Whether reinforcement learning trains the method, for any tail share."""
     return MethodKey.parse(method).name in RL_METHODS
-
-
-def _check(scores: pd.DataFrame) -> None:
-    if not len(scores):
-        raise UserError("scores has no rows: run the sweep first.")
-    for column in ("seed", "method", "kl_coef"):
-        if column not in scores:
-            raise UserError(f"scores lacks the column {column}: it needs one row per run and method.")
-    if not any(column == "tail_reward" or column.startswith("cvar_") for column in scores):
-        raise UserError("scores has neither cvar_10 nor tail_reward: evaluate the runs, and write their reports.")
-    for column in grid_settings(scores):
-        if scores[column].isna().any():
-            row = scores.index[scores[column].isna()][0]
-            raise UserError(f"scores has no {column} in row {row}: every run of a sweep has a value of each setting.")
 
 
 def _names(columns: Sequence[str]) -> dict[str, str]:
