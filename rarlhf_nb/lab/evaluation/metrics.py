@@ -5,7 +5,6 @@ resamples, and the same weights for two methods give their paired difference.
 Shapes: N rows (episodes or texts), P prompts, R resamples, S training seeds; weights (..., N) -> statistic (...).
 """
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import special, stats
+from scipy import special
 
 from rarlhf_nb.risk import check_alpha
 
@@ -136,31 +135,17 @@ def seeds_needed(differences: ArrayLike) -> float:
     """How many seeds would tell two methods apart, if the difference and the spread seen so far were the true ones.
 
     differences: (S,) of two methods, paired by seed. The smallest number of seeds, at least 2, with which a two-sided
-    paired t-test at `SIGNIFICANCE` finds such a difference with probability `POWER`: inf for equal means and beyond
-    `MOST_SEEDS`; NaN for fewer than two differences, and if all of them are 0.
+    paired t-test at `SIGNIFICANCE` finds such a difference with probability `POWER`, by the approximation of Guenther
+    1981, at most a seed short: (z + z')^2 s^2 / d^2 + z^2 / 2. It is inf for equal means and beyond `MOST_SEEDS`; NaN for fewer than two
+    differences, and if all of them are 0.
     """
     differences = np.asarray(differences, dtype=np.float64)
     if len(differences) < 2 or not differences.any():
         return np.nan
     mean, spread = abs(differences.mean()), differences.std(ddof=1)
-    if mean == 0:
-        return np.inf
-    if spread <= 1e-12 * mean:  # equal differences, but for rounding
-        return 2.0
-    counts = range(2, MOST_SEEDS + 1)
-    place = bisect_left(counts, POWER, key=lambda seeds: t_test_power(mean / spread, seeds))
-    return float(counts[place]) if place < len(counts) else np.inf
-
-
-def t_test_power(effect: float, seeds: int) -> float:
-    """The probability that a two-sided paired t-test at `SIGNIFICANCE` finds a true effect: noncentral t.
-
-    effect: mean / standard deviation of the differences, at least 0.
-    """
-    freedom, noncentrality = seeds - 1, effect * np.sqrt(seeds)
-    boundary = stats.t.ppf(1 - SIGNIFICANCE / 2, freedom)
-    wrong_side = stats.nct.cdf(-boundary, freedom, noncentrality)  # SciPy gives NaN if it is next to 0
-    return float(stats.nct.sf(boundary, freedom, noncentrality) + np.nan_to_num(wrong_side))
+    test, power = special.ndtri([1 - SIGNIFICANCE / 2, POWER])
+    needed = np.ceil(((test + power) * spread / mean) ** 2 + test**2 / 2) if mean else np.inf
+    return float(needed) if needed <= MOST_SEEDS else np.inf
 
 
 # The metrics of the report; `glossary` gives the formulas
