@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.artifacts import KEEP
-from rarlhf_nb.lab.messages import reported_errors
+from rarlhf_nb.lab.messages import storage_trouble
 
 if TYPE_CHECKING:
     from rarlhf_nb.lab.experiment import Experiment
@@ -23,9 +23,20 @@ class Commands(TyperGroup):
     """The commands, all of which report a user's error in one line."""
 
     def invoke(self, context: typer.Context) -> Any:
-        """Run a command."""
-        with reported_errors():
+        """Run a command; bad input and trouble with the disk end it with status 2, and Ctrl-C with 130."""
+        try:
             return super().invoke(context)
+        except UserError as error:
+            message, status = f"error: {error}", 2
+        except OSError as error:
+            trouble, status = storage_trouble(error), 2
+            if trouble is None:
+                raise
+            message = f"error: {trouble}; what is finished is kept, and the same command goes on from there"
+        except KeyboardInterrupt:
+            message, status = "interrupted: the same command goes on from here", 130
+        typer.echo(message, err=True)
+        raise typer.Exit(status)
 
 
 app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)

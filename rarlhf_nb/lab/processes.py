@@ -17,7 +17,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -40,7 +39,6 @@ class WorkerPool:
 
     def __init__(self, count: int) -> None:
         started = time.perf_counter()
-        self.count = count
         self.ranks: dict[Connection, BaseProcess] = {}
         context = multiprocessing.get_context("spawn")
         world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
@@ -55,16 +53,11 @@ class WorkerPool:
         self._await()
         print(f"{count} processes started in {time.perf_counter() - started:.1f} s", flush=True)
 
-    @property
-    def alive(self) -> bool:
-        """Whether it can do further work."""
-        return all(process.is_alive() for process in self.ranks.values())
-
     def run(self, work: Callable[..., None], *arguments: Any, **options: Any) -> None:
         """Call `work` on all ranks, and print what they print; it and its arguments must survive a pipe.
 
-        Ctrl-C reaches every rank, so that a training saves a checkpoint first. Raises what a rank raises, and
-        `RankLost` if one of them dies.
+        Ctrl-C reaches every rank, so that a training saves a checkpoint first. Raises the `UserError` of a rank, a
+        `RuntimeError` with the traceback of any other error, and `RankLost` if one of them dies.
         """
         for pipe in self.ranks:
             pipe.send((work, arguments, options, torch.get_num_threads()))
@@ -123,7 +116,8 @@ _pool: WorkerPool | None = None
 def run_on_processes(count: int, work: Callable[..., None], *arguments: Any, **options: Any) -> None:
     """`WorkerPool.run` by so many processes: those of the call before, or new ones."""
     global _pool
-    if _pool is None or _pool.count != count or not _pool.alive:
+    usable = _pool is not None and all(process.is_alive() for process in _pool.ranks.values())
+    if not usable or len(_pool.ranks) != count:
         if _pool is not None:
             _pool.end()
         _pool = None
@@ -175,21 +169,12 @@ def _serve(pipe: Connection, environment: dict[str, str]) -> None:
             gc.collect()
     except KeyboardInterrupt:
         os._exit(130)  # the threads of gloo may abort the interpreter's end
-    except Exception as error:
-        pipe.send(_portable(error))
+    except Exception as error:  # its text alone, since not every error survives a pipe
+        text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        pipe.send(UserError(str(error)) if isinstance(error, UserError) else RuntimeError(text))
         _end_with_pool()
 
 
 def _end_with_pool() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
-
-
-def _portable(error: Exception) -> Exception:
-    """The error with its traceback in a note; in a `RuntimeError` if it does not survive the pipe."""
-    if not isinstance(error, UserError):
-        error.add_note("".join(traceback.format_exception(error)))
-    try:
-        return ForkingPickler.loads(ForkingPickler.dumps(error))  # as the pipe will
-    except Exception:
-        return RuntimeError("".join(traceback.format_exception(error)))

@@ -44,7 +44,6 @@ class Run:
         """
         check_name(name)
         run = cls((root or default_root()) / name)
-        asked = {"settings": settings, "seed": seed}
         if "/" in name and not run.sweep:
             raise UserError(
                 f"run = {name!r}: there is no sweep {name.split('/')[0]!r} beside the runs; leave out the /."
@@ -52,16 +51,20 @@ class Run:
         if (run.folder / SWEEP).exists():
             raise UserError(f"run = {name!r} is a sweep: name one of its runs, {name}/..., or choose another name.")
         if (run.folder / MANIFEST).exists():
-            run._check_belongs(asked)
+            run._check_belongs(settings, seed)
             if run.manifest["settings"] != settings:
                 run.note(settings=settings)
         else:
-            run.folder.mkdir(parents=True, exist_ok=True)
-            more = {"versions": installed_versions(), "git_commit": git_commit(), "notebooks": {}}
-            run._write_manifest(asked | more)
+            run.begin(settings, seed)
         return run
 
-    def _check_belongs(self, asked: dict[str, Any]) -> None:
+    def begin(self, settings: dict[str, Any], seed: int) -> None:
+        """Write the manifest of a new folder."""
+        more = {"versions": installed_versions(), "git_commit": git_commit(), "notebooks": {}}
+        self.write(MANIFEST, dumps_with_checksum({"settings": settings, "seed": seed} | more))
+
+    def _check_belongs(self, settings: dict[str, Any], seed: int) -> None:
+        asked = {"settings": settings, "seed": seed}
         stored, wanted = flat({key: self.manifest[key] for key in asked}), flat(asked)
         different = [
             f"{key.removeprefix('settings.')} is {stored.get(key)!r} in the folder, {wanted.get(key)!r} now"
@@ -106,10 +109,7 @@ class Run:
 
     def note(self, **entries: Any) -> None:
         """Set entries of the manifest, such as `threads`."""
-        self._write_manifest(self.manifest | entries)
-
-    def _write_manifest(self, content: dict[str, Any]) -> None:
-        self.write(MANIFEST, dumps_with_checksum(content))
+        self.write(MANIFEST, dumps_with_checksum(self.manifest | entries))
 
     def record(self, writes: Sequence[str], **entries: Any) -> Record:
         """Record a finished stage. writes: its files, and folders of files. entries: the rest of its `Record`."""

@@ -22,7 +22,6 @@ from rarlhf_nb.lab.methods import (
 )
 from rarlhf_nb.lab.profiles import Profile, load_profile, read_settings
 from rarlhf_nb.lab.runs import MANIFEST, Run, check_name, default_root
-from rarlhf_nb.provenance import installed_versions
 
 TRIAL_NOTEBOOKS = [DATA_NOTEBOOK, SFT_NOTEBOOK, RISK_NOTEBOOK, BASELINES_NOTEBOOK]
 SWEEP_NOTEBOOKS = [ANALYSIS_NOTEBOOK, EXPLORER_NOTEBOOK]  # which run once, on the whole sweep
@@ -146,13 +145,10 @@ class Sweep:
                     f"sweep = {name!r} belongs to other parameters: {earlier.described()} in the folder, "
                     f"{grid.described()} now. A sweep may only grow. Choose another name, or delete the folder."
                 )
-        folder.mkdir(parents=True, exist_ok=True)
         run = Run(folder)
         run.write(SWEEP, dumps_with_checksum(asdict(grid)))
         if not run.path(MANIFEST).exists():
-            settings = grid.settings(grid.trials()[0]).model_dump(mode="json")
-            content = {"settings": settings, "seed": grid.seeds[0], "versions": installed_versions(), "notebooks": {}}
-            run.write(MANIFEST, dumps_with_checksum(content))
+            run.begin(grid.settings(grid.trials()[0]).model_dump(mode="json"), grid.seeds[0])
         return cls(folder, grid)
 
     @classmethod
