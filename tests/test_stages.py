@@ -9,8 +9,7 @@ from small_run import SMALL
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.runs import Run
 from rarlhf_nb.lab.stages.data import data_stage
-from rarlhf_nb.lab.stages.evaluation import evaluation_stage
-from rarlhf_nb.lab.stages.report import report_stage
+from rarlhf_nb.lab.stages.evaluation import evaluation_stage, report_stage
 from rarlhf_nb.lab.stages.training import experts_stage, prefix_stage, sft_stage, training_stage
 
 TRAINED = ("ra_rlhf_ru@0.2", "conditioned", "quark", "cvar_grpo@0.5")

@@ -21,8 +21,7 @@ from rarlhf_nb.lab.profiles import Profile, load_profile
 from rarlhf_nb.lab.results import Results
 from rarlhf_nb.lab.runs import MANIFEST, Run, check_name, default_root
 from rarlhf_nb.lab.stages.data import data_stage, reward_stage
-from rarlhf_nb.lab.stages.evaluation import evaluation_stage
-from rarlhf_nb.lab.stages.report import report_stage
+from rarlhf_nb.lab.stages.evaluation import evaluation_stage, report_stage
 from rarlhf_nb.lab.stages.training import (
     PREFIXES,
     SFT_LOG,

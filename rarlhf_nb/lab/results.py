@@ -13,7 +13,7 @@ from rarlhf_nb.lab.evaluation.scores import alpha_scores, related_scores
 from rarlhf_nb.lab.evaluation.tables import Tables, load_tables
 from rarlhf_nb.lab.methods import CONDITIONED
 from rarlhf_nb.lab.runs import Run
-from rarlhf_nb.lab.stages.report import compare, write_report
+from rarlhf_nb.lab.stages.evaluation import write_report
 from rarlhf_nb.lab.stages.training import make_trainer
 from rarlhf_nb.lab.workspace import Workspace
 from rarlhf_nb.loop import TrainingLoop
@@ -51,9 +51,7 @@ class Results(Workspace):
 
     def report(self) -> Report:
         """Compare all methods that were evaluated; writes report.json, report.md and summary.md."""
-        report = compare(self.tables(), self.profile)
-        write_report(self.output, report)
-        return report
+        return write_report(self.output, self.tables(), self.profile)
 
     def ledger(self, report: Report) -> pd.DataFrame:
         """Every published number of this task beside ours; writes ledger.json."""

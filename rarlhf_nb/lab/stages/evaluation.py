@@ -1,4 +1,4 @@
-"""The end of notebooks 02, 03 and 04: every method on the same test prompts with the same seeds."""
+"""The end of notebooks 02, 03 and 04: every method on the same test prompts and seeds; and 05, which compares them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,8 +9,11 @@ import pandas as pd
 
 from rarlhf_nb.distributed import Ranks, connect
 from rarlhf_nb.lab.evaluation.evaluate import evaluate, held_out_log_likelihoods
-from rarlhf_nb.lab.evaluation.tables import ALPHAS, HELD_OUT, SAMPLES
-from rarlhf_nb.lab.methods import CONDITIONED, MethodKey
+from rarlhf_nb.lab.evaluation.report import Report, build_report
+from rarlhf_nb.lab.evaluation.tables import ALPHAS, HELD_OUT, SAMPLES, Tables, load_tables
+from rarlhf_nb.lab.methods import ANALYSIS_NOTEBOOK, CONDITIONED, MethodKey
+from rarlhf_nb.lab.profiles import Profile
+from rarlhf_nb.lab.runs import Run
 from rarlhf_nb.lab.stages.stage import Stage
 from rarlhf_nb.lab.workspace import EXPERTS, Workspace
 from rarlhf_nb.policy import Policy, check_vocabulary
@@ -97,3 +100,36 @@ def _write(workspace: Workspace, method: str, tables: dict[str, Any]) -> None:
     if Ranks(connect()).main:
         for ending, table in tables.items():
             workspace.run.write(f"evaluation/{method}{ending}", table)
+
+
+def report_stage(workspace: Workspace) -> Stage:
+    """report.json, report.md, and summary.md with the finding and the main table; the same whatever the seed."""
+    return Stage(
+        workspace,
+        name="report",
+        notebook=ANALYSIS_NOTEBOOK,
+        reads=("evaluation",),
+        writes=("report.json", "report.md", "summary.md"),
+        settings=_report_settings(workspace.profile),
+        work=lambda stage: write_report(workspace.run, load_tables(workspace.run), workspace.profile),
+        code=("evaluation",),
+    )
+
+
+def write_report(run: Run, tables: Tables, profile: Profile) -> Report:
+    """The report of these tables; writes report.json, report.md and summary.md into the folder."""
+    settings = _report_settings(profile)
+    report = build_report(tables.episodes, tables.held_out, samples=tables.samples, seed=0, **settings)
+    run.write("report.json", report.to_json())
+    run.write("report.md", report.to_markdown())
+    run.write("summary.md", report.summary())
+    return report
+
+
+def _report_settings(profile: Profile) -> dict[str, Any]:
+    return {
+        "tail_threshold": profile.task.tail_threshold,
+        "cvar_levels": profile.evaluation.cvar_levels,
+        "resamples": profile.evaluation.resamples,
+        "toxicity": profile.task.name != "imdb-gen",
+    }
