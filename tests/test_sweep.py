@@ -114,9 +114,8 @@ def test_a_run_of_a_sweep_is_one_that_the_command_line_reopens(finished, monkeyp
     monkeypatch.chdir(finished[0])
     runs = finished[0] / "papermill_runs"
     before = sorted(path.name for path in runs.iterdir())
-    words = ["run", "--run", "grid/alpha_0.4-seed_1", "-p", "risk.alpha", "0.4", "-p", "sweep.alphas", "[]"]
-    out, errors = start(finished[0], *words).communicate(timeout=300)
-    assert "run grid/alpha_0.4-seed_1, seed 1" in out and "02_baseline_rlhf: done in" in out, (out, errors)
+    out = rarlhf("run", "--run", "grid/alpha_0.4-seed_1", "-p", "risk.alpha", "0.4", "-p", "sweep.alphas", "[]").stdout
+    assert "run grid/alpha_0.4-seed_1, seed 1" in out and "02_baseline_rlhf: done in" in out
     assert sorted(path.name for path in runs.iterdir()) == before
 
 

@@ -75,7 +75,7 @@ def check_push(repo: str) -> None:
 def push_folder(folder: Path, repo: str) -> str:
     """Upload an exported folder; a repository that is new will be private. Returns its address.
 
-    Raises `UserError` where the hub refuses it.
+    Raises `UserError` if the hub refuses it.
     """
     api = HfApi()
     try:

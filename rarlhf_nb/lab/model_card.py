@@ -17,19 +17,17 @@ from rarlhf_nb.lab.evaluation.cells import markdown_table
 from rarlhf_nb.lab.evaluation.report import Report, cell_table, read_report
 from rarlhf_nb.lab.methods import (
     CONDITIONED,
-    CRITIC_FREE,
     RISK_AVERSE,
     RISK_NEUTRAL,
     MethodKey,
     method_name,
 )
-from rarlhf_nb.lab.profiles import Profile, risk_of_method
+from rarlhf_nb.lab.profiles import Profile, training_sections
 from rarlhf_nb.lab.workspace import Workspace
 from rarlhf_nb.policy import PREFIX
 
 TEMPLATE = Path(__file__).with_suffix(".jinja")
 METRICS = ("reward", "tail_reward", "cvar_10", "perplexity", "kl")
-PPO_METHODS = ("rlhf", "ra_rlhf", "ra_rlhf_ru")
 RL_TAGS = ["reinforcement-learning", "rlhf"]
 RISK_TAGS = [*RL_TAGS, "cvar", "risk-averse"]
 TAGS = {
@@ -37,15 +35,6 @@ TAGS = {
     **dict.fromkeys(("quark", *RISK_NEUTRAL), RL_TAGS),
     **dict.fromkeys((CONDITIONED, *RISK_AVERSE), RISK_TAGS),
 }
-SECTIONS = {  # of a profile, by the method that reads them
-    **dict.fromkeys(PPO_METHODS, ("ppo", "risk")),
-    **dict.fromkeys(CRITIC_FREE, ("critic_free", "risk")),
-    CONDITIONED: ("risk", "conditioned"),
-    "quark": ("quark",),
-    "sft": ("sft",),
-    "prompted": ("prompted",),
-}
-
 TASKS = {"imdb-gen": "IMDB-Gen", "jigsaw-gen": "Jigsaw-Gen", "rtp-gen": "RealToxicityPrompts-Gen"}
 PACKAGES = ("rarlhf_nb", "torch", "transformers", "trl", "peft")
 
@@ -55,19 +44,19 @@ def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
     run, profile, key = workspace.run, workspace.profile, MethodKey.parse(method)
     folder = run.path("policies", key.policy)
     prefix_ids = json.loads((folder / PREFIX).read_text())["prefix_ids"]
-    report = _report(workspace, method)
+    settings, report = _settings(profile, key), _report(workspace, method)
     return ModelCard.from_template(
         _metadata(profile, method, run.folder.name, report),
         template_path=str(TEMPLATE),
         method_name=method_name(method),
         method=key.name,
-        alpha=key.alpha if key.name == CONDITIONED else _risk(profile, key).get("alpha"),
+        alpha=key.alpha if key.name == CONDITIONED else settings.get("risk", {}).get("alpha"),
         name=json.dumps(name),
         task_name=TASKS[profile.task.name],
         profile=profile,
         prefix_ids=prefix_ids,
         prefix=AutoTokenizer.from_pretrained(folder, trust_remote_code=False).decode(prefix_ids),
-        settings=_settings(profile, key),
+        settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=100),
         log=run.path("training", f"{key.policy}.jsonl").exists(),
         results=report and _results(report, method),
         notes=report and _notes(report),
@@ -81,23 +70,17 @@ def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
     )
 
 
-def _risk(profile: Profile, key: MethodKey) -> dict[str, Any]:
-    """What the training does about the tail; empty for a method without a tail share."""
-    if key.name not in (*PPO_METHODS, *CRITIC_FREE):
-        return {}
-    return risk_of_method(profile.risk, str(key)).model_dump(mode="json")
-
-
-def _settings(profile: Profile, key: MethodKey) -> str:
-    """The settings that the policy depends on, as YAML, without the names of models and files."""
-    sections = dict.fromkeys(SECTIONS.get(key.name, ()), True) | {"sampling": True, "policy": {"lora"}}
-    sections |= {"task": {"prompt_length", "train_prompts", "test_prompts"}, "reward": {"label", "sign"}}
-    settings = profile.model_dump(mode="json", include=sections)
+def _settings(profile: Profile, key: MethodKey) -> dict[str, Any]:
+    """The settings that the policy depends on, as JSON, without the names of models and files."""
+    if key.name in ("sft", "prompted"):
+        sections = {key.name: getattr(profile, key.name)}
+    else:
+        sections = training_sections(profile, key.policy)
     if key.name == CONDITIONED:
-        settings["ppo"] = profile.conditioned.training(profile.ppo).model_dump(mode="json")
-    elif "risk" in settings:
-        settings["risk"] = _risk(profile, key)
-    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=100)
+        sections["ppo"] = profile.conditioned.training(profile.ppo)
+    common = {"task": {"prompt_length", "train_prompts", "test_prompts"}, "reward": {"label", "sign"}}
+    settings = profile.model_dump(mode="json", include=common | {"sampling": True, "policy": {"lora"}})
+    return settings | {name: section.model_dump(mode="json") for name, section in sections.items()}
 
 
 def literal(text: Any) -> str:

@@ -22,7 +22,7 @@ from rarlhf_nb.lab.notebooks import SAVE_SECONDS, notebook_files, run_notebooks
 from rarlhf_nb.lab.runs import Run
 from rarlhf_nb.lab.status import SweepProgress, sweep_progress
 from rarlhf_nb.lab.sweep import SWEEP_NOTEBOOKS, TRIAL_NOTEBOOKS, Grid, Sweep, Trial
-from rarlhf_nb.lab.sweep_experiment import finished_trials, sweep_scores
+from rarlhf_nb.lab.sweep_experiment import sweep_scores
 from rarlhf_nb.provenance import installed_versions
 
 ANSWER_SECONDS = 5  # for a scheduler to answer
@@ -122,12 +122,12 @@ def run_sweep(
     name = sweep.folder.name
     with run_lock(sweep.folder):
         _run_trials(sweep, client, show, echo)
-    if not finished_trials(sweep):
+    if not sweep.finished_trials():
         raise UserError(f"no run of sweep {name!r} could be finished: see `rarlhf status {name}`.")
     report = write_sweep_report(sweep)
     parameters = {"profile": sweep.grid.profile, "run": name, "seed": sweep.grid.seeds[0], "overrides": {}}
     notebooks = [path for path in notebook_files() if path.stem in SWEEP_NOTEBOOKS]
-    run_notebooks(sweep.run, notebooks, parameters, echo=echo)
+    run_notebooks(sweep, notebooks, parameters, echo=echo)
     return report
 
 
@@ -193,6 +193,6 @@ def _stop(client: Client, futures: list[Future]) -> None:
 def write_sweep_report(sweep: Sweep) -> SweepReport:
     """Write sweep_report.md and sweep_report.json: every method over seeds, and what the sweep found."""
     report = build_sweep_report(sweep_scores(sweep))
-    sweep.run.write("sweep_report.md", report.to_markdown())
-    sweep.run.write("sweep_report.json", report.to_json())
+    sweep.write("sweep_report.md", report.to_markdown())
+    sweep.write("sweep_report.json", report.to_json())
     return report

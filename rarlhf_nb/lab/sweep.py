@@ -120,10 +120,9 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Run):
     """A grid and its folder, which is a run folder too: it holds the notebooks and the report of the whole sweep."""
 
-    folder: Path
     grid: Grid
 
     @classmethod
@@ -145,11 +144,11 @@ class Sweep:
                     f"sweep = {name!r} belongs to other parameters: {earlier.described()} in the folder, "
                     f"{grid.described()} now. A sweep may only grow. Choose another name, or delete the folder."
                 )
-        run = Run(folder)
-        run.write(SWEEP, dumps_with_checksum(asdict(grid)))
-        if not run.path(MANIFEST).exists():
-            run.begin(grid.settings(grid.trials()[0]).model_dump(mode="json"), grid.seeds[0])
-        return cls(folder, grid)
+        sweep = cls(folder, grid)
+        sweep.write(SWEEP, dumps_with_checksum(asdict(grid)))
+        if not sweep.path(MANIFEST).exists():
+            sweep.begin(grid.settings(grid.trials()[0]).model_dump(mode="json"), grid.seeds[0])
+        return sweep
 
     @classmethod
     def reopen(cls, name: str, root: Path | None = None) -> "Sweep":
@@ -168,14 +167,13 @@ class Sweep:
                 "again, which keeps all that is finished."
             ) from None
 
-    @property
-    def run(self) -> Run:
-        """The sweep's own folder as a run folder."""
-        return Run(self.folder)
-
     def trial_run(self, trial: Trial) -> Run:
         """The run folder of a trial, whether or not it has been begun."""
         return Run(self.folder / trial.name)
+
+    def finished_trials(self) -> list[Trial]:
+        """The runs that have a report."""
+        return [trial for trial in self.grid.trials() if self.trial_run(trial).path("report.json").exists()]
 
 
 def read_grid(profile: str, alpha: str | None, seed: str, pairs: list[str], any_size: bool = False) -> Grid:

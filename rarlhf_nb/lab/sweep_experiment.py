@@ -43,7 +43,7 @@ class SweepExperiment(Results):
         trials = [trial for trial in grid.trials() if trial.seed == seed and trial.free == free]
         if not trials:
             raise UserError(f"overrides = {overrides}: sweep {sweep.folder.name!r} varies {grid.free or 'no setting'}.")
-        finished = tuple(trial for trial in trials if trial in finished_trials(sweep))
+        finished = tuple(trial for trial in trials if trial in sweep.finished_trials())
         if not finished:
             raise UserError(
                 f"sweep {sweep.folder.name!r} has no finished run with seed {seed}: run `rarlhf sweep` first."
@@ -54,7 +54,7 @@ class SweepExperiment(Results):
     @property
     def output(self) -> Run:
         """The sweep's own folder."""
-        return self.sweep.run
+        return self.sweep
 
     def tables(self) -> Tables:
         """The tables of the chosen runs together."""
@@ -63,7 +63,7 @@ class SweepExperiment(Results):
     def other_seeds(self) -> dict[int, dict[str, pd.DataFrame]]:
         """The episodes tables of the same settings and α with the sweep's other seeds: seed -> method -> table."""
         free, alphas, found = self.chosen[0].free, {trial.alpha for trial in self.chosen}, {}
-        for trial in finished_trials(self.sweep):
+        for trial in self.sweep.finished_trials():
             if trial.seed != self.seed and trial.free == free and trial.alpha in alphas:
                 found.setdefault(trial.seed, []).append((trial.alpha, load_tables(self.sweep.trial_run(trial))))
         return {seed: _merged(parts).episodes for seed, parts in found.items()}
@@ -80,18 +80,13 @@ class SweepExperiment(Results):
         return scores.reset_index(drop=True)
 
 
-def finished_trials(sweep: Sweep) -> list[Trial]:
-    """The runs that have a report."""
-    return [trial for trial in sweep.grid.trials() if sweep.trial_run(trial).path("report.json").exists()]
-
-
 def sweep_scores(sweep: Sweep) -> pd.DataFrame:
     """One row per finished run and method; see `evaluation.scores` for the columns, to which `alpha` is added.
 
     alpha is what the method was trained with: 1 for RLHF, GRPO and RLOO, NaN for a method without a tail share.
     """
     found = []
-    for trial in finished_trials(sweep):
+    for trial in sweep.finished_trials():
         scores = run_scores(sweep.trial_run(trial), sweep.grid.columns(trial))
         alphas = dict.fromkeys(RISK_AVERSE, trial.alpha) | dict.fromkeys(RISK_NEUTRAL, 1.0)
         keys = [_key(method, trial.alpha) for method in scores["method"]]

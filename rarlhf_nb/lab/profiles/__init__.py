@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.methods import MethodKey
+from rarlhf_nb.lab.methods import CONDITIONED, CRITIC_FREE, MethodKey
 from rarlhf_nb.risk import SoftRiskSchedule
 from rarlhf_nb.settings import (
     BestOfNSettings,
@@ -148,6 +148,17 @@ class Profile(Section):
     def schedule(self) -> SoftRiskSchedule:
         """The soft-risk schedule of this profile's risk settings."""
         return self.risk.schedule(self.ppo)
+
+
+def training_sections(profile: Profile, method: str) -> dict[str, Section]:
+    """The sections of a profile that a method's trainer takes, by their names; `risk` is the method's own."""
+    if method == "quark":
+        return {"quark": profile.quark}
+    if method == CONDITIONED:
+        schedule = profile.risk.model_copy(update={"alpha": profile.conditioned.alpha_min})
+        return {"ppo": profile.ppo, "risk": schedule, "conditioned": profile.conditioned}
+    own = {"critic_free": profile.critic_free} if MethodKey.parse(method).name in CRITIC_FREE else {}
+    return own | {"ppo": profile.ppo, "risk": risk_of_method(profile.risk, method)}
 
 
 @cache

@@ -19,12 +19,12 @@ from rarlhf_nb.conditioned import AlphaConditionedTrainer
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.files import json_lines
 from rarlhf_nb.lab.methods import BASELINES_NOTEBOOK, CONDITIONED, CRITIC_FREE, SFT_NOTEBOOK, MethodKey
-from rarlhf_nb.lab.profiles import Profile, risk_of_method
+from rarlhf_nb.lab.profiles import Profile, risk_of_method, training_sections
 from rarlhf_nb.lab.stages.stage import Stage
 from rarlhf_nb.lab.workspace import EXPERTS, Workspace
 from rarlhf_nb.loop import TrainingLoop
 from rarlhf_nb.policy import ActorCritic
-from rarlhf_nb.settings import Section, SFTSettings
+from rarlhf_nb.settings import SFTSettings
 from rarlhf_nb.trainer import CVaRPPOTrainer
 
 SFT_LOG = "training_log.jsonl"  # beside a policy that TRL's SFTTrainer trained
@@ -150,7 +150,7 @@ def training_stage(workspace: Workspace, method: str) -> Stage:
 
 def _own_settings(profile: Profile, method: str) -> dict[str, Any]:
     """What determines the training of a method and no other's, as JSON."""
-    sections = _trainer_sections(profile, method) | {"watch": profile.watch}
+    sections = training_sections(profile, method) | {"watch": profile.watch}
     settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
     if "critic_free" in settings:
         settings |= {"algorithm": _algorithm(method), "watch": None}  # TRL's trainers are not watched
@@ -161,17 +161,6 @@ def _own_settings(profile: Profile, method: str) -> dict[str, Any]:
     return settings
 
 
-def _trainer_sections(profile: Profile, method: str) -> dict[str, Section]:
-    """The sections that a method's trainer takes, by the names of its arguments."""
-    if method == "quark":
-        return {"args": profile.quark}
-    if method == CONDITIONED:
-        schedule = profile.risk.model_copy(update={"alpha": profile.conditioned.alpha_min})
-        return {"args": profile.ppo, "risk": schedule, "conditioned": profile.conditioned}
-    own = {"critic_free": profile.critic_free} if MethodKey.parse(method).name in CRITIC_FREE else {}
-    return own | {"args": profile.ppo, "risk": risk_of_method(profile.risk, method)}
-
-
 def make_trainer(workspace: Workspace, method: str, **changes: Any) -> TrainingLoop:
     """The trainer of a method before its first iteration; `changes` replace its arguments.
 
@@ -180,6 +169,8 @@ def make_trainer(workspace: Workspace, method: str, **changes: Any) -> TrainingL
     if MethodKey.parse(method).name in CRITIC_FREE:
         raise UserError(f"method = {method!r}: TRL trains it as a whole; call experiment.train({method!r}).")
     profile = workspace.profile
+    sections = training_sections(profile, method)
+    args = sections.pop("quark" if method == "quark" else "ppo")
     arguments = {
         "model": workspace.start(),
         "reward_funcs": workspace.reward(),
@@ -189,7 +180,8 @@ def make_trainer(workspace: Workspace, method: str, **changes: Any) -> TrainingL
         "mixed_precision": profile.policy.mixed_precision,
         "watch": profile.watch,
         "log_file": workspace.run.path("training", f"{method}.jsonl"),
-        **_trainer_sections(profile, method),
+        "args": args,
+        **sections,
     }
     kind = {"quark": QuarkTrainer, CONDITIONED: AlphaConditionedTrainer}.get(method, CVaRPPOTrainer)
     return kind(**arguments | changes)
