@@ -4,7 +4,7 @@ A batch is cut into G groups of consecutive prompts. The first acts at alpha = 1
 between at shares that are drawn anew in each iteration, log-uniformly, one from each of G - 2 equal intervals of
 log alpha: the ends are always trained, and everything between them in time.
 
-A group is a batch of its own wherever the tail plays a part: it has its own VaR, its Rockafellar-Uryasev rewards are
+A group is a batch of its own in all that concerns the tail: it has its own VaR, its Rockafellar-Uryasev rewards are
 whitened alone, and the soft-risk schedule falls for it as for the others until it reaches the group's alpha. The VaR is
 that of the group's own rewards. An implicit quantile network (Dabney et al. 2018) would instead learn the quantiles of
 the return from all groups, but would be one more network to train and to be wrong; and a group's quantile has the error

@@ -78,20 +78,13 @@ def test_the_reference_reads_no_alpha():
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_a_saved_policy_samples_as_it_did(architecture, tmp_path):
-    policy = conditioned_policy(architecture)
-    policy.save(tmp_path)
-    loaded = load_policy(tmp_path)
-    assert loaded.risk.alpha_min == 0.1 and type(loaded.model) is type(policy.model)
-    one, other = (p.sample(PROMPTS, SAMPLING, seed=1, alpha=0.13) for p in (policy, loaded))
-    assert one.completions == other.completions
-    assert torch.equal(one.log_probs, other.log_probs)
-
-
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_with_alpha_fixed_it_loads_with_transformers_alone(architecture, tmp_path):
+def test_a_saved_policy_samples_as_it_did_and_with_alpha_fixed_it_loads_with_transformers_alone(architecture, tmp_path):
     policy = conditioned_policy(architecture)
     episodes = policy.sample(PROMPTS, SAMPLING, seed=1, alpha=0.13)
+    policy.save(tmp_path / "any")
+    loaded = load_policy(tmp_path / "any")
+    assert loaded.risk.alpha_min == 0.1 and type(loaded.model) is type(policy.model)
+    assert torch.equal(loaded.sample(PROMPTS, SAMPLING, seed=1, alpha=0.13).log_probs, episodes.log_probs)
     fixed = policy.at(0.13)
     assert fixed.sample(PROMPTS, SAMPLING, seed=1).completions == episodes.completions
     fixed.save(tmp_path)

@@ -290,7 +290,7 @@ def test_another_trl_is_named_with_the_range_that_is_supported(tmp_path, monkeyp
 def test_the_contract_with_trl(name, tmp_path, monkeypatch):
     """What `grpo` uses of TRL beside its documented interface.
 
-    Where this fails, TRL has moved: see what took the place of the name, mend `grpo`, and raise the lower bound
+    If this fails, TRL has moved: see what took the place of the name, mend `grpo`, and raise the lower bound
     in SUPPORTED_TRL and pyproject.toml.
     """
     plain, risk_averse, config = PAIRS[name]

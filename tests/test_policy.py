@@ -22,23 +22,6 @@ from rarlhf_nb.sampling import sampler_logits, token_entropy, token_log_probs
 from rarlhf_nb.settings import LoraSettings
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_log_probs_and_values_are_the_same_with_and_without_padding(architecture):
-    policy, sampling = tiny_policy(architecture=architecture), sampling_settings()
-    batch = policy.sample(PROMPTS, sampling, seed=1)
-    assert not batch.prompt_mask.all()  # prompts of several lengths, so padding is at work
-    padded = evaluate_tokens(policy, batch, sampling)
-    for i, prompt in enumerate(PROMPTS):
-        ids, _ = policy.tokenize([prompt])
-        row = torch.cat([ids, batch.completion_ids[i : i + 1]], 1)
-        output = policy.model(row, output_hidden_states=True)
-        logits = sampler_logits(output.logits[:, ids.shape[1] - 1 : -1], sampling, policy.forbidden_ids, 2)
-        slow = logits.log_softmax(-1)[0, range(5), batch.completion_ids[i]]
-        values = policy.value_head(output.hidden_states[-1][:, ids.shape[1] - 1 : -1]).squeeze(-1)
-        torch.testing.assert_close(padded.log_probs[i], slow, atol=1e-5, rtol=0)
-        torch.testing.assert_close(padded.values[i], values[0], atol=1e-5, rtol=0)
-
-
 def test_columns_that_are_padding_everywhere_are_not_read(monkeypatch):
     policy, sampling = tiny_policy(), sampling_settings(minimum_completion_length=0)
     batch = policy.sample(PROMPTS * 8, sampling, seed=3)

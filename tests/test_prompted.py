@@ -4,26 +4,30 @@ from tiny import PROMPTS, sampling_settings, tiny_policy
 
 from rarlhf_nb.baselines.prompted import choose_prefix, prompted_policy
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.policy import load_policy
+from rarlhf_nb.policy import evaluate_tokens, load_policy
 from rarlhf_nb.sampling import sampler_logits
 
 PREFIX = "very good plot "
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_log_probs_are_those_after_prefix_and_prompt_and_the_prefix_is_in_no_text(architecture):
+def test_log_probs_and_values_are_those_after_prefix_and_prompt_and_the_prefix_is_in_no_text(architecture):
+    """Row by row, without padding or cache."""
     policy, sampling = tiny_policy(architecture=architecture), sampling_settings()
     prompted = prompted_policy(policy, PREFIX)
     batch = prompted.sample(PROMPTS, sampling, seed=1)
     assert batch.prompts == PROMPTS and not batch.prompt_mask.all()
     assert torch.equal(batch.prompt_ids, policy.tokenize(PROMPTS)[0])
-    log_probs = prompted.token_log_probs(batch, sampling)
+    read = evaluate_tokens(prompted, batch, sampling)
     for i, (prompt, completion) in enumerate(zip(PROMPTS, batch.completions, strict=True)):
         words = policy.processing_class(PREFIX + prompt + completion, return_tensors="pt")["input_ids"]
-        logits = sampler_logits(policy.model(words).logits[:, -6:-1], sampling, policy.forbidden_ids, 2)
+        output = policy.model(words, output_hidden_states=True)
+        logits = sampler_logits(output.logits[:, -6:-1], sampling, policy.forbidden_ids, 2)
         slow = logits.log_softmax(-1)[0, range(5), words[0, -5:]]
-        torch.testing.assert_close(log_probs[i], slow, atol=1e-5, rtol=0)
-    assert (log_probs - policy.token_log_probs(batch, sampling)).abs().max() > 0.1  # the prefix is read
+        torch.testing.assert_close(read.log_probs[i], slow, atol=1e-5, rtol=0)
+        values = policy.value_head(output.hidden_states[-1][0, -6:-1]).squeeze(-1)
+        torch.testing.assert_close(read.values[i], values, atol=1e-5, rtol=0)
+    assert (read.log_probs - policy.token_log_probs(batch, sampling)).abs().max() > 0.1  # the prefix is read
 
 
 def test_the_given_policy_is_not_altered_and_weights_are_shared(tmp_path):

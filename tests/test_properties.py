@@ -183,7 +183,7 @@ def test_advantages_are_the_double_sum_of_later_errors(batch, gamma, lam):
         slow = [sum((gamma * lam) ** (k - t) * errors[k] for k in range(t, length)) for t in range(length)]
         assert advantages[row, :length].tolist() == close(slow)
         assert targets[row, :length].tolist() == close([a + b for a, b in zip(slow, v, strict=False)])
-    # the reward to go, where nothing is discounted
+    # the reward to go, if nothing is discounted
     plain, _ = ppo.generalized_advantages(rewards, values, mask, 1.0, 1.0)
     togo = rewards.masked_fill(~mask, 0).flip(1).cumsum(1).flip(1)
     torch.testing.assert_close(plain[mask], (togo - values)[mask])

@@ -4,7 +4,7 @@ A pool of scored completions is cut into K quantiles. The policy learns each com
 the prompt, a token that names the completion's quantile. It then explores under the token of the best quantile, the
 pool grows, and its quantiles are computed again.
 
-Departures from the paper or, where stated, from the authors' code:
+Departures from the paper or, if so stated, from the authors' code:
 1. Log-likelihood, KL and entropy are taken under the sampler's distribution (tempered, without special tokens, without
    EOS before the minimum length), as everywhere in this package; the authors take them from the bare logits.
 2. The pool keeps token ids. The authors' code keeps text, tokenises it again, and so loses EOS.
@@ -108,16 +108,14 @@ def add_reward_tokens(policy: ActorCritic, quantiles: int, seed: int) -> list[in
     mean, std = old.float().mean(0), old.float().std(0)
     with seeded(seed, policy.device):
         # some models have more rows than their tokenizer has tokens: spare rows are used first
-        model.resize_token_embeddings(max(len(tokenizer), _rows(model)), mean_resizing=False)
+        model.resize_token_embeddings(
+            max(len(tokenizer), model.get_input_embeddings().num_embeddings), mean_resizing=False
+        )
         drawn = mean + std * torch.randn(quantiles, len(mean)).to(mean.device)
     ids = tokenizer.convert_tokens_to_ids(names)
     model.get_input_embeddings().weight.data[ids] = drawn.to(old.dtype)
     policy.processing_class = tokenizer
     return ids
-
-
-def _rows(model: torch.nn.Module) -> int:
-    return len(model.get_input_embeddings().weight)
 
 
 class QuarkTrainer(TrainingLoop):
@@ -162,7 +160,7 @@ class QuarkTrainer(TrainingLoop):
             raise UserError("Quark cannot be sharded by FSDP: start its processes without it.")
         self.args, self.sampling = args, sampling
         self.reference = reference or copy.deepcopy(model).requires_grad_(False)
-        self.vocabulary = _rows(model.model)  # V, before the reward tokens
+        self.vocabulary = model.model.get_input_embeddings().num_embeddings  # V, before the reward tokens
         self.reward_ids = add_reward_tokens(model, args.quantiles, hash_seed(seed, 0))
         # if a model has more rows than its tokenizer has tokens, the reward tokens are among these V
         self.forbidden_ids = [i for i in model.forbidden_ids if i < self.vocabulary]
