@@ -1,8 +1,7 @@
 """A training on transformers' `Trainer` that goes on where it was interrupted, number for number.
 
 `Trainer` itself saves and loads weights, optimizer, schedule and random states, the latter three from pickles with
-`weights_only=True`, which runs no code. Added here are the moments to save at, checksums, and what a subclass has to
-remember besides.
+`weights_only=True`, which runs no code. Added here are the moments to save at, and checksums.
 """
 
 from contextlib import suppress
@@ -21,17 +20,13 @@ QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
 
 
 class ResumableTrainer(Trainer):
-    """A `Trainer` with exact resume, for one process; a subclass adds what else its steps depend on."""
+    """A `Trainer` with exact resume, for one process."""
 
     title: ClassVar[str]  # of the training, printed when it is resumed
     steps_per_checkpoint: int = 1  # checkpoints only at its multiples, since the steps between share one batch
 
-    def own_state(self) -> dict[str, Any]:
-        """What the subclass must remember besides all that `Trainer` does; for JSON."""
-        return {}
-
-    def load_own_state(self, own: dict[str, Any]) -> None:
-        """Restore what `own_state` gave."""
+    def resumed(self) -> None:
+        """Called when `state.log_history` is that of the checkpoint, for what else a subclass takes from it."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none, though TRL's trainers ask for one with every checkpoint."""
@@ -81,9 +76,8 @@ class _Checkpointing(TrainerCallback):
         if self.found is None:
             return
         print(f"{self.trainer.title}: resumed at step {state.global_step}")
-        saved = read_state(self.found)
-        state.log_history = saved["log"]
-        self.trainer.load_own_state(saved["own"])
+        state.log_history = read_state(self.found)["log"]
+        self.trainer.resumed()
         if state.global_step >= state.max_steps:
             raise _Finished
 
@@ -98,5 +92,5 @@ class _Checkpointing(TrainerCallback):
         folder = self.checkpoints.folder / f"{PREFIX}{state.global_step}"
         (folder / TRAINING_ARGS_NAME).unlink()  # a pickle of classes, which nothing reads
         log = state.log_history  # `Trainer` itself saves it with its keys in another order
-        self.checkpoints.complete(folder, {"settings": self.settings, "log": log, "own": self.trainer.own_state()})
+        self.checkpoints.complete(folder, {"settings": self.settings, "log": log})
         self.checkpoints.drop_others(state.global_step)

@@ -2,7 +2,6 @@
 
 import tempfile
 import warnings
-from typing import Any
 
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
@@ -69,7 +68,7 @@ class _SFTTrainer(ResumableTrainer, SFTTrainer):
     title = "SFT"
     tokens_before = 0  # those before an interruption, which TRL does not count
 
-    def load_own_state(self, own: dict[str, Any]) -> None:
+    def resumed(self) -> None:
         self.tokens_before = self.state.log_history[-1]["num_tokens"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import random
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -56,12 +55,11 @@ def train_classifier(
 
     Returns:
         The content of `metrics.json`: `accuracy` by length (each of `lengths`, or "whole"), `train_texts`,
-        `held_out_texts`, `seconds` (without what an interruption lost).
+        `held_out_texts`.
 
     Raises:
         UserError: the checkpoints belong to a training with other settings.
     """
-    started = time.perf_counter()
     model.config.id2label = dict(label_names)
     model.config.label2id = {name: label for label, name in label_names.items()}
     tokenizer = prepared_tokenizer(tokenizer, model)
@@ -96,18 +94,13 @@ def train_classifier(
             data_collator=partial(_padded_batch, tokenizer=tokenizer, windows=windows, seed=seed),
             optimizers=(torch.optim.AdamW(groups, learning_rate, weight_decay=WEIGHT_DECAY), None),
         )
-        trainer.mixed_precision, trainer.started = mixed_precision, started
+        trainer.mixed_precision = mixed_precision
         trainer.train_resumably(checkpoints, determined_by)
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     with _autocast(model.device, mixed_precision):
         accuracy = _accuracies(model, tokenizer, held_out, lengths, batch_size)
-    metrics = {
-        "accuracy": accuracy,
-        "train_texts": len(train),
-        "held_out_texts": len(held_out),
-        "seconds": round(time.perf_counter() - trainer.started, 1),
-    }
+    metrics = {"accuracy": accuracy, "train_texts": len(train), "held_out_texts": len(held_out)}
     (Path(output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics
 
@@ -117,13 +110,6 @@ class _ClassifierTrainer(ResumableTrainer):
 
     title = "Classifier"
     mixed_precision: str
-    started: float  # on `time.perf_counter`, as if nothing had interrupted the training
-
-    def own_state(self) -> dict[str, Any]:
-        return {"seconds": time.perf_counter() - self.started}
-
-    def load_own_state(self, own: dict[str, Any]) -> None:
-        self.started = time.perf_counter() - own["seconds"]
 
     def autocast_smart_context_manager(self, *args: Any, **kwargs: Any) -> contextlib.AbstractContextManager:
         return _autocast(self.args.device, self.mixed_precision)
