@@ -119,4 +119,4 @@ def test_it_opens_every_form_of_the_report_and_is_escaped():
     assert found.finding().startswith("<b>| has")
     for text in (found.summary(), found.to_markdown()):
         assert text.startswith("&lt;b&gt;\\| has the best tail: its CVaR 10 % of reward is 0.04")
-    assert found.to_html().startswith("<p>&lt;b&gt;| has the best tail") and "<i>" not in found.to_html()
+        assert "<i>" not in text

@@ -169,12 +169,11 @@ def test_without_cvar_10_the_tail_is_the_next_best_measure():
     assert list(found.tables()["kl_coef 0.2"])[-1] == "tail reward: − RLHF"
 
 
-def test_markdown_and_html_hold_everything_and_escape_texts():
+def test_markdown_holds_everything_and_escapes_texts():
     found = build_sweep_report(scores(TAILS | {HOSTILE: [1.0, 2.0, 3.0]}, **{"task.name": HOSTILE}))
-    markdown, page = found.to_markdown(), found._repr_html_()
-    for text in (markdown, page):
-        assert "<script" not in text and "&lt;script&gt;" in text
-        assert "RA-RLHF (RU) α 0.2 − RA-RLHF α 0.4" in text and found.notes[1] in text
+    markdown = found.to_markdown()
+    assert "<script" not in markdown and "&lt;script&gt;" in markdown
+    assert "RA-RLHF (RU) α 0.2 − RA-RLHF α 0.4" in markdown and found.notes[1] in markdown
     assert markdown.startswith("RA-RLHF (RU) α 0.2 has the best tail")
     rows = [line for line in markdown.splitlines() if line.startswith("| ")]
     assert len({line.replace("\\|", "").count("|") for line in rows[:7]}) == 1

@@ -136,8 +136,8 @@ def seeds_needed(differences: ArrayLike) -> float:
 
     differences: (S,) of two methods, paired by seed. The smallest number of seeds, at least 2, with which a two-sided
     paired t-test at `SIGNIFICANCE` finds such a difference with probability `POWER`, by the approximation of Guenther
-    1981, at most a seed short: (z + z')^2 s^2 / d^2 + z^2 / 2. It is inf for equal means and beyond `MOST_SEEDS`; NaN for fewer than two
-    differences, and if all of them are 0.
+    1981, at most a seed short: (z + z')^2 s^2 / d^2 + z^2 / 2. It is inf for equal means and beyond `MOST_SEEDS`; NaN
+    for fewer than two differences, and if all of them are 0.
     """
     differences = np.asarray(differences, dtype=np.float64)
     if len(differences) < 2 or not differences.any():

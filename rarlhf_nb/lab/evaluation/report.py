@@ -10,7 +10,6 @@ So `numbers.pivot(index="method", columns="metric", values="value")` and `px.sca
 they stand. The report of a sweep (`sweep_report`) has the same table with further columns.
 """
 
-import html
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -119,16 +118,7 @@ class Report:
         """The `sections` as Markdown, their columns aligned for a terminal."""
         return f"{_markdown(self.sections())}\n"
 
-    def to_html(self) -> str:
-        """The whole report for notebooks; every text escaped."""
-        finding = f"<p>{html.escape(self.finding())}</p>"
-        return "\n".join([finding, _html(self.tables()), self.notes_html(), _html(self.sections())])
-
-    def notes_html(self) -> str:
-        """The notes as a list, escaped."""
-        return f"<ul>{''.join(f'<li>{html.escape(note)}</li>' for note in self.notes)}</ul>"
-
-    _repr_html_ = to_html
+    _repr_markdown_ = to_markdown  # as notebooks show it
 
 
 def read_report(run: Run) -> Report:
@@ -176,12 +166,7 @@ def _markdown(tables: dict[str, pd.DataFrame]) -> str:
     return "\n\n".join(head + markdown_table(cells) for head, cells in zip(heads, tables.values(), strict=True))
 
 
-def _html(tables: dict[str, pd.DataFrame]) -> str:
-    heads = [f"<h4>{html.escape(title)}</h4>" if title else "" for title in tables]
-    return "\n".join(head + cells.to_html() for head, cells in zip(heads, tables.values(), strict=True))
-
-
-# The finding
+# The finding# The finding
 
 
 def tail_metric(metrics: Iterable[str]) -> str:
