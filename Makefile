@@ -32,9 +32,10 @@ newest-trl: $(STAMP)  ## the contract of baselines.grpo with the newest TRL, whi
 	@ls -d .venv/newest-trl/trl-*
 	PYTHONPATH=.venv/newest-trl $(BIN)/python -m pytest tests/test_grpo.py -k contract
 
-soak: $(STAMP)  ## a run killed thirty times against one that was not, and 20,000 examples of every property
+soak: $(STAMP)  ## a run killed thirty times against one that was not, 20,000 examples of every property, the pocket models again
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/test_properties.py tests/test_properties_of_input.py
+	$(BIN)/python -m pytest -m soak
 
 lab: $(STAMP)  ## JupyterLab on the notebooks; their kernel is this environment's
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_data_prep.ipynb $(ARGS)

@@ -1,13 +1,14 @@
-"""The grammar's texts, and the pocket models that are built once from them."""
+"""The grammar's texts, and the pocket models that were made from them."""
 
-import copy
 import json
 
 import numpy as np
 import pytest
-from transformers import AutoModelForSequenceClassification
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
 
-from rarlhf_nb.data.pocket import build, pocket_world, prompt_pairs
+from rarlhf_nb.data.pocket import SEEDS, PocketWorld, build, pocket_world, prompt_pairs
 from rarlhf_nb.data.pocket.grammar import (
     LABEL_SCALE,
     RARE_SHARE,
@@ -19,6 +20,7 @@ from rarlhf_nb.data.pocket.grammar import (
     vocabulary,
     write_texts,
 )
+from rarlhf_nb.lab.cli import app
 from rarlhf_nb.policy import load_policy
 
 
@@ -50,35 +52,62 @@ def test_the_rare_group_praises_with_words_of_blame(name):
     assert {word for v in (1, 2) for word in lexicon.rare[v]} <= blame
 
 
-@pytest.fixture
-def small(monkeypatch, tmp_path):
-    """A world that builds in seconds, in a cache of its own."""
-    settings, size = copy.deepcopy(build.SETTINGS), {"layers": 1, "width": 16, "heads": 2, "epochs": 1}
-    settings["lm"] |= size | {"texts": 128}
-    settings["reward"] |= size | {"texts": 256, "held_out": 64}
-    monkeypatch.setattr(build, "SETTINGS", settings)
-    monkeypatch.setenv("RARLHF_CACHE", str(tmp_path))
-    return settings
-
-
-def test_a_world_is_built_once_under_its_fingerprint(small, monkeypatch):
-    world = pocket_world("pocket-jigsaw")
-    assert load_policy(world.policy).model.config.n_embd == 16
+@pytest.mark.parametrize("name", WORLDS)
+def test_the_models_come_with_the_package_and_with_the_fingerprint_of_what_made_them(name):
+    world = pocket_world(name)
+    assert world.fingerprint == build.fingerprint(name), "the models are of another grammar: `rarlhf pocket build`"
+    assert load_policy(world.policy).model.config.n_embd == build.SETTINGS["lm"]["width"]
     reward = AutoModelForSequenceClassification.from_pretrained(world.reward)
     assert reward.config.id2label == {0: "negative", 1: "positive"}
-    assert 0 < json.loads((world.reward / "metrics.json").read_text())["accuracy"]["whole"] <= 1
-    monkeypatch.setattr(build, "_build", lambda name, folder: pytest.fail("built twice"))
-    assert pocket_world("pocket-jigsaw") == pocket_world("pocket-rtp") == world  # the two tasks share their models
+    assert accuracy(world.folder) > 0.85
     assert world.texts("train", 50) != world.texts("test", 50)
+    assert not set(SEEDS.values()) & set(build.SETTINGS["seeds"].values())  # so these texts are new to the models
 
 
-def test_the_fingerprint_depends_on_the_world_and_its_settings(small):
-    seeds = build.SETTINGS["seeds"]
-    assert len(set(seeds.values())) == len(seeds)  # so train and test texts are new to the models
+def test_two_tasks_share_their_models():
+    assert pocket_world("pocket-jigsaw") == pocket_world("pocket-rtp") != pocket_world("pocket-imdb")
+
+
+def test_the_fingerprint_depends_on_the_world_and_its_settings(monkeypatch):
     before = {name: build.fingerprint(name) for name in WORLDS}
     assert len(set(before.values())) == 2
-    small["lm"]["learning_rate"] *= 2
+    monkeypatch.setitem(build.SETTINGS["lm"], "learning_rate", 1.0)
     assert build.fingerprint("pocket-imdb") != before["pocket-imdb"]
+
+
+def accuracy(folder):
+    return json.loads((folder / "reward" / "metrics.json").read_text())["accuracy"]["whole"]
+
+
+def test_the_models_are_built_by_a_command(monkeypatch, tmp_path):
+    size = {"layers": 1, "width": 16, "heads": 2, "epochs": 1}
+    monkeypatch.setitem(build.SETTINGS, "lm", build.SETTINGS["lm"] | size | {"texts": 128})
+    monkeypatch.setitem(build.SETTINGS, "reward", build.SETTINGS["reward"] | size | {"texts": 256, "held_out": 64})
+    assert CliRunner().invoke(app, ["pocket", "build", str(tmp_path)]).exit_code == 0
+    for name in WORLDS:
+        assert load_policy(tmp_path / name / "policy").model.config.n_embd == 16
+        assert PocketWorld(name, tmp_path / name).fingerprint == build.fingerprint(name)
+        assert 0 < accuracy(tmp_path / name) <= 1
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", WORLDS)
+def test_models_that_are_built_again_are_as_good(name, tmp_path):
+    build.build_models(name, tmp_path)
+    shipped = pocket_world(name)
+    assert PocketWorld(name, tmp_path).fingerprint == shipped.fingerprint
+    assert accuracy(tmp_path) == pytest.approx(accuracy(shipped.folder), abs=0.01)
+    losses = [mean_loss(folder / "policy", shipped.texts("test", 500)) for folder in (tmp_path, shipped.folder)]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+
+
+def mean_loss(folder, texts):
+    """Nats per token of the language model."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    rows = tokenizer([text.text for text in texts], padding=True, return_tensors="pt")
+    labels = rows["input_ids"].masked_fill(rows["attention_mask"] == 0, -100)
+    with torch.no_grad():
+        return model(**rows, labels=labels).loss.item()
 
 
 def test_a_prompt_pair_is_a_comment_with_the_toxicity_of_its_prompt():

@@ -1,4 +1,4 @@
-"""The command line: `rarlhf run`, `sweep`, `status`, `report`, `verify`, `export`, `explore` and `profiles`."""
+"""The command line: `rarlhf run`, `sweep`, `status`, `report`, `verify`, `export`, `explore`, `pocket` and `profiles`."""
 
 # Heavy modules such as torch are imported by the commands that need them, so that `rarlhf --help` is quick.
 import os
@@ -11,6 +11,7 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
+from rarlhf_nb.data.pocket import MODELS, WORLDS
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.artifacts import KEEP
 from rarlhf_nb.lab.messages import storage_trouble
@@ -42,6 +43,10 @@ class Commands(TyperGroup):
 app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
+pocket = typer.Typer(cls=Commands, no_args_is_help=True, help="The models of the pocket worlds.")
+app.add_typer(pocket, name="pocket")
+
+
 @app.callback()
 def main() -> None:
     """Risk-averse fine-tuning of language models (RA-RLHF)."""
@@ -55,6 +60,18 @@ def profiles() -> None:
     for name, file in profile_files().items():
         # not load_profile: a profile may need files that are not there yet
         typer.echo(f"{name:16} {yaml.safe_load(file.read_text())['description']}")
+
+
+@pocket.command()
+def build(
+    folder: Annotated[Path, typer.Argument(help="Where to; by default into the package.")] = MODELS,
+) -> None:
+    """Train the models of the pocket worlds again, in a minute each."""
+    from rarlhf_nb.data.pocket.build import build_models
+
+    for name in WORLDS:
+        build_models(name, folder / name)
+        typer.echo(f"{name}: {folder / name}")
 
 
 @app.command()

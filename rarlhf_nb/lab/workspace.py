@@ -14,7 +14,6 @@ import transformers
 from rarlhf_nb.baselines.best_of_n import BestOfN
 from rarlhf_nb.baselines.dexperts import DExperts
 from rarlhf_nb.data.pocket import pocket_world
-from rarlhf_nb.data.pocket.build import fingerprint as pocket_fingerprint
 from rarlhf_nb.data.smollm2 import smollm2_folder
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.files import checksum, content_id, files_of
@@ -68,7 +67,7 @@ class Workspace:
         """What tells the profile's policy and reward model apart from others, as JSON."""
         chosen = {"policy": self.profile.policy.model, "reward": self.profile.reward.model}
         return {
-            name: pocket_fingerprint(self.profile.task.source) if model == "pocket" else content_id(model)
+            name: pocket_world(self.profile.task.source).fingerprint if model == "pocket" else content_id(model)
             for name, model in chosen.items()
         }
 

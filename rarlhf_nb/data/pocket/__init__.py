@@ -1,5 +1,51 @@
-"""The embedded world: a grammar that writes texts, and small models trained on them."""
+"""The embedded world: a grammar that writes texts, and small models trained on them, which come with the package."""
 
-from rarlhf_nb.data.pocket.build import PocketWorld, pocket_world, prompt_pairs
+import json
+from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["PocketWorld", "pocket_world", "prompt_pairs"]
+from rarlhf_nb.data.pocket.grammar import WORLDS, PromptPair, Text, prompt_pair, write_texts
+
+MODELS = Path(__file__).parent / "models"
+# RealToxicityPrompts-Gen and Jigsaw-Gen share their models, as in the paper
+MODELS_OF = {"pocket-rtp": "pocket-jigsaw"}
+SEEDS = {"train": 4, "test": 5}  # of the texts; 1 to 3 are those that the models saw
+
+
+@dataclass(frozen=True)
+class PocketWorld:
+    """The texts of a world, and the folder of its models."""
+
+    name: str
+    folder: Path
+
+    @property
+    def policy(self) -> Path:
+        """The language model, in the hub's format."""
+        return self.folder / "policy"
+
+    @property
+    def reward(self) -> Path:
+        """The reward model, in the hub's format, with `metrics.json`."""
+        return self.folder / "reward"
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the code and the settings that made the models."""
+        return json.loads((self.folder / "made_from.json").read_text())["fingerprint"]
+
+    def texts(self, split: str, count: int) -> list[Text]:
+        """`count` texts of the split `train` or `test`; no model was trained on them."""
+        return write_texts(WORLDS[self.name], count, SEEDS[split])
+
+
+def pocket_world(source: str) -> PocketWorld:
+    """The world whose models serve `source`, a task such as `pocket-imdb`."""
+    name = MODELS_OF.get(source, source)
+    return PocketWorld(name, MODELS / name)
+
+
+def prompt_pairs(split: str, count: int) -> list[PromptPair]:
+    """The pocket counterpart of RealToxicityPrompts: `count` comments in halves; no model was trained on them."""
+    seed = SEEDS[split] + 100  # not that of the whole comments, which `pocket-jigsaw` uses
+    return [prompt_pair(text) for text in write_texts(WORLDS["pocket-jigsaw"], count, seed, clauses=(4, 6))]

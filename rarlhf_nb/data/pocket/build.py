@@ -1,8 +1,11 @@
-"""The pocket models: tokenizer, language model and reward model, trained once on the grammar's texts and cached."""
+"""How the pocket models were made: tokenizer, language model and reward model, trained on the grammar's texts.
+
+`rarlhf pocket build` makes them again. Another kind of processor rounds otherwise, so it makes models that are as good but
+not the same to the last digit; that is why they come with the package.
+"""
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
@@ -23,12 +26,11 @@ from transformers import (
     Trainer,
 )
 
-from rarlhf_nb.data.cache import build_once, cache_folder
 from rarlhf_nb.data.classifier import quiet_arguments, train_classifier
-from rarlhf_nb.data.pocket.grammar import WORLDS, PromptPair, Text, prompt_pair, vocabulary, write_texts
+from rarlhf_nb.data.pocket.grammar import WORLDS, vocabulary, write_texts
 from rarlhf_nb.seeding import seeded, threads
 
-# These numbers determine the models, together with the sources and versions in `fingerprint`.
+# These numbers determine the models, together with the sources in `fingerprint`.
 SETTINGS = {
     "lm": {"layers": 2, "width": 128, "heads": 4, "context": 128, "texts": 10_000, "epochs": 2, "learning_rate": 2e-3},
     "reward": {
@@ -40,62 +42,26 @@ SETTINGS = {
         "epochs": 3,
         "learning_rate": 1.5e-3,
     },
-    "seeds": {"lm": 1, "reward": 2, "held_out": 3, "train": 4, "test": 5},
+    "seeds": {"lm": 1, "reward": 2, "held_out": 3},
 }
 
-# RealToxicityPrompts-Gen and Jigsaw-Gen share their models, as in the paper
-MODELS_OF = {"pocket-rtp": "pocket-jigsaw"}
-
-
-@dataclass(frozen=True)
-class PocketWorld:
-    """The texts of a world, and the folder of its models."""
-
-    name: str
-    folder: Path
-
-    @property
-    def policy(self) -> Path:
-        """The language model, in the hub's format."""
-        return self.folder / "policy"
-
-    @property
-    def reward(self) -> Path:
-        """The reward model, in the hub's format, with `metrics.json`."""
-        return self.folder / "reward"
-
-    def texts(self, split: str, count: int) -> list[Text]:
-        """`count` texts of the split `train` or `test`; no model was trained on them."""
-        return write_texts(WORLDS[self.name], count, SETTINGS["seeds"][split])
-
-
-def pocket_world(source: str) -> PocketWorld:
-    """The world whose models serve `source`; the models are built on the first call (in under a minute)."""
-    name = MODELS_OF.get(source, source)
-    return PocketWorld(name, build_once(cache_folder() / "pocket" / fingerprint(name), lambda to: _build(name, to)))
-
-
-def prompt_pairs(split: str, count: int) -> list[PromptPair]:
-    """The pocket counterpart of RealToxicityPrompts: `count` comments in halves; no model was trained on them."""
-    seed = SETTINGS["seeds"][split] + 100  # not that of the whole comments, which `pocket-jigsaw` uses
-    return [prompt_pair(text) for text in write_texts(WORLDS["pocket-jigsaw"], count, seed, clauses=(4, 6))]
-
-
-def fingerprint(name: str) -> str:
-    """A name for the models of a world, with a hash of everything that determines them."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    versions = [module.__version__ for module in (torch, transformers, tokenizers)]
-    parts = [name, json.dumps(SETTINGS), *versions, *(path.read_text() for path in sources)]
-    return f"{name}-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]}"
-
-
-def _build(name: str, folder: Path) -> None:
+def build_models(name: str, folder: Path) -> None:
+    """Train the models of the world `name` into the folders `policy` and `reward` of `folder`, in about a minute."""
     lexicon = WORLDS[name]
-    seeds, sizes = SETTINGS["seeds"], SETTINGS["lm"]
-    texts = [text.text for text in write_texts(lexicon, sizes["texts"], seeds["lm"])]
+    texts = [text.text for text in write_texts(lexicon, SETTINGS["lm"]["texts"], SETTINGS["seeds"]["lm"])]
     with threads(2):  # the same models on every machine of a kind
         _train_language_model(texts, _tokenizer(vocabulary(lexicon)), folder / "policy")
         _train_reward_model(name, folder / "reward")
+    versions = {module.__name__: module.__version__ for module in (torch, transformers, tokenizers)}
+    made_from = {"fingerprint": fingerprint(name), "versions": versions}
+    (folder / "made_from.json").write_text(json.dumps(made_from, indent=2) + "\n")
+
+
+def fingerprint(name: str) -> str:
+    """A hash of what determines the models of a world: this module, the grammar and the settings."""
+    sources = [Path(__file__), Path(__file__).with_name("grammar.py")]
+    parts = [name, json.dumps(SETTINGS), *(path.read_text() for path in sources)]
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
 
 
 def _tokenizer(words: list[str], classifier: bool = False) -> PreTrainedTokenizerFast:
