@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, their checksums, and JSON that carries its own."""
+"""Files that are written whole or not at all, and their checksums."""
 
 import hashlib
 import json
@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-CHECKSUM = "checksum"
 
 
 @contextmanager
@@ -34,38 +32,12 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def content_id(source: str) -> Any:
-    """What tells the content of a model or data set apart from others under the same name, as JSON.
-
-    For a file its checksum; for a folder its files' names, sizes and times, since models are large; a hub id stands for
-    itself.
-    """
-    path = Path(source).expanduser()
-    if path.is_file():
-        return checksum(path)
-    return [source, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files_of(path))]
-
-
 def files_of(place: Path) -> list[Path]:
     """A file, or all files in a folder, sorted; hidden ones, which are still being written, are left out."""
     if place.is_file():
         return [place]
     inside = (path for path in place.rglob("*") if path.is_file())
     return sorted(path for path in inside if not any(part.startswith(".") for part in path.relative_to(place).parts))
-
-
-def dumps_with_checksum(content: dict[str, Any]) -> str:
-    """`content` as JSON with its own checksum."""
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return json.dumps(content | {CHECKSUM: digest}, indent=2) + "\n"
-
-
-def loads_with_checksum(text: str) -> dict[str, Any]:
-    """What `dumps_with_checksum` was given. Raises `ValueError` for text that is not exactly what it made."""
-    content = json.loads(text)
-    if not isinstance(content, dict) or not content.pop(CHECKSUM, None) or text != dumps_with_checksum(content):
-        raise ValueError("the checksum is missing or wrong")
-    return content
 
 
 def json_lines(rows: Iterable[dict[str, Any]]) -> str:

@@ -1,12 +1,9 @@
 """The settings of tasks, policies, rewards and trainers, typed and validated; a profile puts them together."""
 
-import os
-import reprlib
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from rarlhf_nb.errors import UserError
 from rarlhf_nb.risk import SoftRiskSchedule
 
 Share = Field(gt=0, le=1)
@@ -63,13 +60,6 @@ class TaskSettings(Section):
                 "that data set's format"
             )
         return self
-
-    def check_files(self) -> None:
-        """Raise `UserError` for a file that is not there; a run that has its data is opened without them."""
-        for field in ("train_file", "test_file"):
-            path = getattr(self, field)
-            if path is not None and not os.path.isfile(path):  # Path.is_file raises for a name that is too long
-                raise UserError(f"task.{field} = {shown(path)}: there is no such file")
 
 
 class LoraSettings(Section):
@@ -138,34 +128,6 @@ class SFTSettings(Section):
     gradient_accumulation_steps: int = Field(gt=0, default=1)  # batches per optimizer step
     packing: bool = False  # texts are concatenated and cut into blocks of max_length
     max_steps: int | None = Field(gt=0, default=None)  # optimizer steps; None: as many as the epochs need
-
-
-class PromptedSettings(Section):
-    """The base model with an instruction before every prompt; validation prompts decide which one."""
-
-    prefixes: list[str] = Field(min_length=1)
-    validation_prompts: int = Field(gt=0)  # of the training prompts
-
-    @model_validator(mode="after")
-    def prefixes_say_something(self) -> "PromptedSettings":
-        empty = [i for i, prefix in enumerate(self.prefixes) if not prefix.strip()]
-        if empty:
-            raise ValueError(f"prompted.prefixes: number {empty[0] + 1} is empty; write an instruction or drop it")
-        return self
-
-
-class DExpertsSettings(Section):
-    """Decoding-time experts: base logits + alpha * (expert - anti-expert), within the base's nucleus."""
-
-    alpha: float
-    top_p: float = Field(gt=0, le=1, default=0.9)  # the nucleus of the base alone
-    experts: SFTSettings  # for training expert and anti-expert
-
-
-class BestOfNSettings(Section):
-    """Best-of-n: the SFT policy writes several completions per prompt, and the one with the highest reward counts."""
-
-    samples: int = Field(gt=1, default=4)  # n, completions per prompt
 
 
 class QuarkSettings(Section):
@@ -287,13 +249,6 @@ class ConditionedSettings(Section):
         """The settings of PPO, with the iterations and kl_coef of this training."""
         kl_coef = ppo.kl_coef if self.kl_coef is None else self.kl_coef
         return ppo.model_copy(update={"iterations": self.iterations or 2 * ppo.iterations, "kl_coef": kl_coef})
-
-
-def shown(value: Any) -> str:
-    """The `repr` of a value, cut if it is long: YAML's aliases can make it grow without end."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxstring = 3, 200
-    return short.repr(value)
 
 
 def flat(nested: Any, prefix: str = "") -> dict[str, Any]:

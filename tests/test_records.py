@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.files import checksum, dumps_with_checksum, json_lines, loads_with_checksum
-from rarlhf_nb.lab.artifacts import check_files, damaged_files, read_record
+from rarlhf_nb.files import checksum, json_lines
+from rarlhf_nb.lab.artifacts import check_files, damaged_files, dumps_with_checksum, loads_with_checksum, read_record
 from rarlhf_nb.lab.runs import Run
 
 SETTINGS = {"risk": {"alpha": 0.4, "rho": 0.5}, "name": "pocket"}

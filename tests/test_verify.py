@@ -8,7 +8,7 @@ from small_run import SMALL
 from typer.testing import CliRunner
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.files import dumps_with_checksum
+from rarlhf_nb.lab.artifacts import dumps_with_checksum
 from rarlhf_nb.lab.cli import app
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.runs import Run

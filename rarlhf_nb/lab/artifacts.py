@@ -21,13 +21,40 @@ import psutil
 from filelock import FileLock, Timeout
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.files import checksum, dumps_with_checksum, files_of, loads_with_checksum, written_whole
+from rarlhf_nb.files import checksum, files_of, written_whole
 
 PACKAGE = Path(__file__).parents[1]
 RECORDS = "stages"  # in a run folder
 SWEEP, SHARED = "sweep.json", ".shared"  # in the folder of a sweep
 KEEP = "RARLHF_KEEP"  # environment variable: what is finished is kept although the code has changed since
+CHECKSUM = "checksum"  # of a JSON file, among its own keys
 LOCK, OWNER = ".lock", ".holder.json"  # in a run folder
+
+
+def content_id(source: str) -> Any:
+    """What tells the content of a model or data set apart from others under the same name, as JSON.
+
+    For a file its checksum; for a folder its files' names, sizes and times, since models are large; a hub id stands for
+    itself.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return checksum(path)
+    return [source, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files_of(path))]
+
+
+def dumps_with_checksum(content: dict[str, Any]) -> str:
+    """`content` as JSON with its own checksum."""
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps(content | {CHECKSUM: digest}, indent=2) + "\n"
+
+
+def loads_with_checksum(text: str) -> dict[str, Any]:
+    """What `dumps_with_checksum` was given. Raises `ValueError` for text that is not exactly what it made."""
+    content = json.loads(text)
+    if not isinstance(content, dict) or not content.pop(CHECKSUM, None) or text != dumps_with_checksum(content):
+        raise ValueError("the checksum is missing or wrong")
+    return content
 
 
 class Record(NamedTuple):

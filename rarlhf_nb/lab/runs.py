@@ -17,8 +17,16 @@ import pandas as pd
 import pyarrow
 
 from rarlhf_nb.errors import UserError, first_line
-from rarlhf_nb.files import checksum, dumps_with_checksum, files_of, loads_with_checksum, written_whole
-from rarlhf_nb.lab.artifacts import RECORDS, SWEEP, Record, check_files, record_file
+from rarlhf_nb.files import checksum, files_of, written_whole
+from rarlhf_nb.lab.artifacts import (
+    RECORDS,
+    SWEEP,
+    Record,
+    check_files,
+    dumps_with_checksum,
+    loads_with_checksum,
+    record_file,
+)
 from rarlhf_nb.provenance import installed_versions
 from rarlhf_nb.settings import flat
 

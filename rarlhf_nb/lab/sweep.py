@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.files import dumps_with_checksum, loads_with_checksum
-from rarlhf_nb.lab.artifacts import SWEEP
+from rarlhf_nb.lab.artifacts import SWEEP, dumps_with_checksum, loads_with_checksum
 from rarlhf_nb.lab.methods import (
     ANALYSIS_NOTEBOOK,
     BASELINES_NOTEBOOK,

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.files import checksum, dumps_with_checksum, files_of
-from rarlhf_nb.lab.artifacts import damaged_files, read_records, run_lock
+from rarlhf_nb.files import checksum, files_of
+from rarlhf_nb.lab.artifacts import damaged_files, dumps_with_checksum, read_records, run_lock
 from rarlhf_nb.lab.evaluation.tables import ALPHAS, HELD_OUT, SAMPLES
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.runs import MANIFEST, READERS, Run, git_commit

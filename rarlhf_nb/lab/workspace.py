@@ -16,7 +16,8 @@ from rarlhf_nb.baselines.dexperts import DExperts
 from rarlhf_nb.data.pocket import pocket_world
 from rarlhf_nb.data.smollm2 import smollm2_folder
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.files import checksum, content_id, files_of
+from rarlhf_nb.files import checksum, files_of
+from rarlhf_nb.lab.artifacts import content_id
 from rarlhf_nb.lab.methods import BASELINES_NOTEBOOK, CONDITIONED, DATA_NOTEBOOK, METHODS, SFT_NOTEBOOK, MethodKey
 from rarlhf_nb.lab.profiles import Profile
 from rarlhf_nb.lab.runs import Run

@@ -6,6 +6,8 @@ profile, from which it takes all that it does not set. `load_profile` reads it, 
 """
 
 import difflib
+import os
+import reprlib
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -17,13 +19,10 @@ from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.methods import CONDITIONED, CRITIC_FREE, MethodKey
 from rarlhf_nb.risk import SoftRiskSchedule
 from rarlhf_nb.settings import (
-    BestOfNSettings,
     ConditionedSettings,
     CriticFreeSettings,
-    DExpertsSettings,
     PolicySettings,
     PPOSettings,
-    PromptedSettings,
     QuarkSettings,
     RewardSettings,
     RiskSettings,
@@ -33,7 +32,6 @@ from rarlhf_nb.settings import (
     Share,
     TaskSettings,
     WatchSettings,
-    shown,
 )
 
 PROFILE_FOLDER = Path(__file__).parent
@@ -54,6 +52,34 @@ def risk_of_method(risk: RiskSettings, method: str) -> RiskSettings:
     if name not in changes:
         raise UserError(f"method = {method!r} is not trained with a tail share; choose one of {', '.join(changes)}.")
     return RiskSettings(**risk.model_dump() | changes[name] | ({} if alpha is None else {"alpha": alpha}))
+
+
+class PromptedSettings(Section):
+    """The base model with an instruction before every prompt; validation prompts decide which one."""
+
+    prefixes: list[str] = Field(min_length=1)
+    validation_prompts: int = Field(gt=0)  # of the training prompts
+
+    @model_validator(mode="after")
+    def prefixes_say_something(self) -> "PromptedSettings":
+        empty = [i for i, prefix in enumerate(self.prefixes) if not prefix.strip()]
+        if empty:
+            raise ValueError(f"prompted.prefixes: number {empty[0] + 1} is empty; write an instruction or drop it")
+        return self
+
+
+class DExpertsSettings(Section):
+    """Decoding-time experts: base logits + alpha * (expert - anti-expert), within the base's nucleus."""
+
+    alpha: float
+    top_p: float = Field(gt=0, le=1, default=0.9)  # the nucleus of the base alone
+    experts: SFTSettings  # for training expert and anti-expert
+
+
+class BestOfNSettings(Section):
+    """Best-of-n: the SFT policy writes several completions per prompt, and the one with the highest reward counts."""
+
+    samples: int = Field(gt=1, default=4)  # n, completions per prompt
 
 
 class SweepSettings(Section):
@@ -183,7 +209,10 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
         profile = Profile(**settings)
     except ValidationError as error:
         raise UserError("; ".join(_readable(item) for item in error.errors())) from None
-    profile.task.check_files()
+    for field in ("train_file", "test_file"):  # a run that has its data is opened without them
+        path = getattr(profile.task, field)
+        if path is not None and not os.path.isfile(path):  # Path.is_file raises for a name that is too long
+            raise UserError(f"task.{field} = {shown(path)}: there is no such file")
     return profile
 
 
@@ -270,6 +299,13 @@ def _siblings(key: str) -> str:
     return (
         f"{section} takes: {', '.join(keys)}" if keys else f"sections are: {', '.join(list(Profile.model_fields)[2:])}"
     )
+
+
+def shown(value: Any) -> str:
+    """The `repr` of a value, cut if it is long: YAML's aliases can make it grow without end."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring = 3, 200
+    return short.repr(value)
 
 
 def _readable(item: dict[str, Any]) -> str:

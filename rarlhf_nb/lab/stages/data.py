@@ -7,7 +7,7 @@ import pandas as pd
 from rarlhf_nb.data.smollm2 import train_text_reward
 from rarlhf_nb.data.tasks import UNKNOWN_LABEL, load_task
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.files import content_id
+from rarlhf_nb.lab.artifacts import content_id
 from rarlhf_nb.lab.methods import DATA_NOTEBOOK
 from rarlhf_nb.lab.stages.stage import Stage
 from rarlhf_nb.lab.workspace import Workspace
