@@ -1,4 +1,4 @@
-"""The command line: `rarlhf run`, `sweep`, `status`, `report`, `verify`, `export`, `explore`, `pocket` and `profiles`."""
+"""The command line: `rarlhf run`, `sweep`, `status`, `report`, `verify`, `export`, `explore`, `pocket`, `profiles`."""
 
 # Heavy modules such as torch are imported by the commands that need them, so that `rarlhf --help` is quick.
 import os

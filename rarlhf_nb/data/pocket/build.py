@@ -1,7 +1,7 @@
 """How the pocket models were made: tokenizer, language model and reward model, trained on the grammar's texts.
 
-`rarlhf pocket build` makes them again. Another kind of processor rounds otherwise, so it makes models that are as good but
-not the same to the last digit; that is why they come with the package.
+`rarlhf pocket build` makes them again. Another kind of processor rounds otherwise, so it makes models that are as good
+but not the same to the last digit; that is why they come with the package.
 """
 
 import hashlib
@@ -44,6 +44,7 @@ SETTINGS = {
     },
     "seeds": {"lm": 1, "reward": 2, "held_out": 3},
 }
+
 
 def build_models(name: str, folder: Path) -> None:
     """Train the models of the world `name` into the folders `policy` and `reward` of `folder`, in about a minute."""
