@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tiny_classifier import word_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -22,7 +23,6 @@ from transformers import (
 WORDS = ["the", "film", "was", "good", "bad", "plot", "very", "editor", "page", "comment", "idiot", "thanks", "please"]
 WORDS += ["ending", "slow", "warm", "horrible", "kind"]
 TOXIC_NAMES = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]  # unitary/toxic-bert's
-SEQUENCE = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
 
 
 def texts(count: int, words: int, seed: int) -> list[str]:
@@ -45,21 +45,9 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=256, **special)
 
 
-def word_piece_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer like BERT's: lower case, WordPiece, [CLS] text [SEP]."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(show_progress=False, vocab_size=200, special_tokens=list(SEQUENCE.values()))
-    tokenizer.train_from_iterator(texts(200, 12, seed=0), trainer)
-    ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **SEQUENCE)
-
-
 def write_models(folder: Path) -> dict[str, str]:
     """Hub id -> local folder of each model that the paper's profiles name."""
-    words, pieces = byte_level_tokenizer(), word_piece_tokenizer()
+    words, pieces = byte_level_tokenizer(), word_tokenizer(WORDS)
     ends = {"bos_token_id": words.eos_token_id, "eos_token_id": words.eos_token_id}
     encoder = {"vocab_size": len(pieces), "max_position_embeddings": 512, "pad_token_id": pieces.pad_token_id}
     size = {"dim": 16, "hidden_dim": 32, "n_layers": 1, "n_heads": 2}
