@@ -176,8 +176,8 @@ class TrainingLoop(ABC):
                     try:
                         stats = self.step(**self.next_prompts())
                     except TrainingStopped as stop:
-                        stop.args = (f"{stop} {self._last_good_checkpoint()}",)
-                        raise
+                        stop.args = (f"{stop} {self._last_good_checkpoint()}".strip(),)
+                        raise stop from None
                     self.log(stats)
                     asked = self.ranks.any(interrupt.asked)  # one that comes later is answered an iteration later
                     if self.checkpoints and self.ranks.main and (asked or self.checkpoints.due()):
@@ -251,7 +251,7 @@ class TrainingLoop(ABC):
             return
         tensors, state = found
         load_parameters(self.policy, tensors)
-        load_optimizer(self.optimizer, tensors, self.optimizer.state_dict()["param_groups"])
+        load_optimizer(self.optimizer, tensors)
         self.load_own_state(Checkpoint(tensors, state["own"]))
         self.iteration, self.rows = state["iteration"], state["rows"]
         self._write_log(self.rows, "w")

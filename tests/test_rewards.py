@@ -88,11 +88,6 @@ def language_model(folder):
     GPT2LMHeadModel(GPT2Config(vocab_size=11, n_embd=16, n_layer=1, n_head=2)).save_pretrained(folder)
 
 
-def pickled_weights(folder):
-    distilbert().config.save_pretrained(folder)
-    torch.save(distilbert().state_dict(), folder / "pytorch_model.bin")
-
-
 def damaged_weights(folder):
     distilbert().save_pretrained(folder)
     weights = folder / "model.safetensors"
@@ -103,7 +98,6 @@ def damaged_weights(folder):
     ("write", "message"),
     [
         (language_model, "no trained classification head .*score.weight"),
-        (pickled_weights, "no safetensors weights, and pickled ones are not read"),
         (damaged_weights, "reward.model = .*does not load"),
     ],
 )
