@@ -180,11 +180,8 @@ def test_methods_have_one_order_and_readable_names():
         *("base", "sft", "rlhf", "ra_rlhf", "ra_rlhf@0.4", "ra_rlhf@0.2", "ra_rlhf_ru", "mine"),
     ]
     assert method_name("mine@home") == "mine@home" and method_name("0.2") == "0.2" and method_name("a@2") == "a@2"
-    assert [method_name(method) for method in ("sft", "ra_rlhf@0.2", "mine")] == [
-        "SFT",
-        "RA-RLHF α 0.2",
-        "mine",
-    ]
+    named = [method_name(method) for method in ("sft", "ra_rlhf@0.2", "ra_rlhf@0.125", "conditioned@0.284804", "mine")]
+    assert named == ["SFT", "RA-RLHF α 0.2", "RA-RLHF α 0.125", "Conditioned α 0.28", "mine"]
 
 
 def test_tail_prompts_are_the_lowest_scored_and_escaped():

@@ -19,39 +19,27 @@ def read_generations(path: str | Path, columns: dict[str, tuple[str, str]] | Non
 
     Raises `UserError` if the file cannot be read, a column is missing, or a value is not a finite number.
     """
-    table = read_table(Path(path), f"generations = '{path}'", kind="csv")
-    columns = columns or _pairs(table)
+    source = f"generations = '{path}'"
+    table = read_table(Path(path), source, kind="csv")
+    if columns is None:
+        methods = [name.removesuffix("_response") for name in table.columns if name.endswith("_response")]
+        columns = {name: (f"{name}_response", f"{name}_reward") for name in methods if name}
     needed = ["query", "prompt_score", *(name for pair in columns.values() for name in pair)]
     missing = [name for name in needed if name not in table]
     if missing or not columns:
         what = f"the column {missing[0]!r}" if missing else "a pair of columns <method>_response, <method>_reward"
-        raise UserError(f"generations = '{path}' lacks {what}; it has: {', '.join(map(str, table.columns))}.")
-    return {method: _episodes(table, response, reward, path) for method, (response, reward) in columns.items()}
-
-
-def _pairs(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
-    methods = [name.removesuffix("_response") for name in table.columns if name.endswith("_response")]
-    return {name: (f"{name}_response", f"{name}_reward") for name in methods if name}
-
-
-def _episodes(table: pd.DataFrame, response: str, reward: str, path: str | Path) -> pd.DataFrame:
-    numbers = {name: pd.to_numeric(table[name], errors="coerce") for name in ("prompt_score", reward)}
-    for name, values in numbers.items():
-        wrong = ~np.isfinite(values)
+        raise UserError(f"{source} lacks {what}; it has: {', '.join(map(str, table.columns))}.")
+    for name in ["prompt_score", *(reward for _, reward in columns.values())]:
+        given, table[name] = table[name], pd.to_numeric(table[name], errors="coerce")
+        wrong = ~np.isfinite(table[name])
         if wrong.any():
             row = int(wrong.argmax())
-            value = reprlib.repr(table[name].iloc[row])
-            raise UserError(
-                f"generations = '{path}': {name} = {value} in data row {row + 1} is not a number: correct it."
-            )
-    return pd.DataFrame(
-        {
-            "prompt": table["query"].fillna(""),
-            "completion": table[response].fillna(""),
-            "prompt_score": numbers["prompt_score"],
-            "reward": numbers[reward],
-            "label": -1,
-            "group": "all",
-            "seed": 0,
-        }
-    )
+            value = reprlib.repr(given.iloc[row])
+            raise UserError(f"{source}: {name} = {value} in data row {row + 1} is not a number: correct it.")
+    common = pd.DataFrame({"prompt": table["query"].fillna(""), "prompt_score": table["prompt_score"]})
+    return {
+        method: common.assign(
+            completion=table[response].fillna(""), reward=table[reward], label=-1, group="all", seed=0
+        )
+        for method, (response, reward) in columns.items()
+    }

@@ -10,6 +10,7 @@ import yaml
 from rarlhf_nb.lab.evaluation.report import Report, interval_cells
 from rarlhf_nb.lab.methods import method_name
 from rarlhf_nb.lab.profiles import Profile, load_profile
+from rarlhf_nb.settings import flat
 
 PUBLISHED = Path(__file__).parent / "published.yaml"
 METRICS = ("reward", "tail_reward", "perplexity")
@@ -47,10 +48,11 @@ def build_ledger(report: Report, profile: Profile) -> pd.DataFrame:
 
 def _published(profile: Profile) -> list[dict[str, Any]]:
     """The published numbers of the task, each with the reason why a number of this profile does not compare."""
-    rows = []
+    rows, ours = [], flat(profile.model_dump())
     for entry in yaml.safe_load(PUBLISHED.read_text()):
         published = load_profile(entry["profile"])
-        differs = [key for key in IDENTITIES if _setting(published, key) != _setting(profile, key)]
+        theirs = flat(published.model_dump())
+        differs = [key for key in IDENTITIES if theirs[key] != ours[key]]
         reasons = [f"differs in {', '.join(IDENTITIES[key] for key in differs)}"] if differs else []
         reasons += [entry["departs"]] if "departs" in entry else []
         common = {"published_for": entry["profile"], "differs": differs, "reason": "; ".join(reasons)}
@@ -59,11 +61,6 @@ def _published(profile: Profile) -> list[dict[str, Any]]:
                 mean, std = [*np.ravel(number), np.nan][:2]
                 rows.append(common | {"method": method, "metric": metric, "published": mean, "published_std": std})
     return rows
-
-
-def _setting(profile: Profile, key: str) -> Any:
-    section, field = key.split(".")
-    return profile.model_dump()[section][field]
 
 
 def ledger_table(ledger: pd.DataFrame) -> pd.DataFrame:
