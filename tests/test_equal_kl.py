@@ -77,13 +77,8 @@ def test_runs_that_say_nothing_about_it_give_no_number(table):
 def test_the_report_of_a_sweep_over_beta_compares_at_equal_kl():
     table = scores(tail_reward=0.0)
     found = build_sweep_report(table)
-    assert found.sections()["At equal KL"].to_dict("index") == {
-        "RA-RLHF (RU)": {
-            "runs": "10",
-            "reward: − RLHF": "0.50 [0.50, 0.50]",
-            "tail reward: − RLHF": "0.00 [0.00, 0.00]",
-        }
-    }
+    gain = {"runs": "10", "reward": "0.50 [0.50, 0.50]", "tail reward": "0.00 [0.00, 0.00]"}
+    assert found.sections()["At equal KL"].to_dict("index") == {"RA-RLHF (RU) minus RLHF": gain}
     assert "**At equal KL**" in found.to_markdown()
     assert any(note.startswith("At equal KL: a reward is fitted") for note in found.notes)
     row = at_equal_kl(found)[0]

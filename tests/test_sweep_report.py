@@ -51,27 +51,29 @@ def rows(found, **wanted):
 def test_means_and_paired_differences_by_hand():
     found = build_sweep_report(scores())
     cells = found.tables()["kl_coef 0.2"]
-    assert cells.index.tolist() == ["SFT", "RLHF", "RA-RLHF α 0.4", "RA-RLHF (RU) α 0.2"]
+    methods = ["SFT", "RLHF", "RA-RLHF α 0.4", "RA-RLHF (RU) α 0.2"]
+    assert cells.index.tolist() == [*methods, *(f"{method} minus RLHF" for method in methods if method != "RLHF")]
     half = T2 / math.sqrt(3)
     assert cells.loc["RLHF", "CVaR 10 %"] == f"1.00 [{1 - half:.2f}, {1 + half:.2f}]"
     assert cells.loc["RLHF", "KL (nats)"] == f"4.00 [{4 - half:.2f}, {4 + half:.2f}]"
-    assert cells.loc["RA-RLHF (RU) α 0.2", "CVaR 10 %: − RLHF"] == f"1.00 [{1 - half / 2:.2f}, {1 + half / 2:.2f}]"
-    assert cells.loc["SFT", "tail reward: − RLHF"] == f"-4.00 [{-4 - half:.2f}, {-4 + half:.2f}]"
-    assert cells.loc["RLHF", "CVaR 10 %: − RLHF"] == "–" and cells.loc["RLHF", "seeds"] == "3"
+    assert cells.loc["RA-RLHF (RU) α 0.2 minus RLHF", "CVaR 10 %"] == f"1.00 [{1 - half / 2:.2f}, {1 + half / 2:.2f}]"
+    assert cells.loc["SFT minus RLHF", "tail reward"] == f"-4.00 [{-4 - half:.2f}, {-4 + half:.2f}]"
+    assert cells.loc["RLHF", "seeds"] == "3"
     # the one value that is missing leaves two: mean 15, standard error 5, t(1 degree of freedom) = 12.7062
     assert cells.loc["RLHF", "perplexity"] == f"15.00 [{15 - 5 * 12.7062:.2f}, {15 + 5 * 12.7062:.2f}]"
 
 
 def test_every_two_rl_methods_are_compared_and_the_seeds_that_would_tell_them_apart():
     tails = TAILS | {"ra_rlhf@0.1": [-1.0, 0.01, 1.0], "ra_rlhf_ru@0.4": [0.0, 3.0, 0.0]}
-    pairs = build_sweep_report(scores(tails)).sections()["Pairs of RL methods, kl_coef 0.2"]
-    assert len(pairs) == 10 and not any("SFT" in pair for pair in pairs.index)
-    needed = pairs["needed to tell them apart"]
-    assert needed["RA-RLHF α 0.1 − RLHF"] == "told apart"  # -1, -0.99, -1
+    found = build_sweep_report(scores(tails))
+    (others,) = found.sections().values()
+    assert len(others) == 6 and not any("SFT" in pair for pair in others.index)
+    assert others.loc["RA-RLHF (RU) α 0.2 minus RA-RLHF α 0.4", "CVaR 10 %"].startswith("0.70 [")  # 0.5, 0, 1.6
+    needed = found.tables()["kl_coef 0.2"]["needed to tell them apart"]
+    assert needed["RLHF"] == "" and needed["RA-RLHF α 0.1 minus RLHF"] == "told apart"  # -1, -0.99, -1
     expected = seeds_needed([0.5, 0.5, -0.1])
-    assert 3 < expected < 50 and needed["RA-RLHF α 0.4 − RLHF"] == f"{expected:.0f} seeds"
-    assert needed["RA-RLHF (RU) α 0.4 − RLHF"] == "more than 1,000,000 seeds"  # 0, 2, -2
-    assert pairs.loc["RA-RLHF (RU) α 0.2 − RA-RLHF α 0.4", "CVaR 10 %"].startswith("0.70 [")  # 0.5, 0, 1.6
+    assert 3 < expected < 50 and needed["RA-RLHF α 0.4 minus RLHF"] == f"{expected:.0f} seeds"
+    assert needed["RA-RLHF (RU) α 0.4 minus RLHF"] == "more than 1,000,000 seeds"  # 0, 2, -2
 
 
 def test_the_finding_says_what_these_seeds_can_tell():
@@ -158,7 +160,7 @@ def test_without_rl_methods_or_values_nothing_is_claimed():
     for tails in ({"sft": [1.0, 2.0, 3.0]}, {"rlhf": [np.nan, np.nan]}):
         found = build_sweep_report(scores(tails))
         assert found.finding() == "This sweep says nothing about the tail: its CVaR 10 % has no value."
-        assert "–" in found.to_markdown()
+    assert "–" in found.to_markdown()
 
 
 def test_without_cvar_10_the_tail_is_the_next_best_measure():
@@ -166,14 +168,14 @@ def test_without_cvar_10_the_tail_is_the_next_best_measure():
     assert "its CVaR 5 % is 2.00" in found.finding()
     found = build_sweep_report(scores().drop(columns="cvar_10"))
     assert "its tail reward is 1.00" in found.finding()
-    assert list(found.tables()["kl_coef 0.2"])[-1] == "tail reward: − RLHF"
+    assert found.tables()["kl_coef 0.2"]["needed to tell them apart"].any()
 
 
 def test_markdown_holds_everything_and_escapes_texts():
     found = build_sweep_report(scores(TAILS | {HOSTILE: [1.0, 2.0, 3.0]}, **{"task.name": HOSTILE}))
     markdown = found.to_markdown()
     assert "<script" not in markdown and "&lt;script&gt;" in markdown
-    assert "RA-RLHF (RU) α 0.2 − RA-RLHF α 0.4" in markdown and found.notes[1] in markdown
+    assert "RA-RLHF (RU) α 0.2 minus RA-RLHF α 0.4" in markdown and found.notes[1] in markdown
     assert markdown.startswith("RA-RLHF (RU) α 0.2 has the best tail")
     rows = [line for line in markdown.splitlines() if line.startswith("| ")]
     assert len({line.replace("\\|", "").count("|") for line in rows[:7]}) == 1

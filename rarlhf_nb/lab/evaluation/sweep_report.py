@@ -16,7 +16,6 @@ from rarlhf_nb.lab.evaluation.report import (
     cell_table,
     excludes_zero,
     finding,
-    interval_cells,
     tail_metric,
 )
 from rarlhf_nb.lab.evaluation.scores import (
@@ -65,52 +64,39 @@ class SweepReport(Report):
         return f"{sentence.removesuffix('.')}; means over {seeds} at {settings_title(keys, best[keys])}."
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """By the title of the setting: one row per method, its metrics and its differences from RLHF."""
-        return {title: self._methods(rows) for title, rows in self._by_setting().items()}
+        """By the title of the setting: one row per method, and below them their differences from RLHF."""
+        settings = self._by_setting()
+        return {title: self._cells(rows[rows["baseline"].isin(["", BASELINE])]) for title, rows in settings.items()}
 
     def sections(self) -> dict[str, pd.DataFrame]:
-        """The tables behind the first screen, by title: one row per method at equal KL, or per pair of RL methods."""
-        found = {}
-        for title, rows in self._by_setting(at_equal_kl=True).items():
-            gains = cell_table(rows, "method", "metric").rename(columns=self._minus_baseline)
-            gains = pd.concat([_counts(rows, "runs"), gains], axis=1)
-            found[f"At equal KL, {title}".removesuffix(", ")] = gains.rename(index=method_name)
+        """The tables behind the first screen, by title: differences from RLHF at equal KL, and of other RL methods."""
+        settings = self._by_setting(at_equal_kl=True)
+        found = {
+            f"At equal KL, {title}".removesuffix(", "): self._cells(rows, "runs") for title, rows in settings.items()
+        }
         for title, rows in self._by_setting().items():
-            found[f"Pairs of RL methods, {title}"] = self._pairs(rows)
-        return {title: cells for title, cells in found.items() if len(cells)}
+            pairs = rows[~rows["baseline"].isin(["", BASELINE])]
+            if len(pairs):
+                found[f"Pairs of RL methods, {title}"] = self._cells(pairs)
+        return found
 
     def _by_setting(self, at_equal_kl: bool = False) -> dict[str, pd.DataFrame]:
         """The rows of each setting, by its title."""
         rows, keys = self.numbers[self.numbers["kl_coef"].isna() == at_equal_kl], grid_settings(self.numbers)
         return {settings_title(keys, values): own for values, own in rows.groupby(keys, sort=False, dropna=False)}
 
-    def _methods(self, rows: pd.DataFrame) -> pd.DataFrame:
-        own, pairs = rows[rows["baseline"] == ""], rows[rows["baseline"] == BASELINE]
-        tails = [metric for metric in dict.fromkeys([tail_metric(self.names), "tail_reward"]) if metric in self.names]
-        table = cell_table(own, "method", "metric")
-        gains = cell_table(pairs, "method", "metric").reindex(index=table.index, columns=tails, fill_value="–")
-        columns = [_counts(own, "seeds"), table.rename(columns=self.names), gains.rename(columns=self._minus_baseline)]
-        return pd.concat(columns, axis=1).rename(index=method_name)
-
-    def _minus_baseline(self, metric: str) -> str:
-        return f"{self.names[metric]}: − {method_name(BASELINE)}"
-
-    def _pairs(self, rows: pd.DataFrame) -> pd.DataFrame:
-        tail = tail_metric(self.names)
-        rows = rows[(rows["metric"] == tail) & rows["method"].map(is_rl) & rows["baseline"].map(is_rl)]
-        needed = rows["seeds_needed"].map(seeds_cell).mask(excludes_zero(rows), "told apart")
-        columns = {
-            "seeds": rows["runs"].astype(str),
-            self.names[tail]: interval_cells(rows),
-            "needed to tell them apart": needed,
-        }
-        pairs = rows["method"].map(method_name) + " − " + rows["baseline"].map(method_name)
-        return pd.DataFrame(columns).set_axis(pairs)
-
-
-def _counts(rows: pd.DataFrame, name: str) -> pd.Series:
-    """How many runs of each method there are, as text; a single metric may have fewer."""
-    return rows.groupby("method", sort=False)["runs"].max().astype(str).rename(name).rename_axis(None)
+    def _cells(self, rows: pd.DataFrame, counts: str = "seeds") -> pd.DataFrame:
+        """One row per method or difference: how many runs, every metric, and the seeds that would tell two apart."""
+        pair, names = rows["baseline"] != "", rows["method"].map(method_name)
+        keys, titles = rows["method"] + "\n" + rows["baseline"], names + " minus " + rows["baseline"].map(method_name)
+        rows = rows.assign(key=keys).set_index("key", drop=False)
+        table = cell_table(rows, "key", "metric").rename(columns=self.names)
+        table.insert(0, counts, rows["runs"].groupby(level=0).max().astype(str))  # a single metric may have fewer
+        tails = rows[pair.to_numpy() & (rows["metric"] == tail_metric(self.names))]
+        if len(tails) and counts == "seeds":
+            needed = tails["seeds_needed"].map(seeds_cell).mask(excludes_zero(tails), "told apart")
+            table["needed to tell them apart"] = needed.reindex(table.index, fill_value="")
+        return table.rename(index=dict(zip(keys, titles.where(pair, names), strict=True)))
 
 
 def build_sweep_report(scores: pd.DataFrame) -> SweepReport:
