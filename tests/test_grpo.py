@@ -136,38 +136,27 @@ def test_the_schedule_counts_the_optimizer_steps_and_the_tail_learns(tmp_path):
 
 RANK = """
 import json, os, sys
-from datasets import Dataset
-from trl import GRPOConfig
-from rarlhf_nb import CVaRConfig, CVaRGRPOTrainer
+from pathlib import Path
+from test_grpo import CVaRConfig, CVaRGRPOTrainer, GRPOConfig, advantages, make, scripted
 
-rank, folder = int(os.environ["RANK"]), sys.argv[1]
+rank, folder = int(os.environ["RANK"]), Path(sys.argv[1])
 rewards = [[-1.0, 5.0, 6.0, 7.0], [-4.0, -3.0, -2.0, 4.0]][rank]
-trainer = CVaRGRPOTrainer(
-    model=folder + "/model",
-    reward_funcs=lambda prompts, completions, **columns: rewards,
-    args=GRPOConfig(
-        output_dir=folder, per_device_train_batch_size=4, num_generations=4, max_completion_length=5, max_steps=1,
-        beta=0.05, logging_steps=1, report_to=[], save_strategy="no", use_cpu=True, bf16=False,
-    ),
-    train_dataset=Dataset.from_dict({"prompt": ["the film is", "bad plot"]}),
-    risk=CVaRConfig(alpha=0.5, estimator="cvar_gradient"),
+risk = CVaRConfig(alpha=0.5, estimator="cvar_gradient")
+made = make(
+    CVaRGRPOTrainer, GRPOConfig, folder / str(rank), scripted(rewards), risk=risk, per_device_train_batch_size=4
 )
-seen, generate = [], trainer._generate_and_score_completions
-trainer._generate_and_score_completions = lambda inputs: seen.append(generate(inputs)) or seen[-1]
-trainer.train()
-with open(f"{folder}/rank_{rank}.json", "w") as file:
-    json.dump(seen[0]["advantages"].tolist(), file)
+(folder / f"rank_{rank}.json").write_text(json.dumps(advantages(made)[0].tolist()))
 os._exit(0)  # the threads of gloo may abort the interpreter's end
 """
 
 
 def test_two_processes_share_one_tail(tmp_path):
-    tiny_policy().save(tmp_path / "model")
     (tmp_path / "rank.py").write_text(RANK)
+    tests = Path(__file__).parent
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(
         [sys.executable, *launch, tmp_path / "rank.py", tmp_path],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{tests.parent}:{tests}"},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
