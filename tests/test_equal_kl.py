@@ -107,6 +107,6 @@ def test_without_a_comparison_at_equal_kl_the_report_says_what_is_missing(table)
     assert any("with several values of ppo.kl_coef in its grid" in note for note in found.notes)
 
 
-def test_where_kl_was_not_measured_nothing_is_said_of_it():
+def test_if_kl_was_not_measured_nothing_is_said_of_it():
     without = build_sweep_report(scores(tail_reward=0.0).drop(columns="kl"))
     assert "equal KL" not in without.to_markdown()

@@ -1,4 +1,4 @@
-"""The ledger: published numbers beside ours, with the reason where the two do not compare."""
+"""The ledger: published numbers beside ours, with the reason if the two do not compare."""
 
 import json
 

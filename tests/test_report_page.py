@@ -47,7 +47,7 @@ def test_the_page_opens_with_the_finding_one_figure_and_the_main_table():
 def test_a_run_alone_says_nothing_of_seeds_and_several_do():
     assert "Over seeds and settings" not in page()[0]
     text, _ = page(seeds=2)
-    assert "Over seeds and settings" in text and "needed to tell them apart" not in text  # there is one RL method only
+    assert "Over seeds and settings" in text and "Pairs of RL methods" not in text  # there is one RL method only
     assert HOSTILE not in text
 
 

@@ -70,10 +70,9 @@ class SweepReport(Report):
 
     def sections(self) -> dict[str, pd.DataFrame]:
         """The tables behind the first screen, by title: differences from RLHF at equal KL, and of other RL methods."""
-        settings = self._by_setting(at_equal_kl=True)
-        found = {
-            f"At equal KL, {title}".removesuffix(", "): self._cells(rows, "runs") for title, rows in settings.items()
-        }
+        found = {}
+        for title, rows in self._by_setting(at_equal_kl=True).items():
+            found[f"At equal KL, {title}".removesuffix(", ")] = self._cells(rows, "runs")
         for title, rows in self._by_setting().items():
             pairs = rows[~rows["baseline"].isin(["", BASELINE])]
             if len(pairs):
