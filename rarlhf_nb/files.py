@@ -21,9 +21,21 @@ def written_whole(target: Path, replace: bool = True) -> Iterator[Path]:
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as workplace:
         new = Path(workplace) / target.name
         yield new
+        for path in [*new.rglob("*"), new]:
+            _flush(path)
         if replace and target.is_dir():
             target.rename(Path(workplace) / ".before")
         os.replace(new, target)
+        _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk: after a power cut, what took the place of the old is whole."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def checksum(path: Path) -> str:
