@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rarlhf_nb.data.cache import build_once, cache_folder
+from rarlhf_nb.files import build_once, cache_folder
 
 PEER = "TRL 0.11.4"
 REQUIREMENTS = (

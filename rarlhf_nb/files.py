@@ -1,13 +1,15 @@
-"""Files that are written whole or not at all, and their checksums."""
+"""Files that are written whole or not at all, their checksums, and the cache that keeps what was built."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import platformdirs
 
 
 @contextmanager
@@ -55,3 +57,26 @@ def files_of(place: Path) -> list[Path]:
 def json_lines(rows: Iterable[dict[str, Any]]) -> str:
     """One JSON object per line, from which `Run.read_rows` reads the same numbers."""
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def cache_folder() -> Path:
+    """The folder of the project's cache: the environment variable `RARLHF_CACHE`, or else the user's cache folder."""
+    return Path(os.environ.get("RARLHF_CACHE") or platformdirs.user_cache_dir("rarlhf_nb"))
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """Return `folder`, after building it with `build(empty_folder)` if it does not exist.
+
+    The folder's name is its key, so it should hold a fingerprint of everything that it is built from. A half-built
+    folder is never used. If two processes build at once, the first to finish wins.
+    """
+    if folder.is_dir():
+        return folder
+    try:
+        with written_whole(folder, replace=False) as new:
+            new.mkdir()
+            build(new)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    return folder

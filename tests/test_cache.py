@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rarlhf_nb.data.cache import build_once, cache_folder
-from rarlhf_nb.files import written_whole
+from rarlhf_nb.files import build_once, cache_folder, written_whole
 
 
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):

