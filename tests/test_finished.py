@@ -32,8 +32,8 @@ EVERYTHING = ["data", "sft", "train rlhf", "evaluate rlhf"]
 def work(checkout, monkeypatch):
     """A function that runs data, SFT, and the training and evaluation of `methods`; returns the stages it worked on."""
     worked = []
-    do = Stage.do.fget
-    monkeypatch.setattr(Stage, "do", property(lambda stage: worked.append(stage.name) or do(stage)))
+    do = Stage.do
+    monkeypatch.setattr(Stage, "do", lambda stage: worked.append(stage.name) or do(stage))
 
     def run(name="mine", methods=("rlhf",), seed=1, **overrides):
         worked.clear()

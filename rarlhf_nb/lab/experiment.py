@@ -20,17 +20,7 @@ from rarlhf_nb.lab.methods import CONDITIONED, MethodKey
 from rarlhf_nb.lab.profiles import Profile, load_profile
 from rarlhf_nb.lab.results import Results
 from rarlhf_nb.lab.runs import MANIFEST, Run, check_name, default_root
-from rarlhf_nb.lab.stages.data import data_stage, reward_stage
-from rarlhf_nb.lab.stages.evaluation import evaluation_stage, report_stage
-from rarlhf_nb.lab.stages.training import (
-    PREFIXES,
-    SFT_LOG,
-    experts_stage,
-    make_trainer,
-    prefix_stage,
-    sft_stage,
-    training_stage,
-)
+from rarlhf_nb.lab.stages import data, evaluation, training
 from rarlhf_nb.lab.sweep import Sweep
 from rarlhf_nb.lab.sweep_experiment import SweepExperiment
 from rarlhf_nb.lab.workspace import EXPERTS
@@ -110,8 +100,8 @@ class Experiment(Results):
         A reward model is trained before that if the profile says so.
         """
         if self.profile.reward.model == "train":
-            reward_stage(self).run()
-        data_stage(self).run()
+            data.reward_stage(self).run()
+        data.data_stage(self).run()
         return self.run.read("data/task.json")["notes"]
 
     def reward_metrics(self) -> pd.DataFrame:
@@ -124,22 +114,22 @@ class Experiment(Results):
 
     def train_sft(self) -> pd.DataFrame:
         """Fine-tune the base policy on positive texts and save it as `sft`; returns TRL's training log."""
-        sft_stage(self).run()
-        return self.run.read(f"policies/sft/{SFT_LOG}")
+        training.sft_stage(self).run()
+        return self.run.read(f"policies/sft/{training.SFT_LOG}")
 
     def trainer(self, method: str, **changes: Any) -> TrainingLoop:
         """The trainer of `rlhf`, `ra_rlhf`, `ra_rlhf_ru` (each also with "@alpha"), `conditioned` or `quark`.
 
         All start from the SFT policy with the same data order and seed. `changes` replace arguments of the trainer.
         """
-        return make_trainer(self, method, **changes)
+        return training.make_trainer(self, method, **changes)
 
     def train(self, method: str) -> pd.DataFrame:
         """Train a method and save its policy; returns the training log, one row per iteration.
 
         The methods of `trainer`, and `grpo`, `cvar_grpo`, `rloo` and `cvar_rloo`, which TRL trains.
         """
-        training_stage(self, method).run()
+        training.training_stage(self, method).run()
         return self.run.read(f"training/{method}.jsonl")
 
     def risk_methods(self) -> list[str]:
@@ -150,25 +140,25 @@ class Experiment(Results):
 
     def choose_prefix(self) -> pd.DataFrame:
         """Try the profile's prefixes on validation prompts and save the best as `prompted`; returns their rewards."""
-        prefix_stage(self).run()
-        return self.run.read(f"policies/prompted/{PREFIXES}")
+        training.prefix_stage(self).run()
+        return self.run.read(f"policies/prompted/{training.PREFIXES}")
 
     def train_experts(self) -> dict[str, pd.DataFrame]:
         """Fine-tune the expert and the anti-expert of `dexperts`; returns their training logs."""
-        experts_stage(self).run()
-        return {name: self.run.read(f"policies/dexperts/{name}/{SFT_LOG}") for name in EXPERTS}
+        training.experts_stage(self).run()
+        return {name: self.run.read(f"policies/dexperts/{name}/{training.SFT_LOG}") for name in EXPERTS}
 
     def evaluate(self, method: str) -> pd.DataFrame:
         """Measure a method on the test prompts and the held-out texts; returns its episodes table.
 
         `conditioned` is measured at many alphas, which the table holds in the column alpha; `conditioned@0.2` at one.
         """
-        evaluation_stage(self, method).run()
+        evaluation.evaluation_stage(self, method).run()
         return self.run.read(f"evaluation/{method}{ALPHAS if method == CONDITIONED else '.parquet'}")
 
     def report(self) -> Report:
         """Compare all methods that were evaluated; writes report.json, report.md and summary.md."""
-        report_stage(self).run()
+        evaluation.report_stage(self).run()
         return read_report(self.run)
 
 

@@ -148,20 +148,6 @@ class Profile(Section):
         return self
 
     @model_validator(mode="after")
-    def every_process_has_an_episode(self) -> "Profile":
-        sizes = {
-            "ppo.batch_size": self.ppo.batch_size,
-            "quark.exploration_prompts": self.quark.exploration_prompts or self.task.train_prompts,
-        }
-        for name, size in sizes.items():
-            if self.compute.processes > size:
-                raise ValueError(
-                    f"compute.processes = {self.compute.processes} is above {name} = {size}, but each process must "
-                    "sample an episode; lower it"
-                )
-        return self
-
-    @model_validator(mode="after")
     def pocket_models_have_their_world(self) -> "Profile":
         for name in ("policy", "reward"):
             if getattr(self, name).model == "pocket" and not self.task.source.startswith("pocket"):

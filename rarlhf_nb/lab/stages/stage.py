@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +65,12 @@ class Stage:
             for training in self.trainings:
                 shutil.rmtree(self._checkpoints(training), ignore_errors=True)
 
-    @property
-    def do(self) -> Callable[..., None]:
-        """Does the work in this process or, if there are to be several, in those; arguments limit it."""
+    def do(self, **limits: Any) -> None:
+        """Do the work in this process or, if there are to be several, in those; `limits` are arguments of the work."""
         if self.processes == 1:
-            return partial(self.work, self)
-        return partial(run_on_processes, self.processes, self.work, self)
+            self.work(self, **limits)
+        else:
+            run_on_processes(self.processes, self.work, self, **limits)
 
     def fingerprint(self) -> str:
         """A hash of everything that determines the files; after the dash, of the code.
