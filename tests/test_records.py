@@ -23,7 +23,8 @@ def run(tmp_path):
     run.write("evaluation/rlhf.parquet", TABLE)
     rows = [{"iteration": 1, "kl": 0.1 + 0.2}, {"iteration": 2, "kl": float("nan")}]
     run.write("training/rlhf.jsonl", json_lines(rows))
-    run.write_folder("policies/rlhf", lambda folder: (folder / "model.safetensors").write_bytes(bytes(range(200))))
+    with run.new_folder("policies/rlhf") as folder:
+        (folder / "model.safetensors").write_bytes(bytes(range(200)))
     run.write("report.json", {"methods": {}})
     run.record(FILES, stage="train rlhf", fingerprint="f", notebook="02_baseline_rlhf", seconds=1.0)
     return run
@@ -105,17 +106,15 @@ def test_what_no_stage_recorded_is_read_unless_it_is_no_table(run):
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(run):
-    def fails(folder):
+    with pytest.raises(OSError), run.new_folder("policies/rlhf") as folder:
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError):
-        run.write_folder("policies/rlhf", fails)
     assert damaged_files(run.folder, read_record(run.folder, "train rlhf")) == []
     with pytest.raises(TypeError):
         run.write("manifest.json", {"bad": object()})
     assert run.manifest["seed"] == 1 and not list(run.folder.glob(".*"))
-    run.write_folder("policies/rlhf", lambda folder: (folder / "other.json").write_text("{}"))
+    with run.new_folder("policies/rlhf") as folder:
+        (folder / "other.json").write_text("{}")
     assert [path.name for path in run.path("policies").iterdir()] == ["rlhf"]
     assert [path.name for path in run.path("policies/rlhf").iterdir()] == ["other.json"]
 

@@ -8,7 +8,8 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,13 +174,12 @@ class Run:
                 file.write_text(content if isinstance(content, str) else json.dumps(content, indent=2) + "\n")
         return target
 
-    def write_folder(self, relative: str, fill: Callable[[Path], Any]) -> Path:
-        """Write a folder, whole or not at all, in place of an earlier one. fill: gets an empty folder."""
-        target = self.folder / relative
-        with written_whole(target) as folder:
+    @contextmanager
+    def new_folder(self, relative: str) -> Iterator[Path]:
+        """An empty folder for the block to fill, which then takes the place of an earlier one; whole or not at all."""
+        with written_whole(self.folder / relative) as folder:
             folder.mkdir()
-            fill(folder)
-        return target
+            yield folder
 
 
 def _read_rows(path: Path) -> pd.DataFrame:

@@ -65,9 +65,8 @@ def _train_reward(stage: Stage) -> None:
                 f"{sorted(set(texts['label']))}; add labels or name a classifier as reward.model."
             )
         pairs[split] = list(zip(labelled["text"], labelled["label"], strict=True))
-    workspace.run.write_folder(
-        "reward",
-        lambda folder: train_text_reward(
+    with workspace.run.new_folder("reward") as folder:
+        train_text_reward(
             settings.name,
             pairs["train"],
             pairs["test"],
@@ -75,8 +74,7 @@ def _train_reward(stage: Stage) -> None:
             seed=workspace.seed,
             mixed_precision=workspace.profile.policy.mixed_precision,
             checkpoints=stage.checkpoints("reward"),
-        ),
-    )
+        )
 
 
 def _prepare_data(stage: Stage) -> None:

@@ -6,7 +6,6 @@ All RL methods start from the SFT policy with the same budget, data order and se
 import time
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -82,12 +81,9 @@ def _fine_tune(stage: Stage, policy: ActorCritic, data: str, settings: SFTSettin
     workspace = stage.workspace
     texts, mixed_precision = workspace.data(data)["text"].tolist(), workspace.profile.policy.mixed_precision
     log = train_sft(policy, texts, settings, workspace.seed, mixed_precision, stage.checkpoints(training))
-
-    def fill(folder: Path) -> None:
+    with workspace.run.new_folder(target) as folder:
         policy.save(folder)
         (folder / SFT_LOG).write_text(json_lines(log))
-
-    workspace.run.write_folder(target, fill)
 
 
 def prefix_stage(workspace: Workspace) -> Stage:
@@ -117,12 +113,9 @@ def _choose_prefix(stage: Stage) -> None:
         workspace.seed,
         profile.evaluation.batch_size,
     )
-
-    def fill(folder: Path) -> None:
+    with workspace.run.new_folder("policies/prompted") as folder:
         prompted_policy(base, found["prefix"].iloc[0]).save(folder)
         (folder / PREFIXES).write_text(json_lines(found.to_dict("records")))
-
-    workspace.run.write_folder("policies/prompted", fill)
 
 
 def training_stage(workspace: Workspace, method: str) -> Stage:
@@ -201,7 +194,8 @@ def _train(stage: Stage, method: str, iterations: int | None = None) -> None:
             print(f"{method}: {trainer.unit} {trainer.iteration} of {trainer.iterations}, {shown}", flush=True)
             last_line = time.monotonic()
     if trainer.ranks.main and iterations is None:
-        stage.workspace.run.write_folder(f"policies/{method}", trainer.policy.save)
+        with stage.workspace.run.new_folder(f"policies/{method}") as folder:
+            trainer.policy.save(folder)
 
 
 def _train_without_critic(stage: Stage, method: str, iterations: int | None = None) -> None:
@@ -224,7 +218,8 @@ def _train_without_critic(stage: Stage, method: str, iterations: int | None = No
         iterations,
     )
     if iterations is None:
-        workspace.run.write_folder(f"policies/{method}", policy.save)
+        with workspace.run.new_folder(f"policies/{method}") as folder:
+            policy.save(folder)
 
 
 def _algorithm(method: str) -> str:
