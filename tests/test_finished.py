@@ -118,23 +118,16 @@ def test_the_runs_of_a_sweep_share_what_settings_do_not_tell_apart(work, capsys)
     assert work("grid/e") == ["sft"]  # what is damaged is not taken
 
 
-def test_a_run_computes_with_its_own_number_of_threads(work, monkeypatch):
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        work(methods=(), **{"compute.threads": 2})  # as the pocket profiles say
-        run = Run(Path("papermill_runs/mine"))
-        assert torch.get_num_threads() == run.manifest["threads"] == 2
-        torch.set_num_threads(2)
-        Experiment.open("pocket", "open", 1, TINY | {"compute.threads": None})
-        torch.set_num_threads(1)
-        Experiment.open("pocket", "open", 1, TINY | {"compute.threads": None})
-        assert torch.get_num_threads() == 2  # that of its first use
-        monkeypatch.setattr(os, "cpu_count", lambda: 1)
-        with pytest.warns(UserWarning, match="compute.threads = 2, but this machine has 1 core:"):
-            Experiment.reopen("mine")
-    finally:
+def test_a_run_computes_with_its_own_number_of_threads(checkout, monkeypatch):
+    Experiment.open("pocket", "mine", 1, TINY | {"compute.threads": 2})  # as the pocket profiles say
+    assert torch.get_num_threads() == Run(Path("papermill_runs/mine")).manifest["threads"] == 2
+    for threads in (2, 1):
         torch.set_num_threads(threads)
+        Experiment.open("pocket", "open", 1, TINY | {"compute.threads": None})
+    assert torch.get_num_threads() == 2  # that of its first use
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    with pytest.warns(UserWarning, match="compute.threads = 2, but this machine has 1 core:"):
+        Experiment.reopen("mine")
 
 
 def test_bf16_on_a_processor_without_it_is_warned_of(work, monkeypatch):

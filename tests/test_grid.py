@@ -7,11 +7,13 @@ import pytest
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.runs import Run
-from rarlhf_nb.lab.sweep import Grid, Sweep, read_alphas, read_seeds
+from rarlhf_nb.lab.sweep import Grid, Sweep, read_alphas, read_grid, read_seeds
 
 
 def test_every_combination_is_a_run_and_the_first_alpha_comes_first():
-    grid = Grid("pocket", [1.0, 0.2], [1, 2], {"ppo.kl_coef": [0.1, 0.2]}, {"ppo.iterations": 30})
+    assert read_alphas("1,0.4") == [1.0, 0.4] and read_seeds("1-3, 7") == [1, 2, 3, 7]
+    grid = read_grid("pocket", "1,0.2", "1-2", ["ppo.kl_coef=0.1,0.2", "ppo.iterations=30"])
+    assert grid == Grid("pocket", [1.0, 0.2], [1, 2], {"ppo.kl_coef": [0.1, 0.2]}, {"ppo.iterations": 30})
     trials = grid.trials()
     assert [trial.name for trial in trials[:5]] == [
         "alpha_1-kl_coef_0.1-seed_1",
@@ -24,11 +26,11 @@ def test_every_combination_is_a_run_and_the_first_alpha_comes_first():
     profile = grid.settings(trials[-1])
     assert (profile.risk.alpha, profile.ppo.kl_coef, profile.ppo.iterations) == (0.2, 0.2, 30)
     assert profile.sweep.alphas == []
-
-
-def test_a_value_that_is_no_file_name_is_named_by_its_place():
-    grid = Grid("pocket", [0.4], [1], {"prompted.prefixes": [["../a b"], ["c"]]})
-    assert [trial.name for trial in grid.trials()] == ["alpha_0.4-prefixes_no1-seed_1", "alpha_0.4-prefixes_no2-seed_1"]
+    no_file_names = Grid("pocket", [0.4], [1], {"prompted.prefixes": [["../a b"], ["c"]]})
+    assert [trial.name for trial in no_file_names.trials()] == [
+        "alpha_0.4-prefixes_no1-seed_1",
+        "alpha_0.4-prefixes_no2-seed_1",
+    ]
 
 
 def test_values_are_those_that_the_profile_reads_and_columns_of_one_kind():
@@ -43,10 +45,6 @@ def test_values_are_those_that_the_profile_reads_and_columns_of_one_kind():
     assert first["ppo.learning_rate"] == 0.0001 and first["ppo.kl_target"] == "6.0"
     assert '"r": 4' in first["policy.lora"] and last["policy.lora"] == last["ppo.kl_target"] == "null"
     assert Grid(**json.loads(json.dumps(asdict(grid)))) == grid
-
-
-def test_alphas_and_seeds_are_read_as_people_write_them():
-    assert read_alphas("1,0.4") == [1.0, 0.4] and read_seeds("1-3, 7") == [1, 2, 3, 7]
 
 
 def test_a_sweep_may_grow_and_nothing_else(tmp_path):

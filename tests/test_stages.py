@@ -83,16 +83,12 @@ def test_no_two_methods_share_a_training(open_experiment):
     assert len(set(trainings.values())) == len(methods) - 1
 
 
-def test_a_stage_without_its_files_names_the_notebook_to_run(open_experiment):
+def test_what_is_missing_is_named_with_the_notebook_to_run(open_experiment):
     experiment = open_experiment("empty")
     for make, notebook in zip(STAGES[1:], [*["01_data_prep"] * 17, "02_baseline_rlhf"], strict=True):
         with pytest.raises(ValueError, match=f"run notebook {notebook} first"):
             make(experiment).run()
     assert [path.name for path in experiment.run.folder.iterdir()] == ["manifest.json"]
-
-
-def test_a_policy_that_no_run_has_is_named(open_experiment):
-    experiment = open_experiment("empty")
     with pytest.raises(ValueError, match="method = 'rhlf' has no policy in this run; there are: none"):
         experiment.saved("rhlf")
     with pytest.raises(ValueError, match="dexperts/expert is missing in run 'empty': run notebook 04_other_baselines"):

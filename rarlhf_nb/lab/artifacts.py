@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from functools import cache, lru_cache
 from pathlib import Path
@@ -142,16 +142,13 @@ def code_hash(*places: str) -> str:
     return found.hexdigest()
 
 
-@contextmanager
-def stage_lock(run_folder: Path, fingerprint: str) -> Iterator[None]:
+def stage_lock(run_folder: Path, fingerprint: str) -> AbstractContextManager:
     """Inside the block no other run of the sweep works on the stage with this fingerprint; waits for it if need be."""
     store = _store(run_folder)
     if store is None:
-        yield
-        return
+        return nullcontext()
     store.mkdir(exist_ok=True)
-    with FileLock(store / f"{fingerprint}.lock"):
-        yield
+    return FileLock(store / f"{fingerprint}.lock")
 
 
 def share(run_folder: Path, record: Record) -> None:
