@@ -207,20 +207,17 @@ def read_settings(pairs: list[str], lists: bool = False) -> dict[str, Any]:
 
     Raises `UserError` for a value that is missing or cannot be read.
     """
+    missing, wanted = "value is missing; write -p KEY VALUE", "a YAML value; quote it, as in '\"...\"'"
+    if lists:
+        missing, wanted = "values are missing; write -p KEY VALUE,VALUE", "a list of YAML values, such as 0.1,0.2"
     found = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or (lists and not text.strip()):
-            more = (
-                "s are missing; write -p KEY VALUE or -p KEY VALUE,VALUE"
-                if lists
-                else " is missing; write -p KEY VALUE"
-            )
-            raise UserError(f"-p {key}: the value{more}.")
+            raise UserError(f"-p {key}: the {missing}.")
         try:
             found[key] = yaml.safe_load(f"[{text}]" if lists else text)
         except Exception:  # besides its own errors, PyYAML lets those of int(), datetime() and deep nesting through
-            wanted = "a list of YAML values, such as 0.1,0.2" if lists else "a YAML value; quote it, as in '\"...\"'"
             raise UserError(f"-p {key} {text!r}: this is not {wanted}.") from None
     return found
 
