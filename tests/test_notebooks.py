@@ -154,7 +154,7 @@ def test_a_notebook_out_of_order_names_the_one_to_run_first(stem, before, first,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(renderer, "use_renderer", lambda: None)
     monkeypatch.setattr(go.Figure, "show", lambda figure: None)
-    for name in ("workspace.load_policy", "workspace.pocket_world", "stages.training.train_sft"):
+    for name in ("workspace.load_policy", "workspace.load_reward", "stages.training.train_sft"):
         monkeypatch.setattr(f"rarlhf_nb.lab.{name}", work)
     monkeypatch.setattr("rarlhf_nb.lab.stages.training.choose_prefix", work)
     names = {}
