@@ -65,8 +65,8 @@ class AlphaConditionedTrainer(CVaRPPOTrainer):
                 "than two episodes has no tail; lower the former or raise the latter."
             )
         reference = reference or Reference(model)
-        hidden_size = model.model.config.get_text_config().hidden_size
-        model.risk = RiskEmbedding(hidden_size, conditioned.alpha_min).to(model.value_head.weight)
+        size = model.model.get_input_embeddings().embedding_dim
+        model.risk = RiskEmbedding(size, conditioned.alpha_min).to(model.value_head.weight)
         args = conditioned.training(args)
         risk = risk.model_copy(update={"alpha": conditioned.alpha_min, "estimator": "rockafellar_uryasev"})
         super().__init__(model, reward_funcs, args, risk, sampling, reference=reference, **options)

@@ -143,21 +143,19 @@ class ActorCritic(nn.Module):
         attention_mask: (B, L), or longer by the tokens in the cache, which go before. alpha: see `forward`.
         """
         inputs, length = {"input_ids": input_ids}, input_ids.shape[1]
-        if alpha is not None:
-            embeddings = self.model.get_input_embeddings()(input_ids)
-            inputs = {"inputs_embeds": embeddings + self.risk(alpha).unsqueeze(1).to(embeddings.dtype)}
         if self.takes_positions:
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             inputs["position_ids"] = positions[:, -length:]
-        output = self.model(
-            **inputs,
-            attention_mask=attention_mask.long(),
-            past_key_values=cache,
-            use_cache=cache is not None,
-            output_hidden_states=True,
-            # as indices, since a number takes a view, whose logits are one slow product per episode
-            logits_to_keep=torch.arange(length - last, length, device=input_ids.device),
-        )
+        with nullcontext() if alpha is None else self.risk.read_by(self.model, alpha):
+            output = self.model(
+                **inputs,
+                attention_mask=attention_mask.long(),
+                past_key_values=cache,
+                use_cache=cache is not None,
+                output_hidden_states=True,
+                # as indices, since a number takes a view, whose logits are one slow product per episode
+                logits_to_keep=torch.arange(length - last, length, device=input_ids.device),
+            )
         hidden = output.hidden_states[-1][:, -last:]
         return output.logits, self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
 

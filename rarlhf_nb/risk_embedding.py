@@ -9,6 +9,8 @@ causal LM. e(1) = 0: at alpha = 1 the policy is the network without the embeddin
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -29,7 +31,7 @@ KEY, SUFFIX = "risk_embedding", "-conditioned-on-alpha"  # in config.json, and a
 
 
 class RiskEmbedding(nn.Module):
-    """The embedding of alpha. hidden_size: H, the policy's. alpha_min: the smallest alpha of the training."""
+    """The embedding of alpha. hidden_size: H, that of the input. alpha_min: the smallest alpha of the training."""
 
     def __init__(self, hidden_size: int, alpha_min: float) -> None:
         super().__init__()
@@ -60,13 +62,35 @@ class RiskEmbedding(nn.Module):
                 )
         return alphas
 
+    @contextmanager
+    def read_by(self, model: PreTrainedModel, alpha: torch.Tensor) -> Iterator[None]:
+        """A block in which a model reads e(alpha), alpha (B,), besides the embedding of every token.
+
+        It is added to what the embedding layer gives. `inputs_embeds` would not do: in transformers 5.23, Falcon-H1
+        multiplies the embeddings of `input_ids` alone, and Gemma 4 looks the ids up again in later layers.
+        """
+        added = self(alpha).unsqueeze(1)
+        layer = model.get_input_embeddings()
+        hook = layer.register_forward_hook(lambda _layer, _inputs, output: output + added.to(output.dtype))
+        try:
+            yield
+        finally:
+            hook.remove()
+
     @torch.no_grad()
     def add_to(self, model: PreTrainedModel, alpha: torch.Tensor) -> None:
-        """Add e(alpha), alpha (1,), to the rows of a model's embedding matrix, first parting it from the output's."""
-        rows, head = (get().weight for get in (model.get_input_embeddings, model.get_output_embeddings))
-        model.get_output_embeddings().weight = nn.Parameter(head.clone())
-        model.config.get_text_config().tie_word_embeddings = False
-        rows += self(alpha).to(rows.dtype)
+        """Add e(alpha), alpha (1,), to the rows of a model's embedding matrix, first parting it from the output's.
+
+        Some layers scale the rows that they look up, as Gemma's do; e(alpha) is what they must give besides.
+        """
+        layer, head = model.get_input_embeddings(), model.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.clone())
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
+        token = layer.weight.norm(dim=1).argmax()
+        row, found = layer.weight[token].double(), layer(token.view(1, 1)).double().flatten()
+        scale = (found @ row) / (row @ row)
+        layer.weight += (self(alpha) / scale).to(layer.weight.dtype)
 
     def save(self, folder: Path) -> None:
         """Write the embedding beside a model that was saved, and mark its config.json, so that nothing else loads it.
@@ -87,7 +111,8 @@ def load_conditioned(folder: Path) -> tuple[PreTrainedConfig | None, RiskEmbeddi
 
     Raises `UserError` for a risk embedding that is damaged, or that another version of the package wrote.
     """
-    config = json.loads((folder / "config.json").read_text())
+    # transformers' own reader: it writes infinite numbers, which some hybrids' configs hold, in a form of its own
+    config, _ = PreTrainedConfig.get_config_dict(folder)
     risk = config.pop(KEY, None)
     if risk is None:
         return None, None

@@ -1,0 +1,72 @@
+"""Models other than GPT-2 and Llama, tiny and random: what is sampled and read is what one unpadded pass finds."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import PROMPTS, sampling_settings, tiny_tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    FalconH1Config,
+    Gemma2Config,
+    Gemma3TextConfig,
+    Gemma4TextConfig,
+    PreTrainedConfig,
+)
+
+from rarlhf_nb.policy import ActorCritic, evaluate_tokens, load_policy
+from rarlhf_nb.risk_embedding import RiskEmbedding
+
+SIZE = {"vocab_size": 11, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 64}
+SIZE |= {"intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+IDS = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}
+LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5}
+GEMMA = SIZE | IDS | {"head_dim": 8}
+MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
+SAMPLING = sampling_settings(minimum_completion_length=2)
+
+
+def policy_of(config: PreTrainedConfig, folder) -> ActorCritic:
+    """The policy of a random model, as it loads from a folder in the hub's format."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2 and "A_log" not in name:
+                parameter.data.normal_(0, 0.3)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Gemma2Config(**GEMMA, **LAYERS),  # the embedding layer scales its rows
+        Gemma3TextConfig(**GEMMA, **LAYERS),
+        Gemma4TextConfig(**GEMMA, **LAYERS, global_head_dim=8, vocab_size_per_layer_input=11, num_kv_shared_layers=0),
+        # scales the embeddings of ids, not `inputs_embeds`; its config holds an infinite number
+        FalconH1Config(**SIZE, **IDS, **MAMBA, embedding_multiplier=3.0),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_policy_with_alpha_fixed_is_the_one_that_was_sampled(config, tmp_path):
+    policy = policy_of(config, tmp_path / "start")
+    plain = policy.sample(PROMPTS, SAMPLING, seed=1)
+    policy.risk = RiskEmbedding(16, alpha_min=0.1)
+    policy.risk.weight.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(7))
+    one = policy.sample(PROMPTS, SAMPLING, seed=1, alpha=1.0)
+    torch.testing.assert_close(one.log_probs, plain.log_probs, atol=1e-5, rtol=0)  # at alpha 1 it is not conditioned
+    episodes = policy.sample(PROMPTS, SAMPLING, seed=1, alpha=0.2)
+    unconditioned = evaluate_tokens(policy, replace(episodes, alpha=None), SAMPLING).log_probs
+    assert (episodes.log_probs - unconditioned).abs().max() > 0.1
+    policy.save(tmp_path / "any")
+    policy.at(0.2).save(tmp_path / "fixed")
+    for read, alpha in (
+        (policy, episodes.alpha),
+        (load_policy(tmp_path / "any"), episodes.alpha),
+        (policy.at(0.2), None),
+        (load_policy(tmp_path / "fixed"), None),
+    ):
+        found = evaluate_tokens(read, replace(episodes, alpha=alpha), SAMPLING).log_probs
+        torch.testing.assert_close(found, episodes.log_probs, atol=1e-5, rtol=0)
