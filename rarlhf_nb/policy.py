@@ -162,11 +162,20 @@ class ActorCritic(nn.Module):
     def prefixed(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, prefix_ids: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask with the prefix in front; padding of shorter prompts then lies between prefix and prompt."""
+        """Ids and mask, both (B, n + L), with the prefix between a row's padding on the left and its prompt.
+
+        Padding stands before everything: within a text it would take room in a sliding window, and enter the state of
+        a recurrent layer or a convolution, which masks no token.
+        """
         prefix = torch.tensor(self.prefix_ids, dtype=input_ids.dtype, device=input_ids.device)
         prefix = prefix.expand(len(input_ids), -1) if prefix_ids is None else prefix_ids
-        mask = torch.ones_like(prefix, dtype=attention_mask.dtype)
-        return torch.cat([prefix, input_ids], 1), torch.cat([mask, attention_mask], 1)
+        if not prefix.shape[1]:
+            return input_ids, attention_mask
+        real = torch.ones_like(prefix, dtype=attention_mask.dtype)
+        ids, mask = torch.cat([prefix, input_ids], 1), torch.cat([real, attention_mask], 1)
+        text = torch.cat([real, attention_mask.cumsum(1)], 1) > 0  # all but the padding on the left
+        order = text.long().argsort(dim=1, stable=True)
+        return ids.gather(1, order), mask.gather(1, order)
 
     def token_log_probs(self, episodes: Rollout, sampling: SamplingSettings) -> torch.Tensor:
         """log pi(a_t | s_t) (B, T) under the sampler's masked distribution."""

@@ -11,11 +11,18 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     Gemma4TextConfig,
+    GptOssConfig,
+    Lfm2Config,
+    MistralConfig,
+    MptConfig,
     PreTrainedConfig,
+    Qwen3NextConfig,
 )
 
 from rarlhf_nb.policy import ActorCritic, evaluate_tokens, load_policy
 from rarlhf_nb.risk_embedding import RiskEmbedding
+from rarlhf_nb.rollout import Rollout
+from rarlhf_nb.sampling import sampler_logits, token_log_probs
 
 SIZE = {"vocab_size": 11, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 64}
 SIZE |= {"intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -23,6 +30,7 @@ IDS = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}
 LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5}
 GEMMA = SIZE | IDS | {"head_dim": 8}
 MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
+LINEAR = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 2}
 SAMPLING = sampling_settings(minimum_completion_length=2)
 
 
@@ -37,6 +45,44 @@ def policy_of(config: PreTrainedConfig, folder) -> ActorCritic:
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return load_policy(folder)
+
+
+def check_against_plain_passes(policy: ActorCritic, found: Rollout, prefix: list[int]) -> None:
+    """Log-probabilities and values of each episode are those of one pass of its own, without padding or cache."""
+    for i, mask in enumerate(found.completion_mask):
+        prompt, completion = found.prompt_ids[i][found.prompt_mask[i]], found.completion_ids[i : i + 1, mask]
+        ids = torch.cat([torch.tensor(prefix, dtype=prompt.dtype), prompt, completion[0]]).unsqueeze(0)
+        output = policy.model(ids, output_hidden_states=True)
+        places = slice(-1 - completion.shape[1], -1)
+        logits = sampler_logits(output.logits[:, places], SAMPLING, policy.forbidden_ids, 2)
+        expected = token_log_probs(logits, completion)[0]
+        torch.testing.assert_close(found.log_probs[i][mask], expected, atol=1e-5, rtol=0)
+        values = policy.value_head(output.hidden_states[-1][0, places]).squeeze(-1)
+        torch.testing.assert_close(found.values[i][mask], values, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(**GEMMA, sliding_window=5),
+        Gemma3TextConfig(**GEMMA, **LAYERS),
+        GptOssConfig(**GEMMA, **LAYERS, num_local_experts=2, num_experts_per_tok=1),
+        Lfm2Config(**SIZE, **IDS, layer_types=["conv", "full_attention"]),
+        Qwen3NextConfig(**GEMMA, **LINEAR, layer_types=["linear_attention", "full_attention"]),
+        MptConfig(vocab_size=11, d_model=16, n_layers=2, n_heads=2, max_seq_len=64),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_padding_stands_before_the_prefix(config, tmp_path):
+    """Prompts of one to four words; a window, a convolution and a recurrent state would see padding further in."""
+    policy = policy_of(config, tmp_path)
+    policy.value_head.weight.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(7))
+    policy.prefix_ids = [4, 7, 3]
+    drawn = policy.sample(PROMPTS, SAMPLING, seed=1)
+    assert not drawn.prompt_mask.all()
+    with torch.no_grad():
+        for found in (drawn, evaluate_tokens(policy, drawn, SAMPLING)):
+            check_against_plain_passes(policy, found, policy.prefix_ids)
 
 
 @pytest.mark.parametrize(
