@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -42,7 +43,7 @@ class ClassifierReward:
         batch_size: texts per forward pass.
 
     Raises:
-        UserError: an unknown class, or a name that is not accepted.
+        UserError: an unknown class, a name that is not accepted, or a model whose scores depend on the batch.
     """
 
     def __init__(
@@ -59,10 +60,21 @@ class ClassifierReward:
         self.tokenizer = prepared_tokenizer(tokenizer, model)
         self.label, self.sign, self.batch_size = label, sign, batch_size
         self.__name__ = f"{model.config.id2label[label]}_logit"  # TRL logs a reward function under this name
+        self._check_batches()
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """The reward of each episode; other columns of the data set are ignored."""
         return self.score([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
+
+    def _check_batches(self) -> None:
+        """Raise `UserError` if padding changes a score: some models, such as XLNet, want it on the left."""
+        texts, half = ["a text", "a text that is clearly longer than the other"], self.model.dtype != torch.float32
+        alone, batch = (class_logits(self.model, self.tokenizer, texts, size) for size in (1, 2))
+        if self.batch_size > 1 and not torch.allclose(alone, batch, *((0.1, 0.1) if half else (1e-3, 1e-3))):
+            raise UserError(
+                f"reward.batch_size = {self.batch_size}: {type(self.model).__name__} gives a text another score beside "
+                "a longer one, where it is padded on the right; set reward.batch_size to 1."
+            )
 
     def score(self, texts: list[str]) -> list[float]:
         """The reward of whole texts, such as prompts alone."""
@@ -150,29 +162,60 @@ def class_logits(
     logits = torch.empty(len(texts), model.config.num_labels)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batch = encoded(tokenizer, [texts[i] for i in rows]).to(model.device)
+        batch = encoded(tokenizer, [texts[i] for i in rows], pad_id(model)).to(model.device)
         logits[rows] = model(**batch).logits.float().cpu()
     return logits
 
 
 def prepared_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """The tokenizer, set to pad on the right and to truncate on the left to the length that the model can read.
+    """The tokenizer, set to truncate on the left to the length that the model can read; the model gets a pad token.
 
-    A text that is too long loses its beginning, since the completion, which is rated, is at its end.
+    A text that is too long loses its beginning, since the completion, which is rated, is at its end. Raises `UserError`
+    if neither the model's config nor the tokenizer names a token to pad with.
     """
     tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
-    positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model) or tokenizer.model_max_length)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:  # causal models need it to find the last token of a text
-        model.config.pad_token_id = tokenizer.pad_token_id
+    config = model.config.get_text_config()
+    if config.pad_token_id not in range(config.vocab_size):
+        at_the_end = tokenizer("")["input_ids"]  # a text that ended in the pad token would be read without its end
+        found = [i for i in (tokenizer.pad_token_id, *tokenizer.all_special_ids) if i not in (None, *at_the_end)]
+        if not (found := [i for i in found if i < config.vocab_size]):
+            raise UserError(
+                f"reward.model: neither the config of {type(model).__name__} nor its tokenizer names a token to pad "
+                "with; set `pad_token_id` in its config.json to a token that ends no text."
+            )
+        config.pad_token_id = found[0]
     return tokenizer
 
 
-def encoded(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> BatchEncoding:
-    """Token ids and attention mask: (N, T)."""
-    return tokenizer(texts, padding=True, truncation=True, return_token_type_ids=False, return_tensors="pt")
+def _positions(model: PreTrainedModel) -> int | None:
+    """The most tokens that the model can read; None if there is no limit."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None or positions < 0:  # XLNet says -1
+        return None
+    # RoBERTa and its kin count from padding_idx + 1, in a table that is no longer for it
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    before = [table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None]
+    return positions - max((index + 1 for index in before), default=0)
+
+
+def pad_id(model: PreTrainedModel) -> int:
+    """The token that texts must be padded with.
+
+    A causal classifier reads its answer at the last token that is not the pad token of its config, whatever the
+    attention mask says and whatever the tokenizer's pad token is (transformers 5.23).
+    """
+    return model.config.get_text_config().pad_token_id
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase, texts: list[str], pad_id: int) -> BatchEncoding:
+    """Token ids and attention mask (N, T), padded on the right. A text without tokens is read as one pad token."""
+    ids = [torch.tensor(row or [pad_id]) for row in tokenizer(texts, truncation=True)["input_ids"]]
+    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+    ids = pad_sequence(ids, batch_first=True, padding_value=pad_id)
+    return BatchEncoding({"input_ids": ids, "attention_mask": mask})
 
 
 def _check_label(model: PreTrainedModel, label: int, accepted_names: list[str] | None) -> None:

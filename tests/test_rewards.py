@@ -3,13 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from tiny_classifier import LENGTH, TEXTS, classifier_tokenizer, distilbert
+from tiny_classifier import LENGTH, TEXTS, WORDS, classifier_tokenizer, distilbert, word_tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    XLNetConfig,
+    XLNetForSequenceClassification,
 )
 
 from rarlhf_nb.errors import UserError
@@ -31,9 +37,10 @@ def bert_with_six_labels() -> BertForSequenceClassification:
     return BertForSequenceClassification(BertConfig(**INPUT, **SIZE, id2label=dict(enumerate(names))))
 
 
-def gpt2() -> GPT2ForSequenceClassification:
+def gpt2(pad_token_id: int | None = 0) -> GPT2ForSequenceClassification:
     torch.manual_seed(0)
-    return GPT2ForSequenceClassification(GPT2Config(**INPUT, n_embd=16, n_layer=2, n_head=2))
+    config = GPT2Config(**INPUT | {"pad_token_id": pad_token_id}, n_embd=16, n_layer=2, n_head=2)
+    return GPT2ForSequenceClassification(config)
 
 
 def logits_one_by_one(model, tokenizer, texts: list[str]) -> torch.Tensor:
@@ -51,6 +58,46 @@ def test_a_score_is_the_logit_of_the_text_alone(build, batch_size, tokenizer):
     scores = ClassifierReward(model, tokenizer, 1, batch_size=batch_size).score(TEXTS)
     assert scores == pytest.approx(expected, abs=1e-5)
     assert len({round(score, 3) for score in scores}) == len(TEXTS)  # so a wrong order would show
+
+
+def ending_in_eos() -> PreTrainedTokenizerFast:
+    """A tokenizer without a pad token, which ends every text with EOS."""
+    tokenizer = classifier_tokenizer()
+    ends = TemplateProcessing(single="$A [UNK]", special_tokens=[("[UNK]", 1)])
+    tokenizer.backend_tokenizer.post_processor = ends
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="[UNK]", bos_token="[CLS]")
+
+
+@pytest.mark.parametrize("pad_token_id", [0, 1, 7, None, 11])  # 11 is beyond the vocabulary
+@pytest.mark.parametrize("tokenizer", [classifier_tokenizer(), ending_in_eos()], ids=["pads with 0", "ends with 1"])
+def test_the_last_token_is_found_whatever_the_pad_tokens_of_config_and_tokenizer(pad_token_id, tokenizer):
+    expected = logits_one_by_one(gpt2(pad_token_id), tokenizer, TEXTS)[:, 1].tolist()
+    assert ClassifierReward(gpt2(pad_token_id), tokenizer, 1).score(TEXTS) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_text_without_tokens_has_one_score_and_a_model_that_cannot_be_padded_is_refused(tokenizer):
+    words = PreTrainedTokenizerFast(tokenizer_object=word_tokenizer(WORDS).backend_tokenizer, pad_token="[PAD]")
+    reward = ClassifierReward(gpt2(), words, 1)
+    assert reward.score([""]) == pytest.approx(reward.score(["", "good film"])[:1], abs=1e-5)
+    nothing = PreTrainedTokenizerFast(tokenizer_object=words.backend_tokenizer)
+    with pytest.raises(UserError, match="neither the config of GPT2.* nor its tokenizer names a token to pad"):
+        ClassifierReward(gpt2(None), nothing, 1)
+    torch.manual_seed(0)  # XLNet reads its answer at the last place
+    xlnet = XLNetForSequenceClassification(XLNetConfig(vocab_size=11, d_model=16, n_layer=1, n_head=2, d_inner=32))
+    with pytest.raises(UserError, match="XLNet.*reward.batch_size to 1"):
+        ClassifierReward(xlnet, tokenizer, 1)
+    expected = logits_one_by_one(xlnet, tokenizer, TEXTS)[:, 1].tolist()
+    assert ClassifierReward(xlnet, tokenizer, 1, batch_size=1).score(TEXTS) == pytest.approx(expected, abs=1e-5)
+
+
+def test_roberta_reads_fewer_tokens_than_it_has_positions(tokenizer):
+    torch.manual_seed(0)
+    model = RobertaForSequenceClassification(RobertaConfig(**INPUT | {"pad_token_id": 1}, **SIZE))
+    reward = ClassifierReward(model, tokenizer, 1)
+    most = " ".join(["the film was good", "a bad film", "and a very good film"] * 2)
+    end = " ".join(most.split()[-(LENGTH - 3) :])  # with [CLS]; positions 0 and 1 are not for tokens
+    expected = logits_one_by_one(model, tokenizer, [end])[0, 1].item()
+    assert reward.score([f"good {most}"]) == pytest.approx([expected], abs=1e-5)
 
 
 def test_prompt_and_completion_are_rated_as_one_text_with_the_sign(tokenizer, tmp_path):

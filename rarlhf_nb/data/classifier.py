@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from rarlhf_nb.checkpoint import Checkpoints
 from rarlhf_nb.resumable import QUIET, ResumableTrainer
-from rarlhf_nb.rewards import class_logits, encoded, prepared_tokenizer
+from rarlhf_nb.rewards import class_logits, encoded, pad_id, prepared_tokenizer
 
 LabelledText = tuple[str, int]  # a text and the id of its class
 WEIGHT_DECAY = 0.01
@@ -91,7 +91,7 @@ def train_classifier(
             model,
             arguments,
             train_dataset=list(train),
-            data_collator=partial(_padded_batch, tokenizer=tokenizer, windows=windows, seed=seed),
+            data_collator=partial(_padded_batch, tokenizer=tokenizer, pad_id=pad_id(model), windows=windows, seed=seed),
             optimizers=(torch.optim.AdamW(groups, learning_rate, weight_decay=WEIGHT_DECAY), None),
         )
         trainer.mixed_precision = mixed_precision
@@ -120,7 +120,11 @@ def _autocast(device: torch.device, mixed_precision: str) -> contextlib.Abstract
 
 
 def _padded_batch(
-    pairs: list[LabelledText], tokenizer: PreTrainedTokenizerBase, windows: tuple[int, int] | None, seed: int
+    pairs: list[LabelledText],
+    tokenizer: PreTrainedTokenizerBase,
+    pad_id: int,
+    windows: tuple[int, int] | None,
+    seed: int,
 ) -> dict[str, torch.Tensor]:
     """Token ids and mask (N, T), and labels (N,). The random windows have one length per batch to keep padding low.
 
@@ -131,7 +135,7 @@ def _padded_batch(
         draw = random.Random(repr((seed, texts)))
         length = draw.randint(*windows)
         texts = [_window(text, length, tokenizer, draw) for text in texts]
-    return {**encoded(tokenizer, texts), "labels": torch.tensor([label for _, label in pairs])}
+    return {**encoded(tokenizer, texts, pad_id), "labels": torch.tensor([label for _, label in pairs])}
 
 
 def _window(text: str, length: int, tokenizer: PreTrainedTokenizerBase, draw: random.Random) -> str:
