@@ -138,7 +138,7 @@ def test_histograms_count_every_row_once_on_common_bins():
     prompts = figures.prompt_score_histogram(EPISODES[HOSTILE], tail_threshold=-1.0)
     assert sum(trace.y.sum() for trace in prompts.data) == 100
     assert {shape.x0 for shape in prompts.layout.shapes} == {-1.0}
-    ratings = EPISODES["rlhf"].assign(label=[-1, 0, 1, 2, 5] * 20, group="all")
+    ratings = EPISODES["rlhf"].assign(label=pd.array([None, 0, 1, -1, 5] * 20), group="all")
     counts = {trace.name: trace.y.sum() for trace in figures.prompt_score_histogram(ratings).data}
     assert counts == {
         "negative text": 20,
@@ -149,7 +149,7 @@ def test_histograms_count_every_row_once_on_common_bins():
 
 
 def test_the_wanted_texts_are_the_positive_ones_whatever_their_label():
-    toxic = EPISODES["rlhf"].assign(label=[1] * 10 + [0] * 85 + [-1] * 5, group="all")
+    toxic = EPISODES["rlhf"].assign(label=pd.array([1] * 10 + [0] * 85 + [None] * 5), group="all")
     for figure in (
         figures.prompt_score_histogram(toxic, positive_label=0),
         figures.distribution_shift(toxic, {}, positive_label=0),

@@ -54,7 +54,8 @@ def test_prompts_are_the_first_tokens_of_each_long_enough_text(tmp_path, ending)
 def test_a_shorter_text_is_a_prompt_if_the_settings_say_so_and_texts_without_labels_are_all_positive(tmp_path):
     task = load_rows(ROWS[["text"]], tmp_path, prompt_length=4, shorter_prompts=True)
     assert {"film", "the film is good"} <= set(task.train["prompt"])
-    assert set(task.train["label"]) == {-1} and len(task.positive_texts("test", 1)) == 5
+    assert task.train["label"].isna().all() and len(task.positive_texts("test", 1)) == 5
+    assert ["no text has a `label`" in note for note in task.notes] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -69,19 +70,20 @@ def test_a_shorter_text_is_a_prompt_if_the_settings_say_so_and_texts_without_lab
         ("a.jsonl", "[" * 100_000, ["cannot be read as jsonl"]),
         ("a.jsonl", '{"text": "fine"}\n{"text": ["fine"]}\n', ["row 2", "['fine']", "not Unicode text"]),
         ("a.jsonl", '{"text": "\\ud83d"}\n', ["row 1", r"'\ud83d'", "not Unicode text"]),
-        ("a.jsonl", '{"text": "fine", "label": 1e400}\n', ["row 1", "label inf", "whole numbers"]),
+        ("a.jsonl", '{"text": "fine", "label": 1e400}\n', ["row 1", "label inf", "a whole number"]),
         ("a.csv", "text,label\nfine,positive\n", ["row 1", "'positive'"]),
-        ("a.csv", "text,label\nfine,0.9\n", ["row 1", "'0.9'", "whole numbers"]),
-        ("a.csv", "text,label\nfine,1e30\n", ["row 1", "'1e30'", "whole numbers"]),
+        ("a.csv", "text,label\nfine,0.9\n", ["row 1", "'0.9'", "a whole number"]),
+        ("a.csv", "text,label\nfine,1e30\n", ["row 1", "'1e30'", "a whole number"]),
         ("a.csv", "text,label\nfine,but long,1\n", ["cannot be read as csv", "Expected 2 fields in line 2, saw 3"]),
         ("a.csv", "text,label,text\nfine,1,good\n", ["two columns 'text'"]),
         ("a.csv", "text,label\n", ["no rows"]),
+        ("a.csv", b"text\nfine\ncaf\xe9\n", ["line 3 is not UTF-8", "Windows-1252"]),
         ("a.txt", "x", [".jsonl, .csv, .parquet"]),
     ],
 )
 def test_a_file_that_does_not_hold_texts_is_named(tmp_path, name, content, words):
     path = tmp_path / name
-    path.write_text(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as caught:
         read_texts(path, field="task.train_file")
     for word in [str(path), *words]:
@@ -100,6 +102,23 @@ def test_labels_are_whole_numbers_in_any_spelling_and_a_missing_group_is_all(tmp
     path.write_text("text,label,group\na,1,x\nb,0.0,\nc,True,y\nd,false,y\n")
     table = read_texts(path, field="task.train_file")
     assert table["label"].tolist() == [1, 0, 1, 0] and table["group"].tolist() == ["x", "all", "y", "y"]
+
+
+@pytest.mark.parametrize("header", ["text, label", "Text,LABEL", "texts,labels", " text ,Labels"])
+def test_labels_are_read_from_a_column_whose_name_is_nearly_right(tmp_path, header):
+    (tmp_path / "texts.csv").write_text(f"{header}\ngood film,1\nbad film,-1\nfilm,\n")
+    table = read_texts(tmp_path / "texts.csv", field="task.train_file")
+    assert table["text"].tolist() == ["good film", "bad film", "film"]
+    assert table["label"].tolist() == [1, -1, pd.NA]  # -1 is a label like any other
+    (tmp_path / "texts.csv").write_text("text,Label,labels\ngood film,1,0\n")
+    with pytest.raises(UserError, match="'Label' and 'labels': rename one to 'label'"):
+        read_texts(tmp_path / "texts.csv", field="task.train_file")
+
+
+def test_labels_of_minus_one_are_negative_texts_and_a_missing_label_is_no_label(tmp_path):
+    task = load_rows(ROWS.assign(label=[1, -1, 1, None, -1]), tmp_path, "jsonl")
+    assert task.positive_texts("train", 1) == [TEXTS[0], TEXTS[2]] and not task.notes
+    assert task.positive_texts("train", -1) == [TEXTS[1], TEXTS[4].replace("<br>", " ")]
 
 
 def test_line_breaks_become_spaces_however_long_the_blanks_are(tmp_path):
@@ -179,6 +198,39 @@ def test_a_local_jigsaw_file_is_split_by_class_and_by_its_seed(paper, tmp_path, 
     assert again.equals(loaded.test) and not other.equals(loaded.test)
 
 
+def test_kaggles_folder_is_read_as_unpacked(paper, tmp_path):
+    (tmp_path / "jigsaw").mkdir()
+    test, both = kaggle_table(40, seed=1), ["id", "comment_text"]
+    test.loc[:4, "toxic"] = -1  # nobody scored them
+    kaggle_table(40).to_csv(tmp_path / "jigsaw" / "train.csv.zip", index=False)
+    test[both].to_csv(tmp_path / "jigsaw" / "test.csv.zip", index=False)
+    test.drop(columns="comment_text")[::-1].to_csv(tmp_path / "jigsaw" / "test_labels.csv.zip", index=False)
+    test[["id"]].assign(toxic=0.5).to_csv(tmp_path / "jigsaw" / "sample_submission.csv.zip", index=False)
+    loaded = texts_of(paper("jigsaw", tmp_path / "jigsaw"))
+    assert loaded.train["text"].tolist() == kaggle_table(40)["comment_text"].tolist()
+    assert loaded.test["text"].tolist() == test["comment_text"].tolist()[5:]
+    assert loaded.test["label"].tolist() == test["toxic"].tolist()[5:]
+
+
+@pytest.mark.parametrize("place", ["train.csv", "folder/train.csv"])
+def test_a_text_of_a_data_set_is_read_as_it_stands_in_a_file_and_in_a_folder(paper, tmp_path, place):
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    dataset = paper("imdb", path if place == "train.csv" else path.parent)
+    path.write_text("text,label\n007,1\n1917,0\n1e5,1\nNA,0\n2001,1\n2002,0\n")
+    loaded = texts_of(dataset)
+    assert sorted([*loaded.train["text"], *loaded.test["text"]]) == ["007", "1917", "1e5", "2001", "2002", "NA"]
+    path.write_text("text,label\n" + "the film was good, really fine,1\nthe film was bad, really bad,0\n" * 5)
+    with pytest.raises(UserError, match="cannot be read as csv.*2 fields in line 2, saw 3"):
+        texts_of(dataset)
+    lines = [json.dumps({"text": text, "label": i % 2}) for i, text in enumerate(['"fine"', "1234567890123"] * 3)]
+    path.unlink()
+    path = path.with_suffix(".jsonl")
+    path.write_text("\n".join([*lines, '{"text": 1917, "label": 1}']))
+    with pytest.raises(UserError, match="row 7 has `text` 1917, which is not Unicode text"):
+        texts_of(paper("imdb", path if place == "train.csv" else path.parent))
+
+
 def test_real_toxicity_prompts_are_read_from_nested_rows(paper, tmp_path):
     folder = write_prompts(tmp_path / "prompts", count=83)  # 80 with a score, 20 of them toxic
     loaded = texts_of(paper("rtp", folder, test_share=0.25))
@@ -241,7 +293,7 @@ def test_pocket_rtp_has_the_papers_shares_and_the_prompts_own_labels():
         ("jigsaw", "a.csv", "comment_text,label\nfine,0\ngood,0\nwell,-1\n", ["no text that is toxic", "1 rows"]),
         ("jigsaw", "a.csv", "", ["cannot be read"]),
         ("imdb", "a.csv", "text,label\nfine,but long,1\n", ["cannot be read as csv", "2 fields in line 2, saw 3"]),
-        ("imdb", "a.jsonl", '{"text": "a", "label": 1}\n{"text": ["b"]}\n', ["cannot be read", "column text"]),
+        ("imdb", "a.jsonl", '{"text": "a", "label": 1}\n{"text": ["b"]}\n', ["row 2", "['b']", "not Unicode text"]),
         ("imdb", "a/train.parquet", "PAR1 cut off", ["a' cannot be read"]),
         ("rtp", "a.jsonl", '{"prompt": {"text": "x"}}\n', ["no column prompt.toxicity", "it has: prompt.text"]),
         ("rtp", "a.jsonl", '{"prompt": {"text": "x", "toxicity": 0.1}}\n{"prompt": {"te', ["line 2 is not JSON"]),

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import datasets
 import pandas as pd
-import pyarrow as pa
 
-from rarlhf_nb.data.text_files import is_text, read_table
-from rarlhf_nb.errors import UserError
+from rarlhf_nb.data.text_files import find_column, numbers_of, read_table, texts_of
+from rarlhf_nb.errors import UserError, first_line
 from rarlhf_nb.hub import snapshot
 from rarlhf_nb.settings import TaskSettings
 
@@ -72,17 +71,28 @@ def _read(settings: TaskSettings, what: str) -> dict[str, pd.DataFrame]:
     path = Path(settings.dataset).expanduser()
     if not path.exists():
         path = snapshot(settings.dataset, what, "dataset", PATTERNS, needed=DATA, revision=settings.dataset_revision)
-    table = read_table(path, what) if path.is_file() else None
     try:
-        loaded = datasets.load_dataset(str(path)) if table is None else {"train": datasets.Dataset.from_pandas(table)}
-    except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, OverflowError, OSError) as error:
-        # the library's outer error names only its cache; the reason is in the cause
-        reason = " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__
-        raise UserError(f"{what} cannot be read: {reason}") from None
-    splits = {name: loaded[name].flatten().to_pandas() for name in ("train", "test") if name in loaded}
-    if "train" not in splits:
-        raise UserError(f"{what} has no split `train`; it has: {', '.join(loaded)}.")
-    return splits
+        # it says which file belongs to which split, but its readers lose, split and convert values
+        files = {"train": [path]} if path.is_file() else datasets.load_dataset_builder(str(path)).config.data_files
+    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+        raise UserError(f"{what} cannot be read: {first_line(error)}") from None
+    if "train" not in files:
+        raise UserError(f"{what} has no split `train`; it has: {', '.join(files)}.")
+    return {name: _joined(list(map(Path, files[name])), what) for name in ("train", "test") if name in files}
+
+
+def _joined(paths: list[Path], what: str) -> pd.DataFrame:
+    """The rows of several files; Kaggle's test.csv and test_labels.csv are one table, joined by `id`."""
+    tables = [read_table(path, f"{what}, {path.name}" if len(paths) > 1 else what) for path in paths]
+    if len(tables) == 2 and set(tables[0]) & set(tables[1]) == {"id"}:
+        tables = [tables[0].merge(tables[1], on="id")]
+    table = pd.concat(tables, ignore_index=True)
+    for name in list(table):
+        keys = {key: None for value in table[name] if isinstance(value, dict) for key in value}
+        for key in keys:
+            table[f"{name}.{key}"] = [value.get(key) if isinstance(value, dict) else None for value in table[name]]
+        table = table.drop(columns=[name] if keys else [])
+    return table
 
 
 # From columns to texts and labels
@@ -90,26 +100,24 @@ def _read(settings: TaskSettings, what: str) -> dict[str, pd.DataFrame]:
 
 def _columns(table: pd.DataFrame, settings: TaskSettings, what: str) -> pd.DataFrame:
     """The columns text, label (NaN if it is missing), group and, for RealToxicityPrompts, prompt."""
-    columns = COLUMNS[settings.source]
-    label = next((name for name in columns.labels if name in table), None)
-    missing = [*([] if columns.text in table else [columns.text]), *([] if label else [" or ".join(columns.labels)])]
-    if settings.continuations and settings.source == "rtp" and "continuation.text" not in table:
-        missing.append("continuation.text")
+    columns, found = COLUMNS[settings.source], {}
+    for name in (columns.text, *columns.labels, "continuation.text", "challenging"):
+        found[name] = find_column(table, name, what)
+    label = next((name for name in columns.labels if found[name] is not None), None)
+    needed = [columns.text, *(["continuation.text"] if settings.continuations and settings.source == "rtp" else [])]
+    missing = [*(name for name in needed if found[name] is None), *([] if label else [" or ".join(columns.labels)])]
     if missing:
         raise UserError(f"{what} has no column {', '.join(missing)}; it has: {', '.join(map(str, table.columns))}.")
-    numbers = pd.to_numeric(table[label], errors="coerce")
-    words = numbers.isna() & table[label].notna()
-    if words.any():
-        row = int(words.argmax())
-        raise UserError(f"{what}: row {row + 1} has {label} {table[label].iloc[row]!r}; it must be a number.")
-    texts = pd.DataFrame({"text": table[columns.text], "label": numbers.where(numbers.isin([0, 1])), "group": "all"})
+    numbers = pd.Series(numbers_of(found[label], what, label), table.index, dtype=float)
+    text = texts_of(found[columns.text], what, columns.text)
+    texts = pd.DataFrame({"text": text, "label": numbers.where(numbers.isin([0, 1])), "group": "all"})
     if settings.source == "rtp":
         texts["prompt"] = texts["text"]
         texts["label"] = (numbers > settings.toxicity_threshold).astype(float).where(numbers.notna())
         if settings.continuations:
-            texts["text"] = texts["prompt"] + table["continuation.text"]
-        if "challenging" in table:
-            challenging = table["challenging"].map(str).str.lower().isin(["true", "1"])
+            texts["text"] = texts["prompt"] + texts_of(found["continuation.text"], what, "continuation.text")
+        if found["challenging"] is not None:
+            challenging = found["challenging"].map(str).str.lower().isin(["true", "1"])
             texts["group"] = texts["group"].mask(challenging, "challenging")
     return texts
 
@@ -119,18 +127,18 @@ def _usable(table: pd.DataFrame, settings: TaskSettings, what: str, notes: list[
     least = settings.minimum_characters
     label = "score (null)" if settings.source == "rtp" else "label 0 or 1"
     steps = {
-        "without a text": lambda rows: rows["text"].map(lambda text: is_text(text) and text.strip() != ""),
+        "without a text": lambda rows: rows["text"].notna(),
         f"without a {label}": lambda rows: rows["label"].notna(),
         f"of fewer than {least} characters": lambda rows: rows["text"].str.len() >= least,
         "that repeat an earlier text": lambda rows: ~rows["text"].duplicated(),
     }
-    table = table.astype({"text": object})
     for reason, is_good in steps.items():
         good = table[is_good(table).astype(bool)]
         if len(good) < len(table):
             notes.append(f"{what}: {len(table) - len(good):,} rows {reason} dropped, {len(good):,} left")
         table = good
-    return table.astype({"text": str, "label": int}).reset_index(drop=True)
+    texts = {name: str for name in ("text", "prompt") if name in table}
+    return table.astype({**texts, "label": int}).reset_index(drop=True)
 
 
 def _check_classes(table: pd.DataFrame, settings: TaskSettings, what: str, notes: list[str]) -> None:

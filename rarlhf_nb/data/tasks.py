@@ -1,9 +1,7 @@
 """The prompts of a task, cut from texts of the pocket world, of the paper's data sets or of the user's files."""
 
 import hashlib
-import math
 import re
-import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rarlhf_nb.data.paper_data import COLUMNS, load_paper_texts
 from rarlhf_nb.data.pocket import pocket_world, prompt_pairs
-from rarlhf_nb.data.text_files import is_text, read_table
+from rarlhf_nb.data.text_files import find_column, numbers_of, read_table, texts_of
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.settings import TaskSettings
 
-UNKNOWN_LABEL = -1
-LARGEST_LABEL = 2**53  # a float holds every whole number up to it
 # a line break with the blanks around it, begun only at the first of these: else many blanks would take quadratic time
 LINE_BREAK = re.compile(r"(?:(?<!\s)\s*|(?<=\s))<br\s*/?>\s*")
 TEXT_COLUMNS = ["text", "label", "group"]
@@ -26,10 +22,10 @@ TEXT_COLUMNS = ["text", "label", "group"]
 
 @dataclass(frozen=True)
 class Task:
-    """The texts and prompts of a task, as tables with `label` (-1: unknown) and `group` ("all": no groups).
+    """The texts and prompts of a task, as tables with `label` (NA: unknown) and `group` ("all": no groups).
 
     train_texts, test_texts: whole texts, in a `text` column. train, test: prompts in TRL's format, a `prompt` column.
-    notes: the rows that were dropped from a data set of the paper, and why.
+    notes: the rows that were dropped from a data set of the paper, and why; files without labels.
     """
 
     train_texts: pd.DataFrame
@@ -46,7 +42,7 @@ class Task:
     def positive_texts(self, split: str, label: int) -> list[str]:
         """The texts of the split with this label, or all texts if none has a label."""
         texts = self.train_texts if split == "train" else self.test_texts
-        if (texts["label"] == UNKNOWN_LABEL).all():
+        if texts["label"].isna().all():
             return texts["text"].tolist()
         chosen = texts.loc[texts["label"] == label, "text"].tolist()
         if not chosen:
@@ -103,8 +99,8 @@ def _with_toxic_share(
 ) -> pd.DataFrame:
     """At most `count` prompts of which exactly the given share is toxic; fewer if a class has too few."""
     share = getattr(settings, f"{split}_toxic_share")
-    is_toxic = (table["label"] != settings.positive_label).to_numpy()
-    rows = {"toxic": np.flatnonzero(is_toxic), "non-toxic": np.flatnonzero(~is_toxic)}
+    clean = table["label"].isin([settings.positive_label])
+    rows = {"toxic": np.flatnonzero(table["label"].notna() & ~clean), "non-toxic": np.flatnonzero(clean)}
     for kind, found in rows.items():
         if not len(found):
             raise UserError(
@@ -122,8 +118,11 @@ def _texts(settings: TaskSettings) -> tuple[dict[str, pd.DataFrame], tuple[str, 
     if settings.source in COLUMNS:
         return load_paper_texts(settings)
     if settings.source == "files":
-        files = {split: getattr(settings, f"{split}_file") for split in ("train", "test")}
-        return {split: read_texts(Path(file), field=f"task.{split}_file") for split, file in files.items()}, ()
+        fields = {split: f"{split}_file" for split in ("train", "test")}
+        texts = {split: read_texts(Path(getattr(settings, name)), f"task.{name}") for split, name in fields.items()}
+        without = [split for split, table in texts.items() if table["label"].isna().all()]
+        note = "task.{}: no text has a `label`, so SFT and perplexity use all of them"
+        return texts, tuple(note.format(fields[split]) for split in without)
     # 1.5 times as many texts as prompts, since some texts begin with the same words
     counts = {"train": settings.train_prompts * 3 // 2, "test": settings.test_prompts * 3 // 2}
     if settings.source != "pocket-rtp":
@@ -139,36 +138,26 @@ def _texts(settings: TaskSettings) -> tuple[dict[str, pd.DataFrame], tuple[str, 
 def read_texts(path: Path, field: str) -> pd.DataFrame:
     """Read a JSON Lines, CSV or Parquet file with a `text` column and optional `label` and `group` columns.
 
-    HTML line breaks become spaces. Raises a `UserError` that names `field`, the file and, if possible, the row.
+    A text may be without a label, which is then NA. HTML line breaks become spaces. Raises a `UserError` that names
+    `field`, the file and, if possible, the row.
     """
     what = f"{field} = '{path}'"
     table = read_table(path, what)
-    if "text" not in table:
+    text, label, group = (find_column(table, name, what) for name in TEXT_COLUMNS)
+    if text is None:
         raise UserError(f"{what} has no `text` column; it has: {', '.join(map(str, table.columns))}.")
-    texts = table["text"].astype(object)
-    missing = texts.isna() | texts.map(lambda text: isinstance(text, str) and not text.strip())
-    if missing.any():
+    texts = texts_of(text, what, "text")
+    if texts.isna().any():
+        missing = texts.isna()
         raise UserError(f"{what}: row {int(missing.argmax()) + 1} has no `text`; {missing.sum()} such rows in all.")
-    groups = table["group"].astype(object) if "group" in table else pd.Series("all", table.index)
-    groups = groups.map(str).mask(groups.isna(), "all")
-    for column, values in (("text", texts), ("group", groups)):
-        for row, value in enumerate(values, start=1):
-            if not is_text(value):
-                raise UserError(f"{what}: row {row} has `{column}` {reprlib.repr(value)}, which is not Unicode text.")
-    labels = _labels(table["label"], what) if "label" in table else UNKNOWN_LABEL
-    return pd.DataFrame({"text": [LINE_BREAK.sub(" ", text) for text in texts], "label": labels, "group": groups})
-
-
-def _labels(column: pd.Series, what: str) -> list[int]:
-    """Whole numbers; 1 for 1, 1.0, True, "1", "1.0" and "true"."""
-    labels = []
-    for row, value in enumerate(column, start=1):
-        try:
-            number = float({"true": 1, "false": 0}.get(str(value).strip().lower(), value))
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not number.is_integer() or abs(number) > LARGEST_LABEL:
-            label = reprlib.repr(value)
-            raise UserError(f"{what}: row {row} has label {label}; labels are whole numbers (1 positive).")
-        labels.append(int(number))
-    return labels
+    groups = pd.Series("all", table.index) if group is None else group.map(str).mask(group.isna(), "all")
+    texts_of(groups, what, "group")
+    labels = [None] * len(table) if label is None else numbers_of(label, what, "label", whole=True)
+    labels = pd.array(labels, dtype="Int64")
+    return pd.DataFrame(
+        {
+            "text": [LINE_BREAK.sub(" ", text) for text in texts],
+            "label": labels if labels.isna().any() else labels.astype("int64"),
+            "group": groups,
+        }
+    )

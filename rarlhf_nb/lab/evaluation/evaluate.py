@@ -70,7 +70,7 @@ def _rewards(reward: Reward, episodes: Rollout, batch: pd.DataFrame) -> dict[str
         texts = [p + c for p, c in zip(episodes.prompts, episodes.completions, strict=True)]
         rewards, normalised = reward.rate(texts)
         return {"reward": rewards, "normalised_reward": normalised}
-    columns = {name: batch[name].tolist() for name in ("label", "group")}
+    columns = {name: [None if pd.isna(value) else value for value in batch[name]] for name in ("label", "group")}
     rewards = reward(prompts=episodes.prompts, completions=episodes.completions, **columns)
     return {"reward": check_rewards(rewards, episodes.prompts, episodes.completions)}
 

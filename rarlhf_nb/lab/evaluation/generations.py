@@ -39,7 +39,7 @@ def read_generations(path: str | Path, columns: dict[str, tuple[str, str]] | Non
     common = pd.DataFrame({"prompt": table["query"].fillna(""), "prompt_score": table["prompt_score"]})
     return {
         method: common.assign(
-            completion=table[response].fillna(""), reward=table[reward], label=-1, group="all", seed=0
+            completion=table[response].fillna(""), reward=table[reward], label=pd.NA, group="all", seed=0
         )
         for method, (response, reward) in columns.items()
     }

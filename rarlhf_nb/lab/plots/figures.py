@@ -280,7 +280,8 @@ def _counts_by_label(panels: dict[str, pd.DataFrame], column: str, positive_labe
     edges = _bin_edges(panels, column)
     rows = []
     for panel, table in panels.items():
-        labels = table["label"].map({1 - positive_label: 0, positive_label: 1, -1: -1}).fillna(2)
+        labels = table["label"].map({1 - positive_label: 0, positive_label: 1}).fillna(2)
+        labels = labels.mask(table["label"].isna(), -1)
         for label, (text, _) in LABELS.items():
             counts = np.histogram(table.loc[labels == label, column], edges)[0]
             if counts.any():

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from rarlhf_nb.data.smollm2 import train_text_reward
-from rarlhf_nb.data.tasks import UNKNOWN_LABEL, load_task
+from rarlhf_nb.data.tasks import load_task
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.artifacts import content_id
 from rarlhf_nb.lab.methods import DATA_NOTEBOOK
@@ -60,9 +60,10 @@ def _train_reward(stage: Stage) -> None:
     for split, texts in (("train", task.train_texts), ("test", task.test_texts)):
         labelled = texts[texts["label"].isin([0, 1])]
         if labelled["label"].nunique() < 2:
+            labels = sorted(map(int, texts["label"].dropna().unique()))
             raise UserError(
-                f"reward.model = 'train' needs texts of both labels, 0 and 1, but task.{split}_file has "
-                f"{sorted(set(texts['label']))}; add labels or name a classifier as reward.model."
+                f"reward.model = 'train' needs texts of both labels, 0 and 1, but task.{split}_file has {labels}; add "
+                "labels or name a classifier as reward.model."
             )
         pairs[split] = list(zip(labelled["text"], labelled["label"], strict=True))
     with workspace.run.new_folder("reward") as folder:
@@ -83,7 +84,8 @@ def _prepare_data(stage: Stage) -> None:
     base = workspace.base()
     check_context(base, settings.prompt_length, workspace.profile.sampling.completion_length)
     task = load_task(settings, base.processing_class)
-    others = task.train_texts[~task.train_texts["label"].isin([settings.positive_label, UNKNOWN_LABEL])]
+    labels = task.train_texts["label"]
+    others = task.train_texts[labels.notna() & ~labels.isin([settings.positive_label])]
     held_out = task.positive_texts("test", settings.positive_label)
     tables = {
         "train": task.train,
