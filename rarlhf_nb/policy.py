@@ -75,11 +75,12 @@ class ActorCritic(nn.Module):
     distribution that `token_log_probs` describes.
 
     prefix_ids: tokens that the model reads before every prompt, such as an instruction or a reward token. They belong
-    neither to the prompt nor to the completion of an episode. risk: the embedding of alpha of a conditioned policy,
-    which acts for any tail share that it is told.
+    neither to the prompt nor to the completion of an episode. eos_ids: see `ending_tokens`. risk: the embedding of
+    alpha of a conditioned policy, which acts for any tail share that it is told.
     """
 
     prefix_ids: list[int]
+    eos_ids: list[int]
     risk: RiskEmbedding | None
 
     def __init__(self, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> None:
@@ -90,12 +91,14 @@ class ActorCritic(nn.Module):
         self.value_head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=model.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
-        model.generation_config = GenerationConfig(
+        inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+        self.eos_ids = ending_tokens(processing_class, inner.generation_config)
+        inner.generation_config = GenerationConfig(
             bos_token_id=processing_class.bos_token_id,
-            eos_token_id=processing_class.eos_token_id,
+            eos_token_id=self.eos_ids if len(self.eos_ids) > 1 else processing_class.eos_token_id,
             pad_token_id=processing_class.pad_token_id,
         )
-        inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+        self._forbidden: tuple[Any, list[int]] = None, []
         self.takes_positions = "position_ids" in inspect.signature(inner.forward).parameters
         self.eval()
 
@@ -107,12 +110,17 @@ class ActorCritic(nn.Module):
     def forbidden_ids(self) -> list[int]:
         """The tokens that are never sampled, since a completion is text: all special tokens except EOS.
 
-        Some models, such as GPT-J, have more rows than their tokenizer has tokens; the spare ones are never sampled
-        either.
+        Those without a name count as well, such as Llama 3's reserved ones, which a decoder leaves out of the text.
+        Some models, such as GPT-J, have more rows than their tokenizer has tokens, and some vocabularies have unused
+        ids in between: such rows are never sampled either.
         """
-        tokenizer = self.processing_class
-        special = [i for i in tokenizer.all_special_ids if i != tokenizer.eos_token_id]
-        return special + list(range(len(tokenizer), self.model.config.get_text_config().vocab_size))
+        tokenizer, rows = self.processing_class, len(self.model.get_output_embeddings().weight)
+        known = tokenizer, len(tokenizer), rows
+        if self._forbidden[0] != known:  # a large vocabulary is not searched in every pass
+            special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+            text = {*tokenizer.get_vocab().values()} - special - {*tokenizer.all_special_ids} | {*self.eos_ids}
+            self._forbidden = known, [i for i in range(rows) if i not in text]
+        return self._forbidden[1]
 
     def forward(
         self,
@@ -182,8 +190,18 @@ class ActorCritic(nn.Module):
         return evaluate_tokens(self, episodes, sampling).log_probs
 
     def tokenize(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and mask, both (B, P), padded on the left."""
+        """Token ids and mask, both (B, P), padded on the left.
+
+        Raises `UserError` for a token that the model has no embedding of.
+        """
         batch = self.processing_class(prompts, padding=True, padding_side="left", return_tensors="pt")
+        rows = self.model.get_input_embeddings().num_embeddings
+        beyond = batch["input_ids"][batch["input_ids"] >= rows]
+        if len(beyond):
+            raise UserError(
+                f"prompts hold {self.processing_class.decode(beyond[0])!r}, token {beyond[0]} of the tokenizer, but the"
+                f" model has {rows} embeddings: take it out of the prompts, or call `resize_token_embeddings`."
+            )
         return batch["input_ids"].to(self.device), batch["attention_mask"].bool().to(self.device)
 
     @torch.no_grad()
@@ -207,8 +225,8 @@ class ActorCritic(nn.Module):
         prompt_ids, prompt_mask = self.tokenize(prompts)
         ids, mask, cache = self.start(prompt_ids, prompt_mask, sampling.completion_length)
         numbers = uniforms(seed, first, len(prompts), sampling.completion_length)
-        drawn = Completions(numbers, self.processing_class, self.device)
-        forbidden = self.forbidden_ids, self.processing_class.eos_token_id
+        drawn = Completions(numbers, self.eos_ids, self.processing_class.pad_token_id, self.device)
+        forbidden = self.forbidden_ids, self.eos_ids
         while drawn.growing:
             logits, values = self.logits_and_values(ids, mask, 1, alpha, cache)
             drawn.append(sampler_logits(logits, sampling, *forbidden, first=drawn.length), values)
@@ -287,6 +305,18 @@ class ActorCritic(nn.Module):
         (Path(folder) / PREFIX).write_text(json.dumps({"prefix_ids": self.prefix_ids}) + "\n")
 
 
+def ending_tokens(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None) -> list[int]:
+    """The tokens that end a completion: the tokenizer's EOS, and those that a checkpoint's generation config names.
+
+    Chat models name several, of which the tokenizer knows one. A model that was made with the defaults of its config
+    may name any word, so that only tokens that were added to the vocabulary count, as all special tokens are.
+    """
+    named = getattr(generation, "eos_token_id", None)
+    named = [named] if isinstance(named, int) else named or []
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return own + [i for i in named if i in tokenizer.added_tokens_decoder and i not in own]
+
+
 def check_context(policy: ActorCritic, prompt_length: int, completion_length: int) -> None:
     """Raise `UserError` if prompt and completion together exceed the model's context."""
     context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
@@ -328,11 +358,12 @@ def load_policy(
 ) -> ActorCritic:
     """Load a policy from a folder or a hub id, onto the GPU if there is one.
 
-    A value head, a prefix and a risk embedding that were saved with the policy are loaded as well. A tokenizer without
-    a pad token pads with EOS. Loads safetensors only and runs no remote code. With `lora`, the model gets a fresh
-    adapter, initialised with `seed`. gradient_checkpointing: see `use_gradient_checkpointing`. quantization: of the
-    weights beneath the adapter (see `quantization`). Raises `UserError` if the model cannot be found or loaded, or does
-    not support the quantization or the gradient checkpointing asked for.
+    A value head, a prefix and a risk embedding that were saved with the policy are loaded as well. A tokenizer whose
+    pad token is missing, or has no embedding, pads with EOS. Loads safetensors only and runs no remote code. With
+    `lora`, the model gets a fresh adapter, initialised with `seed`. gradient_checkpointing: see
+    `use_gradient_checkpointing`. quantization: of the weights beneath the adapter (see `quantization`). Raises
+    `UserError` if the model cannot be found or loaded, or does not support the quantization or the gradient
+    checkpointing asked for.
     """
     if quantization and lora is None:
         raise UserError(f"quantization = {quantization!r} needs an adapter: such weights cannot be trained; give lora.")
@@ -355,8 +386,20 @@ def load_policy(
         raise UserError(
             f"policy.model = {str(model)!r} does not load as a causal language model: {first_line(error)}"
         ) from error
-    if tokenizer.pad_token is None:
+    rows = causal_lm.get_input_embeddings().num_embeddings
+    if tokenizer.eos_token is not None and tokenizer.eos_token_id >= rows:
+        raise UserError(
+            f"policy.model = {str(model)!r} has {rows} embeddings, and none for {tokenizer.eos_token!r}, the EOS of its"
+            " tokenizer; call `resize_token_embeddings`, train it, and save it again."
+        )
+    # some have added a pad token without an embedding for it
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= rows:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"policy.model = {str(model)!r}: its tokenizer has neither a pad nor an EOS token; name one, as in "
+            'tokenizer.eos_token = "</s>", and save it again.'
+        )
     if quantization:
         prepare_quantized(causal_lm)
     else:
@@ -429,7 +472,7 @@ def evaluate_tokens(
         length,
         *([] if episodes.alpha is None else [episodes.alpha]),
     )
-    forbidden = policy.forbidden_ids, policy.processing_class.eos_token_id
+    forbidden = policy.forbidden_ids, policy.eos_ids
     log_probs = SampledLogProbs.apply(logits, ids, forbidden_tokens(logits, sampling, *forbidden), sampling.temperature)
     missing = (0, episodes.completion_ids.shape[1] - length)
     log_probs, values = (pad(x.masked_fill(~mask, 0.0), missing) for x in (log_probs, values))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from rarlhf_nb.settings import SamplingSettings
@@ -18,15 +18,15 @@ from rarlhf_nb.settings import SamplingSettings
 class Completions:
     """The completions of B prompts, which grow by one token at a time until each has ended with EOS.
 
-    uniforms: (B, most tokens) in [0, 1), see `seeding.uniforms`. `last` is the token that came last, (B, 1); `length`
-    is the number of tokens so far.
+    uniforms: (B, most tokens) in [0, 1), see `seeding.uniforms`. eos_ids: each ends a completion. `last` is the token
+    that came last, (B, 1); `length` is the number of tokens so far.
     """
 
     last: torch.Tensor
 
-    def __init__(self, uniforms: np.ndarray, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
+    def __init__(self, uniforms: np.ndarray, eos_ids: list[int], pad_id: int, device: torch.device) -> None:
         self.uniforms = torch.from_numpy(uniforms).to(device)
-        self.eos_id, self.pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        self.eos_ids, self.pad_id = eos_ids, pad_id
         self.unfinished = torch.ones(len(uniforms), 1, dtype=torch.bool, device=device)
         self.columns = []
 
@@ -50,8 +50,8 @@ class Completions:
         self.last = ids.masked_fill(~self.unfinished, self.pad_id)
         entropy = -torch.linalg.vecdot(probabilities, log_probs).unsqueeze(1)
         self.columns.append((self.last, self.unfinished, log_probs.gather(1, self.last), values, entropy))
-        if self.eos_id is not None:
-            self.unfinished = self.unfinished & (self.last != self.eos_id)
+        for eos_id in self.eos_ids:
+            self.unfinished = self.unfinished & (self.last != eos_id)
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """Ids, mask, log-probabilities, values and entropies, (B, T) each; the last three are 0 on padding."""
@@ -100,7 +100,7 @@ class RoomyLayer(DynamicLayer):
 
 
 def sampler_logits(
-    logits: torch.Tensor, sampling: SamplingSettings, forbidden_ids: list[int], eos_id: int | None, first: int = 0
+    logits: torch.Tensor, sampling: SamplingSettings, forbidden_ids: list[int], eos_ids: list[int], first: int = 0
 ) -> torch.Tensor:
     """The logits of the sampler's distribution: divided by the temperature, forbidden tokens masked.
 
@@ -108,19 +108,18 @@ def sampler_logits(
     everywhere, EOS before the minimum completion length.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / sampling.temperature
-    masked = forbidden_tokens(logits, sampling, forbidden_ids, eos_id, first)
+    masked = forbidden_tokens(logits, sampling, forbidden_ids, eos_ids, first)
     # the lowest finite number, not -inf: probability 0 and a contribution of 0, not NaN, to the entropy
     return logits.masked_fill(masked, torch.finfo(logits.dtype).min)
 
 
 def forbidden_tokens(
-    logits: torch.Tensor, sampling: SamplingSettings, forbidden_ids: list[int], eos_id: int | None, first: int = 0
+    logits: torch.Tensor, sampling: SamplingSettings, forbidden_ids: list[int], eos_ids: list[int], first: int = 0
 ) -> torch.Tensor:
     """True on the tokens that the sampler never draws: (T, V) for logits (B, T, V)."""
     masked = torch.zeros(logits.shape[1:], dtype=torch.bool, device=logits.device)
     masked[:, forbidden_ids] = True
-    if eos_id is not None:
-        masked[: max(sampling.minimum_completion_length - first, 0), eos_id] = True
+    masked[: max(sampling.minimum_completion_length - first, 0), eos_ids] = True
     return masked
 
 

@@ -54,7 +54,7 @@ def check_against_plain_passes(policy: ActorCritic, found: Rollout, prefix: list
         ids = torch.cat([torch.tensor(prefix, dtype=prompt.dtype), prompt, completion[0]]).unsqueeze(0)
         output = policy.model(ids, output_hidden_states=True)
         places = slice(-1 - completion.shape[1], -1)
-        logits = sampler_logits(output.logits[:, places], SAMPLING, policy.forbidden_ids, 2)
+        logits = sampler_logits(output.logits[:, places], SAMPLING, policy.forbidden_ids, policy.eos_ids)
         expected = token_log_probs(logits, completion)[0]
         torch.testing.assert_close(found.log_probs[i][mask], expected, atol=1e-5, rtol=0)
         values = policy.value_head(output.hidden_states[-1][0, places]).squeeze(-1)

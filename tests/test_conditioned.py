@@ -54,7 +54,7 @@ def test_each_episode_is_read_with_its_own_alpha(architecture):
         ids = torch.cat([policy.tokenize([prompt])[0], batch.completion_ids[i : i + 1]], 1)
         embeddings = policy.model.get_input_embeddings()(ids) - 3 * np.log(alphas[i].item()) * policy.risk.weight
         logits = policy.model(inputs_embeds=embeddings).logits[:, -6:-1]
-        logits = sampler_logits(logits, sampling_settings(), policy.forbidden_ids, 2)
+        logits = sampler_logits(logits, sampling_settings(), policy.forbidden_ids, policy.eos_ids)
         slow = token_log_probs(logits, batch.completion_ids[i : i + 1])[0]
         torch.testing.assert_close(read.log_probs[i], slow, atol=1e-5, rtol=0)
 

@@ -74,7 +74,7 @@ def test_rows_without_a_token_are_never_sampled_and_have_no_probability():
     policy.model.get_input_embeddings().weight.data[tokens:] = 10 * policy.model.get_input_embeddings().weight[3]
     drawn = policy.sample(PROMPTS * 20, sampling_settings(), seed=1)
     assert drawn.completion_ids.max() < tokens
-    logits = sampler_logits(torch.zeros(1, 1, tokens + 5), sampling_settings(), policy.forbidden_ids, 2)
+    logits = sampler_logits(torch.zeros(1, 1, tokens + 5), sampling_settings(), policy.forbidden_ids, policy.eos_ids)
     assert logits.softmax(-1)[0, 0, tokens:].sum() == 0
 
 
@@ -97,7 +97,7 @@ def test_entropy_and_log_probs_by_hand():
     logits = torch.tensor([[[0.5, 0.3, 0.2]]], dtype=torch.float64).log()
     assert token_entropy(logits).item() == pytest.approx(1.02965, abs=1e-5)
     assert token_log_probs(logits + 3, torch.tensor([[1]])).exp().item() == pytest.approx(0.3)
-    masked = sampler_logits(torch.zeros(1, 2, 4), sampling_settings(minimum_completion_length=1), [0], eos_id=3)
+    masked = sampler_logits(torch.zeros(1, 2, 4), sampling_settings(minimum_completion_length=1), [0], eos_ids=[3])
     assert masked.softmax(-1).tolist() == [[[0, 0.5, 0.5, 0], [0, pytest.approx(1 / 3), *[pytest.approx(1 / 3)] * 2]]]
     assert token_entropy(masked)[0, 0].item() == pytest.approx(0.6931, abs=1e-4)
 

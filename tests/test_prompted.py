@@ -22,7 +22,7 @@ def test_log_probs_and_values_are_those_after_prefix_and_prompt_and_the_prefix_i
     for i, (prompt, completion) in enumerate(zip(PROMPTS, batch.completions, strict=True)):
         words = policy.processing_class(PREFIX + prompt + completion, return_tensors="pt")["input_ids"]
         output = policy.model(words, output_hidden_states=True)
-        logits = sampler_logits(output.logits[:, -6:-1], sampling, policy.forbidden_ids, 2)
+        logits = sampler_logits(output.logits[:, -6:-1], sampling, policy.forbidden_ids, policy.eos_ids)
         slow = logits.log_softmax(-1)[0, range(5), words[0, -5:]]
         torch.testing.assert_close(read.log_probs[i], slow, atol=1e-5, rtol=0)
         values = policy.value_head(output.hidden_states[-1][0, -6:-1]).squeeze(-1)

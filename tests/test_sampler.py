@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import PROMPTS, sampling_settings, tiny_policy, tiny_tokenizer
+from tiny import PROMPTS, sampling_settings, tiny_policy
 
 from rarlhf_nb.policy import evaluate_tokens
 from rarlhf_nb.sampling import (
@@ -34,22 +34,22 @@ def test_the_numbers_of_a_place_depend_on_nothing_else():
 def test_completions_end_with_eos_and_the_batch_with_its_last_episode():
     script = torch.tensor([[5, 2, 6, 6], [2, 5, 5, 5], [5, 5, 2, 5]])  # the tokens that are all but certain; EOS is 2
 
-    def draw(tokenizer):
-        completions = Completions(np.full((3, 4), 0.5), tokenizer, torch.device("cpu"))
+    def draw(*eos_ids):
+        completions = Completions(np.full((3, 4), 0.5), eos_ids, 0, torch.device("cpu"))
         while completions.growing:
             step = completions.length
             likely = torch.nn.functional.one_hot(script[:, step : step + 1], 8)
             completions.append(50 * likely.float(), torch.arange(3.0).unsqueeze(1) + step)
         return completions.tensors()
 
-    tokenizer = tiny_tokenizer()
-    ids, mask, log_probs, values, _ = draw(tokenizer)
+    ids, mask, log_probs, values, _ = draw(2)
     assert ids.tolist() == [[5, 2, 0], [2, 0, 0], [5, 5, 2]]
     assert mask.tolist() == [[True, True, False], [True, False, False], [True, True, True]]
     assert values.tolist() == [[0, 1, 0], [1, 0, 0], [2, 3, 4]] and (log_probs[~mask] == 0).all()
-    tokenizer.eos_token = None
-    unended, all_real, *_ = draw(tokenizer)
+    unended, all_real, *_ = draw()
     assert unended.equal(script) and all_real.all()
+    script[2, 1] = 6  # another token that ends a completion
+    assert draw(2, 6)[0].tolist() == [[5, 2], [2, 0], [5, 6]]
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
@@ -69,7 +69,7 @@ def test_the_sampler_knows_what_a_second_reading_would_find(architecture, prefix
             torch.cat([episodes.prompt_mask, mask], 1),
             mask.shape[1],
         )
-    logits = sampler_logits(logits, sampling, policy.forbidden_ids, policy.processing_class.eos_token_id)
+    logits = sampler_logits(logits, sampling, policy.forbidden_ids, policy.eos_ids)
     exactly = {"atol": 1e-9, "rtol": 0}
     plain = token_log_probs(logits, episodes.completion_ids).masked_fill(~mask, 0.0)
     torch.testing.assert_close(episodes.log_probs, plain, **exactly)
@@ -99,10 +99,10 @@ def test_log_probs_in_the_memory_of_the_logits_are_the_plain_ones(temperature):
     for fused in (False, True):
         logits = given @ weight
         if fused:
-            masked = forbidden_tokens(logits, sampling, [0, 1], eos_id=2)
+            masked = forbidden_tokens(logits, sampling, [0, 1], eos_ids=[2])
             log_probs = SampledLogProbs.apply(logits, ids, masked, temperature)
         else:
-            log_probs = token_log_probs(sampler_logits(logits, sampling, [0, 1], eos_id=2), ids)
+            log_probs = token_log_probs(sampler_logits(logits, sampling, [0, 1], eos_ids=[2]), ids)
         gradients.append((log_probs.detach(), *torch.autograd.grad((slopes * log_probs).sum(), weight)))
     for plain, fused in zip(*gradients, strict=True):
         torch.testing.assert_close(fused, plain)

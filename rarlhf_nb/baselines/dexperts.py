@@ -103,7 +103,8 @@ class DExperts:
         prompt_ids, prompt_mask = self.base.tokenize(prompts)
         length = sampling.completion_length
         reading = [(policy, *policy.start(prompt_ids, prompt_mask, length)) for policy in self.policies]
-        drawn = Completions(uniforms(seed, first, len(prompts), length), self.processing_class, self.device)
+        numbers = uniforms(seed, first, len(prompts), length)
+        drawn = Completions(numbers, self.base.eos_ids, self.processing_class.pad_token_id, self.device)
         while drawn.growing:
             logits = [policy.logits_and_values(ids, mask, 1, cache=cache)[0] for policy, ids, mask, cache in reading]
             decoded = self.decoding_logits(logits, sampling, first=drawn.length)
@@ -116,7 +117,7 @@ class DExperts:
 
         first: the place of the first of the T tokens in the completion.
         """
-        forbidden = self.base.forbidden_ids, self.processing_class.eos_token_id
+        forbidden = self.base.forbidden_ids, self.base.eos_ids
         untempered = sampling.model_copy(update={"temperature": 1.0})
         kept = nucleus_mask(sampler_logits(each[0], untempered, *forbidden, first), self.top_p)
         logits = sampler_logits(combined_logits(*each, self.alpha), sampling, *forbidden, first)

@@ -100,19 +100,18 @@ def add_reward_tokens(policy: ActorCritic, quantiles: int, seed: int) -> list[in
     """
     tokenizer, model = copy.deepcopy(policy.processing_class), policy.model
     names = [f"<|quantile_{k}|>" for k in range(quantiles)]
-    tokens_before = len(tokenizer)
+    rows = model.get_input_embeddings().num_embeddings
+    tokens = sorted(i for i in tokenizer.get_vocab().values() if i < rows)
     added = tokenizer.add_special_tokens({"extra_special_tokens": names}, replace_extra_special_tokens=False)
     if added < quantiles:
         raise UserError("the policy already has reward tokens: start Quark from a policy that it did not train.")
-    old = model.get_input_embeddings().weight.detach()[:tokens_before]
+    ids = tokenizer.convert_tokens_to_ids(names)
+    old = model.get_input_embeddings().weight.detach()[tokens]
     mean, std = old.float().mean(0), old.float().std(0)
     with seeded(seed, policy.device):
         # some models have more rows than their tokenizer has tokens: spare rows are used first
-        model.resize_token_embeddings(
-            max(len(tokenizer), model.get_input_embeddings().num_embeddings), mean_resizing=False
-        )
+        model.resize_token_embeddings(max(rows, *(i + 1 for i in ids)), mean_resizing=False)
         drawn = mean + std * torch.randn(quantiles, len(mean)).to(mean.device)
-    ids = tokenizer.convert_tokens_to_ids(names)
     model.get_input_embeddings().weight.data[ids] = drawn.to(old.dtype)
     policy.processing_class = tokenizer
     return ids
@@ -286,5 +285,4 @@ class QuarkTrainer(TrainingLoop):
 
     def sampled(self, logits: torch.Tensor) -> torch.Tensor:
         """The sampler's logits without the reward tokens: (B, T, V + K) or (B, T, V) -> (B, T, V)."""
-        eos_id = self.policy.processing_class.eos_token_id
-        return sampler_logits(logits[..., : self.vocabulary], self.sampling, self.forbidden_ids, eos_id)
+        return sampler_logits(logits[..., : self.vocabulary], self.sampling, self.forbidden_ids, self.policy.eos_ids)
