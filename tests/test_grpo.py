@@ -113,7 +113,8 @@ def test_the_advantages_are_those_of_a_slow_reference(name, estimator, tail, tmp
 
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("estimator", ["tail_selection", "rockafellar_uryasev"])
-def test_alpha_one_is_trl_number_for_number(name, estimator, tmp_path):
+def test_alpha_one_is_trl_number_for_number(name, estimator, tmp_path, monkeypatch):
+    monkeypatch.setattr("test_grpo.PROMPTS", ["the film is", "film was bad", "very good film", "the plot is"])
     plain, risk_averse, config = PAIRS[name]
     found = []
     for trainer, options in ((plain, {}), (risk_averse, {"risk": CVaRConfig(alpha=1.0, estimator=estimator)})):
@@ -206,13 +207,67 @@ def test_the_kl_holds_the_policy_only_on_what_is_trained(estimator, tmp_path):
 
 
 def log_probs_at_start(folder, inputs):
-    """Log-probabilities of the completions under the model as it was before training."""
+    """Log-probabilities of the completions under the model as it was before training, each read without padding."""
     model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
-    tokens = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
-    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-    with torch.no_grad():
-        logits = model(tokens, attention_mask=mask).logits[:, inputs["prompt_ids"].shape[1] - 1 : -1]
-    return logits.log_softmax(-1).gather(2, inputs["completion_ids"].unsqueeze(2)).squeeze(2)
+    found = torch.zeros(inputs["completion_ids"].shape)
+    for i, prompt in enumerate(inputs["prompt_ids"]):
+        prompt = prompt[inputs["prompt_mask"][i] == 1]
+        completion = inputs["completion_ids"][i][inputs["completion_mask"][i] == 1]
+        with torch.no_grad():
+            logits = model(torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1]
+        found[i, : len(completion)] = logits.log_softmax(-1).gather(1, completion[:, None])[:, 0]
+    return found
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_prompts_of_unequal_length_are_read_at_their_own_positions(name, tmp_path):
+    # TRL 1.16 gives a model with learned positions, as GPT-2, left-padded prompts without position ids
+    _, trainer, config = PAIRS[name]
+    made = make(trainer, config, tmp_path, risk=CVaRConfig(), disable_dropout=True)
+    seen, generate = [], made._generate_and_score_completions
+    made._generate_and_score_completions = lambda inputs: seen.append(generate(inputs)) or seen[-1]
+    made.train()
+    inputs, own = seen[0], log_probs_at_start(tmp_path, seen[0])
+    assert len(set(inputs["prompt_mask"].sum(1).tolist())) > 1
+    there = inputs["completion_mask"] == 1
+    if name == "grpo":
+        torch.testing.assert_close(inputs["ref_per_token_logps"][there], own[there], atol=1e-5, rtol=0)
+    else:
+        torch.testing.assert_close(inputs["old_logps"], (own * there).sum(1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_table_of_completions_shows_the_advantages_of_the_training(estimator, tmp_path):
+    made = make(CVaRRLOOTrainer, RLOOConfig, tmp_path, scripted(HARD), risk=CVaRConfig(estimator=estimator), beta=0.0)
+    found, _ = advantages(made)
+    assert list(made._logs["advantages"]) == pytest.approx(found.tolist())
+
+
+def test_a_missing_reward_beside_one_of_weight_zero_leaves_the_others_their_tail(tmp_path):
+    given = [None, -5.0, 2.0, 5.0, -1.0, 4.0, -2.0, -3.0]
+    halves = [scripted(given), scripted([1.0] * 8)]
+    risk = CVaRConfig(alpha=0.5, estimator="rockafellar_uryasev")
+    options = {"risk": risk, "beta": 0.0, "reward_weights": [1.0, 0.0]}
+    found, log = advantages(make(CVaRRLOOTrainer, RLOOConfig, tmp_path, halves, **options))
+    rewards = [0.0, *given[1:]]  # the weighted sum of what is there
+    worst = sorted(rewards)[:4]
+    transformed = [worst[-1] + 2 * min(reward - worst[-1], 0.0) for reward in rewards]
+    assert found.tolist() == pytest.approx(plain_advantages("rloo", transformed), abs=1e-4)
+    assert log["cvar/cvar"] == sum(worst) / 4
+
+
+def test_two_reward_functions_of_one_name_are_logged_as_trl_does(tmp_path):
+    for trainer, options in ((RLOOTrainer, {}), (CVaRRLOOTrainer, {"risk": CVaRConfig(0.5, estimator=ESTIMATORS[1])})):
+        made = make(trainer, RLOOConfig, tmp_path, [scripted(HARD), scripted([2.0] * 8)], beta=0.0, **options)
+        _, log = advantages(made)
+        (mean,) = [log[key] for key in log if key.startswith("rewards/") and key.endswith("/mean")]
+        assert mean == pytest.approx((sum(HARD) / 8 + 2) / 2)
+        assert list(made._logs["rewards"].values()) == [pytest.approx([2.0] * 8)]
+
+
+def test_an_infinite_reward_is_refused(tmp_path):
+    with pytest.raises(UserError, match="reward function <lambda>: it returned an infinite reward"):
+        make(CVaRRLOOTrainer, RLOOConfig, tmp_path, scripted([-math.inf, *HARD[1:]]), risk=CVaRConfig()).train()
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -293,7 +348,8 @@ def test_the_contract_with_trl(name, tmp_path, monkeypatch):
     # per-function rewards of all processes (N, functions); weights; names; the tables of metrics and completions
     assert made.reward_weights.shape == (1,) and made.reward_func_names == ["good_minus_bad"]
     assert isinstance(made.num_generations, int) and made.beta == 0.05
-    assert {"train", "eval"} <= set(made._metrics) and "rewards" in made._logs
+    assert {"train", "eval"} <= set(made._metrics)
+    assert {made._logs[name].maxlen for name in ("prompt", "advantages")} | {made._logs["rewards"]["a"].maxlen} == {8}
     # of what a generation returns: one advantage an episode, and for GRPO the mask of the tokens that its loss counts
     assert advantages(made)[0].shape == (8,)
     assert name == "rloo" or 'inputs["tool_mask"]' in inspect.getsource(plain._compute_loss)

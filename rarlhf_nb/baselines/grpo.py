@@ -76,6 +76,8 @@ class CVaRMixin:
     def __init__(self, *args: Any, risk: CVaRConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.risk = risk
+        for model in filter(None, [self.model, getattr(self, "ref_model", None)]):
+            give_positions(self.accelerator.unwrap_model(model))
         self._check_trl()
         self._check_tail()
         self._check_settings()
@@ -135,6 +137,9 @@ class CVaRMixin:
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         per_function = super()._calculate_rewards(*args, **kwargs)
+        for name, values in zip(self.reward_func_names, per_function.unbind(1), strict=True):
+            if values.isinf().any():
+                raise UserError(f"reward function {name}: it returned an infinite reward; return finite ones, or None.")
         if not self.model.training:
             return per_function
         missing = per_function.isnan().all(1)
@@ -160,11 +165,15 @@ class CVaRMixin:
         if self.risk.estimator == "rockafellar_uryasev":
             self._log_rewards_before_transformation()
         else:
-            advantages, first = output["advantages"], self.accelerator.process_index * len(output["advantages"])
-            mine = slice(first, first + len(advantages))
+            first = self.accelerator.process_index * len(inputs)
+            mine = slice(first, first + len(inputs))
+            table = self._logs["advantages"]  # of all processes; it keeps the last batch
+            advantages = torch.tensor(list(table), dtype=groups.dtype, device=groups.device)
             if self.risk.estimator == "cvar_gradient":
-                advantages = (groups - value_at_risk.unsqueeze(1)).view(-1)[mine].to(advantages.dtype)
-            output["advantages"] = torch.where(tail[mine], advantages, 0.0) * (groups.shape[1] / kept)
+                advantages = (groups - value_at_risk.unsqueeze(1)).view(-1)
+            advantages = torch.where(tail, advantages, 0.0) * (groups.shape[1] / kept)
+            table.extend(advantages.tolist())
+            output["advantages"] = advantages[mine].to(output["advantages"].dtype)
             if self._masks_kl and kept < groups.shape[1]:
                 # GRPO's loss, its KL and its entropy count the tokens whose mask is 1
                 mask = output.get("tool_mask", torch.ones_like(output["completion_mask"]))
@@ -181,15 +190,12 @@ class CVaRMixin:
 
     def _log_rewards_before_transformation(self) -> None:
         """TRL has logged the rewards that it was given; replace them by what the reward functions said."""
-        log = self._metrics["train"]
-        for name, values in zip(self.reward_func_names, self._per_function.unbind(1), strict=True):
-            there = values[~values.isnan()]
-            log[f"rewards/{name}/mean"][-1] = there.mean().item()
-            log[f"rewards/{name}/std"][-1] = there.std().item()
-            table = self._logs["rewards"][name]
-            for _ in range(min(len(values), len(table))):
-                table.pop()
-            table.extend(values.tolist())
+        log, names = self._metrics["train"], self.reward_func_names
+        for i, (name, values) in enumerate(zip(names, self._per_function.unbind(1), strict=True)):
+            there, own = values[~values.isnan()], -1 - names[i + 1 :].count(name)  # functions may share a name
+            log[f"rewards/{name}/mean"][own] = there.mean().item()
+            log[f"rewards/{name}/std"][own] = there.std().item()
+            self._logs["rewards"][name].extend(values.tolist())  # it keeps the last batch
         rewards = self._rewards[self._rewards.isfinite()]
         log["reward"][-1], log["reward_std"][-1] = rewards.mean().item(), rewards.std().item()
 
@@ -232,11 +238,31 @@ def tails(groups: torch.Tensor, kept: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def shifted(per_function: torch.Tensor, weights: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Rewards (N, functions) whose weighted sum is larger by `shift` (N,); a missing one stays missing.
+    """Rewards (N, functions) whose weighted sum is larger by `shift` (N,).
 
-    An episode without a shift keeps its rewards to the last bit.
+    A missing reward stays missing unless all others of its episode have the weight 0. An episode without a shift keeps
+    its rewards to the last bit.
     """
     given = torch.where(per_function.isnan(), 0.0, weights)
+    given = torch.where(given.any(1, keepdim=True), given, weights)
     part = given / given.square().sum(1, keepdim=True)
-    moved = per_function + shift.unsqueeze(1) * part
+    moved = torch.where(given != 0, per_function.nan_to_num(0.0), per_function) + shift.unsqueeze(1) * part
     return torch.where(shift.unsqueeze(1).nan_to_num(0.0) == 0, per_function, moved)
+
+
+def give_positions(model: torch.nn.Module) -> None:
+    """Let a causal LM count its positions from each row's first token, as `generate` does.
+
+    TRL 1.16 pads prompts on the left and reads log-probabilities without position ids. A model with learned positions,
+    such as GPT-2, then reads every token of a shorter prompt at a shifted one, by up to whole nats.
+    """
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def count(module: torch.nn.Module, args: tuple, given: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        mask = given.get("attention_mask")
+        if mask is not None and given.get("position_ids") is None and given.get("past_key_values") is None:
+            given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        return args, given
+
+    if "position_ids" in inspect.signature(type(model).forward).parameters:
+        model.register_forward_pre_hook(count, with_kwargs=True)
