@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from tqdm.auto import tqdm
+from transformers import TrainerState
 
 from rarlhf_nb.checkpoint import (
     Checkpoint,
@@ -25,12 +26,13 @@ from rarlhf_nb.checkpoint import (
     optimizer_tensors,
     parameter_tensors,
 )
+from rarlhf_nb.data.prompts import prompt_dataset
 from rarlhf_nb.distributed import Ranks, connect
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.interrupts import InterruptLater
 from rarlhf_nb.monitor import Incident, Monitor, TrainingStopped, check_finite
 from rarlhf_nb.policy import ActorCritic
-from rarlhf_nb.rewards import Reward, check_rewards
+from rarlhf_nb.rewards import Reward, episode_rewards
 from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.settings import Section, WatchSettings, flat
 
@@ -47,7 +49,7 @@ class TrainingLoop(ABC):
     Args:
         policy: the policy, trained in place.
         reward_funcs: one callable or several with TRL's signature.
-        train_dataset: has a `prompt` column.
+        train_dataset: has a `prompt` column; a `Dataset`, a pandas table or a list of dictionaries.
         iterations: how many steps to make.
         settings: by name, the sections of the profile that determine the training; a checkpoint must agree in them.
         watch: what is done when the training goes wrong, by default that of the profiles; one of these settings.
@@ -77,7 +79,8 @@ class TrainingLoop(ABC):
         report_to: Sequence[str] = (),
         project_dir: Path | None = None,
     ) -> None:
-        self.policy, self.train_dataset, self.iterations, self.seed = policy, train_dataset, iterations, seed
+        self.policy, self.iterations, self.seed = policy, iterations, seed
+        self.train_dataset = None if train_dataset is None else prompt_dataset(train_dataset, policy.processing_class)
         self.reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         self.watch = watch or WatchSettings()
         sections = settings | {"watch": self.watch}
@@ -135,10 +138,9 @@ class TrainingLoop(ABC):
         self.monitor.conclude()
 
     def env_rewards(self, rollout: Rollout, columns: dict[str, list], missing: bool = False) -> torch.Tensor:
-        """The sum of the reward functions for each episode, checked: (B,) float64; NaN if one of them is `missing`."""
-        texts = {"prompts": rollout.prompts, "completions": rollout.completions}
-        rewards = [check_rewards(reward(**texts, **columns), **texts, missing=missing) for reward in self.reward_funcs]
-        return torch.tensor(rewards, dtype=torch.float64).sum(0)
+        """See `episode_rewards`; the training's state counts the iterations that are complete."""
+        state = TrainerState(global_step=self.iteration - 1, max_steps=self.iterations, log_history=self.rows)
+        return episode_rewards(self.reward_funcs, rollout, columns, state, missing)
 
     def optimizer_step(self, losses: dict[str, float], rollout: Rollout, max_grad_norm: float | None) -> bool:
         """Clip the gradient of `losses` on these episodes, and step unless an incident forbids it; says whether.

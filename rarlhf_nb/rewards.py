@@ -1,11 +1,14 @@
 """Rewards: classifiers as reward functions, and the check of what any reward function returns.
 
-A reward function is any callable `(prompts, completions, **columns) -> list[float]`, TRL's signature. The rated text
-is prompt + completion, joined without a separator: a completion carries its own leading space.
+A reward function is any callable `(prompts, completions, **columns) -> list[float]`, TRL's signature, or an async one.
+The rated text is prompt + completion, joined without a separator: a completion carries its own leading space.
 """
 
+import asyncio
+import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +23,16 @@ from transformers import (
     BatchEncoding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    TrainerState,
 )
 
 from rarlhf_nb.errors import UserError, first_line
 from rarlhf_nb.hub import resolve_model
+from rarlhf_nb.rollout import Rollout
 
 Reward = Callable[..., list[float]]
+# what a reward function is given besides the columns of the data set, all by TRL's names
+ARGUMENTS = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
 
 
 class ClassifierReward:
@@ -128,10 +135,64 @@ def load_reward(
     return ClassifierReward(classifier.to(device), tokenizer, label, accepted_label_names, sign, batch_size)
 
 
-def check_rewards(rewards: Any, prompts: list[str], completions: list[str], missing: bool = False) -> list[float]:
+def episode_rewards(
+    reward_funcs: Sequence[Reward],
+    episodes: Rollout,
+    columns: dict[str, list] | None = None,
+    state: TrainerState | None = None,
+    missing: bool = False,
+) -> torch.Tensor:
+    """The sum of the reward functions for each episode, checked: (B,) float64.
+
+    A function that gives None for an episode does not count for it, as in TRL; NaN if all rewards of an episode are
+    `missing`, which must be allowed. columns: of the data set. state: TRL's `trainer_state`; outside of a training, its
+    end. Async functions are run side by side.
+
+    Raises the errors of `check_rewards`.
+    """
+    texts = {"prompts": episodes.prompts, "completions": episodes.completions}
+    ids = [row[real].tolist() for row, real in zip(episodes.completion_ids, episodes.completion_mask, strict=True)]
+    ignore = {"log_extra": lambda *_: None, "log_metric": lambda *_: None}  # our log has columns of its own
+    arguments = texts | {"completion_ids": ids, "trainer_state": state or TrainerState(global_step=1, max_steps=1)}
+    arguments |= ignore | (columns or {})
+    given = _awaited([reward(**_accepted(reward, arguments)) for reward in reward_funcs])
+    rewards = [check_rewards(each, **texts, missing=missing, none=len(given) > 1) for each in given]
+    rewards = torch.tensor(rewards, dtype=torch.float64)
+    total = rewards.nansum(0).masked_fill(rewards.isnan().all(0), math.nan)
+    return total if missing else torch.tensor(check_rewards(total, **texts), dtype=torch.float64)
+
+
+def _accepted(reward: Reward, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that a function takes; all of them if it takes any."""
+    parameters = inspect.signature(reward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return arguments
+    names = {parameter.name for parameter in parameters}
+    return {name: argument for name, argument in arguments.items() if name in names}
+
+
+def _awaited(values: list[Any]) -> list[Any]:
+    """The values, those of async functions once they are there."""
+
+    async def value_of(value: Any) -> Any:
+        return await value if isinstance(value, Awaitable) else value
+
+    async def all_values() -> list[Any]:
+        return await asyncio.gather(*map(value_of, values))
+
+    if not any(isinstance(value, Awaitable) for value in values):
+        return values
+    with ThreadPoolExecutor(1) as other_thread:  # a notebook's own thread runs an event loop already
+        return other_thread.submit(asyncio.run, all_values()).result()
+
+
+def check_rewards(
+    rewards: Any, prompts: list[str], completions: list[str], missing: bool = False, none: bool = False
+) -> list[float]:
     """Check what a reward function returned; gives one finite float per episode.
 
-    Lists, tensors and arrays are accepted. If rewards may be `missing`, None and NaN become NaN.
+    Lists, tensors and arrays are accepted. If rewards may be `missing`, None and NaN become NaN; or only None if they
+    may be `none`.
 
     Raises:
         UserError: a wrong number of values, or a value that is not a finite number; the message shows its episode.
@@ -144,7 +205,8 @@ def check_rewards(rewards: Any, prompts: list[str], completions: list[str], miss
     if len(values) != len(prompts):
         raise UserError(f"the reward function returned {len(values)} values: {expected}")
     for index, (value, prompt, completion) in enumerate(zip(values, prompts, completions, strict=True)):
-        if not (_is_finite_number(value) or (missing and (value is None or value != value))):
+        no_number = (missing or none) if value is None else (missing and value != value)
+        if not (no_number or _is_finite_number(value)):
             raise UserError(
                 f"the reward of episode {index} is {value!r}, not a finite number: return a finite number for it. "
                 f"Prompt: {prompt[:80]!r}. Completion: {completion[:80]!r}"

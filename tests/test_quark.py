@@ -160,10 +160,13 @@ def test_missing_scores_are_dropped_and_wrong_ones_named():
     def sometimes(prompts, completions, **columns):
         return [None, float("nan")] + good_minus_bad(prompts, completions)[2:]
 
-    trainer = explored(quark_trainer(reward=[sometimes, good_minus_bad]))
+    trainer = explored(quark_trainer(reward=sometimes))
     kept = trainer.pool
-    assert kept.env_rewards.tolist() == [2 * r for r in good_minus_bad(kept.prompts, kept.completions)]  # their sum
+    assert kept.env_rewards.tolist() == good_minus_bad(kept.prompts, kept.completions)
     assert len(kept) == 6 and len(trainer.bins) == 6
+    kept = explored(quark_trainer(reward=[sometimes, good_minus_bad])).pool  # the sum of what there is
+    expected = [(1 if i < 2 else 2) * r for i, r in enumerate(good_minus_bad(kept.prompts, kept.completions))]
+    assert kept.env_rewards.tolist() == expected
     assert check_rewards(torch.tensor([1.0, float("nan")]), ["a", "b"], ["c", "d"], missing=True)[0] == 1.0
     for wrong in ([1.0], [1.0, "good"], [1.0, float("inf")], 3.0):
         with pytest.raises(UserError, match="reward"):

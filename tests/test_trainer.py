@@ -1,10 +1,13 @@
+import asyncio
 import copy
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from tiny import PROMPTS, SAMPLING, good_minus_bad, ppo_settings, ppo_trainer, sampling_settings, tiny_policy
+from datasets import Dataset
+from tiny import PROMPTS, SAMPLING, TEXTS, good_minus_bad, ppo_settings, ppo_trainer, sampling_settings, tiny_policy
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.glossary import logged_keys
@@ -267,3 +270,53 @@ def test_a_lora_policy_trains_its_adapter_alone(tmp_path):
     changed = {name for name, parameter in policy.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed and all("lora_" in name or "value_head" in name for name in changed)
     assert stats["kl"][0] == pytest.approx(0, abs=1e-5) and stats["kl"].iloc[-1] > 0.01
+
+
+def test_a_reward_is_any_function_of_trl():
+    """With token ids, the training's state and None for some; async, or without the other columns."""
+    seen = {}
+
+    def of_ids(completion_ids, trainer_state, log_metric, **columns):
+        log_metric("length", 1.0)
+        seen.setdefault("steps", []).append((trainer_state.global_step, trainer_state.max_steps))
+        seen["ids"], seen["topic"] = completion_ids, columns["topic"]
+        return [float(len(ids)) for ids in completion_ids]
+
+    async def slowly(prompts, completions):
+        await asyncio.sleep(0)
+        return [None if index % 2 else 0.5 for index in range(len(prompts))]
+
+    trainer = ppo_trainer(reward=[of_ids, slowly], iterations=2, warm_start=0)
+    trainer.train()
+    rollout = trainer.rollout
+    assert seen["steps"] == [(0, 2), (1, 2)] and len(seen["topic"]) == 8
+    assert seen["ids"] == [rollout.completion_ids[i][rollout.completion_mask[i]].tolist() for i in range(8)]
+    expected = [len(ids) + (0 if index % 2 else 0.5) for index, ids in enumerate(seen["ids"])]
+    assert rollout.env_rewards.tolist() == expected
+    with pytest.raises(UserError, match="reward of episode 1 is n"):
+        ppo_trainer(reward=[slowly, slowly]).step(PROMPTS)  # no function has a reward for it
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (Dataset.from_dict({"text": ["film"]}), "no `prompt` column; it has: text"),
+        (Dataset.from_dict({"prompt": []}), "holds no rows"),
+        (Dataset.from_dict({"prompt": ["film", None]}), "row 2 has the prompt None"),
+        (Dataset.from_dict({"prompt": ["film", " "]}), "row 2 has the prompt ' ', which has no tokens"),
+        (Dataset.from_dict({"prompt": ["film"], "prompts": ["bad"]}), "a column 'prompts'.*rename"),
+        (Dataset.from_dict({"prompt": ["film"], "completions": ["bad"]}), "a column 'completions'.*rename"),
+        (Dataset.from_dict({"prompt": ["film"], "trainer_state": ["bad"]}), "a column 'trainer_state'.*rename"),
+        (["film"], "train_dataset is a list; give a Dataset"),
+    ],
+)
+def test_a_data_set_that_does_not_fit_is_named(data, message):
+    with pytest.raises(UserError, match=message):
+        ppo_trainer(train_dataset=data)
+
+
+@pytest.mark.parametrize("kind", [pd.DataFrame, lambda columns: pd.DataFrame(columns).to_dict("records")])
+def test_prompts_may_be_a_table_or_a_list(kind):
+    expected = ppo_trainer(iterations=1, warm_start=0).train()
+    given = ppo_trainer(train_dataset=kind(TEXTS.to_dict()), iterations=1, warm_start=0).train()
+    assert given.drop(columns="seconds").equals(expected.drop(columns="seconds"))

@@ -9,7 +9,7 @@ import math
 import torch
 
 from rarlhf_nb.policy import ActorCritic
-from rarlhf_nb.rewards import Reward, check_rewards
+from rarlhf_nb.rewards import Reward, episode_rewards
 from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.settings import SamplingSettings
 
@@ -54,9 +54,8 @@ class BestOfN:
         """
         repeated = [prompt for prompt in prompts for _ in range(self.samples)]
         episodes = self.policy.sample(repeated, sampling, seed, first * self.samples)
-        texts = {"prompts": episodes.prompts, "completions": episodes.completions}
-        rewards = check_rewards(self.reward(**texts), **texts)
-        best = torch.tensor(rewards).view(len(prompts), self.samples).argmax(1)
+        rewards = episode_rewards([self.reward], episodes)
+        best = rewards.view(len(prompts), self.samples).argmax(1)
         chosen = episodes.take(torch.arange(len(prompts)) * self.samples + best)
         last = chosen.completion_mask.sum(1) - 1
         chosen.log_probs[torch.arange(len(chosen)), last] += best_of_n_kl(self.samples)

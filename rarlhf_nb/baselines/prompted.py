@@ -9,7 +9,7 @@ import pandas as pd
 
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import ActorCritic
-from rarlhf_nb.rewards import Reward, check_rewards
+from rarlhf_nb.rewards import Reward, episode_rewards
 from rarlhf_nb.settings import SamplingSettings
 
 
@@ -39,15 +39,14 @@ def choose_prefix(
     """The mean reward of each prefix on validation prompts: columns prefix and reward, best prefix first.
 
     The reward is that of prompt + completion; the prefix is not part of the rated text. All prefixes are sampled with
-    the same seeds. Raises the errors of `prompted_policy` and `check_rewards`.
+    the same seeds. Raises the errors of `prompted_policy` and `episode_rewards`.
     """
     means = []
     for prefix in prefixes:
         prompted, rewards = prompted_policy(policy, prefix), []
         for at in range(0, len(prompts), batch_size):
             episodes = prompted.sample(prompts[at : at + batch_size], sampling, seed, first=at)
-            texts = {"prompts": episodes.prompts, "completions": episodes.completions}
-            rewards += check_rewards(reward(**texts), **texts)
+            rewards += episode_rewards([reward], episodes).tolist()
         means.append(sum(rewards) / len(rewards))
     table = pd.DataFrame({"prefix": prefixes, "reward": means})
     return table.sort_values("reward", ascending=False, kind="stable", ignore_index=True)

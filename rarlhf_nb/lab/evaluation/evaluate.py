@@ -10,7 +10,7 @@ from rarlhf_nb.distributed import Ranks, connect
 from rarlhf_nb.lab.profiles import EvaluationSettings
 from rarlhf_nb.policy import Policy, Reference
 from rarlhf_nb.ppo import episode_kl
-from rarlhf_nb.rewards import ClassifierReward, Reward, check_rewards
+from rarlhf_nb.rewards import ClassifierReward, Reward, episode_rewards
 from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.sampling import token_log_probs
 from rarlhf_nb.seeding import hash_seed
@@ -38,7 +38,7 @@ def evaluate(
     whatever `settings.batch_size`, and the tables of two methods pair row by row.
 
     Several processes (see `distributed`), all of which must call it, share the batches; each gets the whole table,
-    identical to the last digit to that of one process. Raises the errors of `Policy.sample` and `check_rewards`.
+    identical to the last digit to that of one process. Raises the errors of `Policy.sample` and `episode_rewards`.
     """
     ranks = Ranks(connect())
     autocast = Accelerator(mixed_precision=mixed_precision).autocast
@@ -71,8 +71,7 @@ def _rewards(reward: Reward, episodes: Rollout, batch: pd.DataFrame) -> dict[str
         rewards, normalised = reward.rate(texts)
         return {"reward": rewards, "normalised_reward": normalised}
     columns = {name: [None if pd.isna(value) else value for value in batch[name]] for name in ("label", "group")}
-    rewards = reward(prompts=episodes.prompts, completions=episodes.completions, **columns)
-    return {"reward": check_rewards(rewards, episodes.prompts, episodes.completions)}
+    return {"reward": episode_rewards([reward], episodes, columns).tolist()}
 
 
 def completion_log_likelihoods(base: Policy, episodes: Rollout) -> list[float]:
