@@ -98,6 +98,9 @@ class ActorCritic(nn.Module):
             eos_token_id=self.eos_ids if len(self.eos_ids) > 1 else processing_class.eos_token_id,
             pad_token_id=processing_class.pad_token_id,
         )
+        text_config = model.config.get_text_config()
+        if getattr(text_config, "output_router_logits", False):
+            text_config.output_router_logits = False  # for TRL's SFT; with a cache, transformers fails to rate them
         self._forbidden: tuple[Any, list[int]] = None, []
         self.takes_positions = "position_ids" in inspect.signature(inner.forward).parameters
         self.eval()

@@ -6,23 +6,28 @@ import pytest
 import torch
 from tiny import PROMPTS, sampling_settings, tiny_tokenizer
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     FalconH1Config,
     Gemma2Config,
     Gemma3TextConfig,
     Gemma4TextConfig,
     GptOssConfig,
+    GraniteMoeConfig,
     Lfm2Config,
     MistralConfig,
     MptConfig,
     PreTrainedConfig,
+    Qwen3MoeConfig,
     Qwen3NextConfig,
 )
 
+from rarlhf_nb.baselines.sft import train_sft
 from rarlhf_nb.policy import ActorCritic, evaluate_tokens, load_policy
 from rarlhf_nb.risk_embedding import RiskEmbedding
 from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.sampling import sampler_logits, token_log_probs
+from rarlhf_nb.settings import SFTSettings
 
 SIZE = {"vocab_size": 11, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 64}
 SIZE |= {"intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -116,3 +121,28 @@ def test_a_policy_with_alpha_fixed_is_the_one_that_was_sampled(config, tmp_path)
     ):
         found = evaluate_tokens(read, replace(episodes, alpha=alpha), SAMPLING).log_probs
         torch.testing.assert_close(found, episodes.log_probs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen3MoeConfig(**GEMMA, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8),
+        GraniteMoeConfig(**SIZE, **IDS, num_local_experts=4, num_experts_per_tok=2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_mixture_of_experts_is_sampled_after_sft_and_saved_as_it_was(config, tmp_path):
+    policy = policy_of(config, tmp_path / "start")
+    before = policy.sample(PROMPTS, SAMPLING, seed=1)
+    settings = SFTSettings(learning_rate=1e-2, batch_size=4, epochs=1, max_length=8)
+    log = train_sft(policy, ["the film is good", "the plot was very bad"] * 4, settings, seed=0)
+    assert len(log) == 2 and (policy.token_log_probs(before, SAMPLING) - before.log_probs).abs().max() > 0.01
+    policy.save(tmp_path / "trained")
+    saved, start = (AutoConfig.from_pretrained(tmp_path / name) for name in ("trained", "start"))
+    assert saved.output_router_logits is False and saved.router_aux_loss_coef == start.router_aux_loss_coef > 0
+    # what TRL alone would have saved
+    saved.output_router_logits = True
+    saved.save_pretrained(tmp_path / "trained")
+    with torch.no_grad():
+        for found in (policy, load_policy(tmp_path / "trained")):
+            check_against_plain_passes(found, found.sample(PROMPTS, SAMPLING, seed=1), [])

@@ -12,6 +12,8 @@ from rarlhf_nb.resumable import QUIET, ResumableTrainer
 from rarlhf_nb.seeding import seeded
 from rarlhf_nb.settings import SFTSettings
 
+ROUTING = ("output_router_logits", "router_aux_loss_coef")  # in the config of a mixture of experts
+
 
 def train_sft(
     policy: ActorCritic,
@@ -26,9 +28,12 @@ def train_sft(
     With `checkpoints` it saves some on the way and goes on from the last one; the result is the same, number for
     number, as without an interruption. Ctrl-C saves a checkpoint after the step under way.
 
-    With packing, tokens attend to earlier texts of their block, as in pre-training. Raises `UserError` if the
-    checkpoints belong to a training with other settings.
+    With packing, tokens attend to earlier texts of their block, as in pre-training. A mixture of experts is trained
+    with its load-balancing loss if TRL can compute it. Raises `UserError` if the checkpoints belong to a training with
+    other settings.
     """
+    config = policy.model.config.get_text_config()
+    routing = {name: getattr(config, name) for name in ROUTING if hasattr(config, name)}
     with tempfile.TemporaryDirectory() as folder, seeded(seed, policy.device), warnings.catch_warnings():
         # TRL sets this argument under a name that transformers is about to drop
         warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
@@ -48,6 +53,8 @@ def train_sft(
             seed=seed,
             logging_steps=1,
             gradient_checkpointing=False,
+            # TRL 1.16 balances the load over `num_experts`, which Granite-MoE and Phi-MoE call otherwise
+            router_aux_loss_coef=0.0 if routing and not hasattr(config, "num_experts") else None,
             **QUIET,
         )
         trainer = _SFTTrainer(
@@ -58,6 +65,8 @@ def train_sft(
         )
         determined_by = {"sft": settings.model_dump(mode="json"), "seed": seed, "mixed_precision": mixed_precision}
         trainer.train_resumably(checkpoints, determined_by)
+    for name, value in routing.items():  # TRL leaves them as it needs them
+        setattr(config, name, value)
     policy.eval()
     return [row for row in trainer.state.log_history if "loss" in row]
 
