@@ -87,7 +87,8 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.model, self.processing_class = model, processing_class
         self.prefix_ids, self.risk = [], None
-        hidden_size = model.config.get_text_config().hidden_size
+        # of the last hidden state, which OPT-350m projects to a smaller one
+        hidden_size = model.get_output_embeddings().weight.shape[1]
         self.value_head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=model.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)

@@ -17,6 +17,7 @@ from transformers import (
     Lfm2Config,
     MistralConfig,
     MptConfig,
+    OPTConfig,
     PreTrainedConfig,
     Qwen3MoeConfig,
     Qwen3NextConfig,
@@ -75,6 +76,7 @@ def check_against_plain_passes(policy: ActorCritic, found: Rollout, prefix: list
         Lfm2Config(**SIZE, **IDS, layer_types=["conv", "full_attention"]),
         Qwen3NextConfig(**GEMMA, **LINEAR, layer_types=["linear_attention", "full_attention"]),
         MptConfig(vocab_size=11, d_model=16, n_layers=2, n_heads=2, max_seq_len=64),
+        OPTConfig(**SIZE, **IDS, ffn_dim=32, word_embed_proj_dim=8, do_layer_norm_before=False),  # as OPT-350m
     ],
     ids=lambda config: config.model_type,
 )
