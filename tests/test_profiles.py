@@ -109,6 +109,7 @@ def test_overrides_reach_sections_within_sections_and_no_other_load():
         ("pocket", {"ppo.epochs": "many"}, ["ppo.epochs = 'many'"]),
         ("pocket", {"ppo.learning_rate": float("nan")}, ["ppo.learning_rate"]),
         ("pocket", {"sampling.minimum_completion_length": 99}, ["99", "sampling.completion_length = 18"]),
+        ("pocket", {"compute.processes": 500}, ["compute.processes = 500 is above ppo.batch_size = 128", "lower it"]),
         ("pocket", {"risk.alpha": {"a": 1}}, ["risk.alpha = {'a': 1}", "valid number"]),
         ("pocket", {"evaluation.cvar_levels": [0.1, 2]}, ["evaluation.cvar_levels.1 = 2", "less than or equal to 1"]),
         ("pocket", FILES | {"task.source": "files"}, ["policy.model = 'pocket'", "name a folder or a hub id"]),

@@ -157,6 +157,15 @@ class Profile(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def every_process_has_an_episode(self) -> "Profile":
+        if self.compute.processes > self.ppo.batch_size:
+            raise ValueError(
+                f"compute.processes = {self.compute.processes} is above ppo.batch_size = {self.ppo.batch_size}, but "
+                "each process must sample an episode; lower it"
+            )
+        return self
+
     def schedule(self) -> SoftRiskSchedule:
         """The soft-risk schedule of this profile's risk settings."""
         return self.risk.schedule(self.ppo)
