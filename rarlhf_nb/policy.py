@@ -46,6 +46,7 @@ from rarlhf_nb.settings import LoraSettings, SamplingSettings
 
 VALUE_HEAD = "value_head.safetensors"
 PREFIX = "prefix.json"
+PROBE = "a"  # any text: it shows what a tokenizer adds to every text
 AS_WRITTEN = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
 
@@ -177,7 +178,7 @@ class ActorCritic(nn.Module):
         """Ids and mask, both (B, n + L), with the prefix between a row's padding on the left and its prompt.
 
         Padding stands before everything: within a text it would take room in a sliding window, and enter the state of
-        a recurrent layer or a convolution, which masks no token.
+        a recurrent layer or a convolution, which masks no token. A BOS of the prompt then stands before the prefix.
         """
         prefix = torch.tensor(self.prefix_ids, dtype=input_ids.dtype, device=input_ids.device)
         prefix = prefix.expand(len(input_ids), -1) if prefix_ids is None else prefix_ids
@@ -185,8 +186,10 @@ class ActorCritic(nn.Module):
             return input_ids, attention_mask
         real = torch.ones_like(prefix, dtype=attention_mask.dtype)
         ids, mask = torch.cat([prefix, input_ids], 1), torch.cat([real, attention_mask], 1)
-        text = torch.cat([real, attention_mask.cumsum(1)], 1) > 0  # all but the padding on the left
-        order = text.long().argsort(dim=1, stable=True)
+        count = attention_mask.cumsum(1)  # 0 on the padding on the left
+        first = attention_mask.bool() & (count <= len(leading_ids(self.processing_class)))
+        place = torch.where(first, 1, 3 * (count > 0).long())
+        order = torch.cat([2 * real.long(), place], 1).argsort(dim=1, stable=True)
         return ids.gather(1, order), mask.gather(1, order)
 
     def token_log_probs(self, episodes: Rollout, sampling: SamplingSettings) -> torch.Tensor:
@@ -196,9 +199,16 @@ class ActorCritic(nn.Module):
     def tokenize(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and mask, both (B, P), padded on the left.
 
+        A prompt begins as the tokenizer begins every text, but does not end in an EOS that the tokenizer appends.
         Raises `UserError` for a token that the model has no embedding of.
         """
-        batch = self.processing_class(prompts, padding=True, padding_side="left", return_tensors="pt")
+        tokenizer, options = self.processing_class, {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        leading = leading_ids(tokenizer)
+        if tokenizer(PROBE)["input_ids"] == leading + tokenizer(PROBE, add_special_tokens=False)["input_ids"]:
+            batch = tokenizer(prompts, **options)
+        else:
+            texts = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+            batch = tokenizer.pad({"input_ids": [leading + ids for ids in texts]}, **options)
         rows = self.model.get_input_embeddings().num_embeddings
         beyond = batch["input_ids"][batch["input_ids"] >= rows]
         if len(beyond):
@@ -319,6 +329,12 @@ def ending_tokens(tokenizer: PreTrainedTokenizerBase, generation: GenerationConf
     named = [named] if isinstance(named, int) else named or []
     own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return own + [i for i in named if i in tokenizer.added_tokens_decoder and i not in own]
+
+
+def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that the tokenizer puts before every text by itself, such as BOS."""
+    whole, text = tokenizer(PROBE)["input_ids"], tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    return next((whole[:at] for at in range(len(whole)) if whole[at : at + len(text)] == text), [])
 
 
 def check_context(policy: ActorCritic, prompt_length: int, completion_length: int) -> None:

@@ -13,7 +13,7 @@ from tiny import tiny_tokenizer
 from rarlhf_nb.data.paper_data import load_paper_texts
 from rarlhf_nb.data.pocket import build
 from rarlhf_nb.data.pocket.grammar import TALK_PAGES, vocabulary
-from rarlhf_nb.data.tasks import load_task, read_texts
+from rarlhf_nb.data.tasks import cut_prompts, load_task, read_texts
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.profiles import load_profile
 from rarlhf_nb.settings import TaskSettings
@@ -28,13 +28,18 @@ WRITERS = {
 }
 
 
+def task_settings(path, **changes):
+    """A task whose train and test texts are in this file."""
+    fields = {"name": "imdb-gen", "source": "files", "prompt_length": 3, "train_prompts": 10, "test_prompts": 2}
+    fields |= {"minimum_characters": 0, "tail_threshold": 0.0, "train_file": str(path), "test_file": str(path)}
+    return TaskSettings(**fields | changes)
+
+
 def load_rows(rows, folder, ending="csv", **changes):
     """The task whose train and test file hold these rows."""
     path = folder / f"texts.{ending}"
     WRITERS[ending](rows, path)
-    fields = {"name": "imdb-gen", "source": "files", "prompt_length": 3, "train_prompts": 10, "test_prompts": 2}
-    fields |= {"minimum_characters": 0, "tail_threshold": 0.0, "train_file": str(path), "test_file": str(path)}
-    return load_task(TaskSettings(**fields | changes), tiny_tokenizer())
+    return load_task(task_settings(path, **changes), tiny_tokenizer())
 
 
 @pytest.mark.parametrize("ending", WRITERS)
@@ -56,6 +61,23 @@ def test_a_shorter_text_is_a_prompt_if_the_settings_say_so_and_texts_without_lab
     assert {"film", "the film is good"} <= set(task.train["prompt"])
     assert task.train["label"].isna().all() and len(task.positive_texts("test", 1)) == 5
     assert ["no text has a `label`" in note for note in task.notes] == [True, True]
+
+
+def test_a_prompt_ends_with_a_whole_character_and_has_no_more_tokens_than_it_may(tmp_path):
+    tokenizer = byte_level_tokenizer()
+    texts = [
+        "\u8fd9\u90e8\u7535\u5f71\u5f88\u597d",
+        "film \U0001f600\U0001f600 good",
+        "caf\u00e9 na\u00efve",
+        "half \ufffd",
+    ]
+    for length in range(3, 9):
+        rows = pd.DataFrame({"text": [*texts, "the film was good and warm"], "label": 1, "group": "all"})
+        prompts = cut_prompts(rows, tokenizer, task_settings(tmp_path, prompt_length=length), "train")["prompt"]
+        assert len(prompts) > 2
+        for prompt in prompts:
+            assert any(text.startswith(prompt) for text in rows["text"])
+            assert 0 < len(tokenizer(prompt)["input_ids"]) <= length
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def cut_prompts(
 ) -> pd.DataFrame:
     """The first `prompt_length` tokens of each text that is long enough, or of its `prompt` column if there is one.
 
+    A prompt has fewer tokens if they would end within a character, or would be read as more than `prompt_length`.
     Returns at most `train_prompts` (`test_prompts`) different prompts with `label`, `group` and the index of their
     texts. If there are more, the same random choice is made for every seed.
     """
@@ -80,8 +81,10 @@ def cut_prompts(
     ids = tokenizer(sources, add_special_tokens=False)["input_ids"] if sources else []
     fewest = 1 if settings.shorter_prompts else settings.prompt_length
     whole = [len(tokens) >= fewest for tokens in ids]
-    prompts = [tokenizer.decode(tokens[: settings.prompt_length]) for tokens, w in zip(ids, whole, strict=True) if w]
+    ids = [tokens for tokens, is_whole in zip(ids, whole, strict=True) if is_whole]
+    prompts = _cut(ids, tokenizer, settings.prompt_length)
     table = long_enough.loc[whole, ["label", "group"]].assign(prompt=prompts).drop_duplicates("prompt")
+    table = table[table["prompt"] != ""]
     if table.empty:
         raise UserError(
             f"task.prompt_length = {settings.prompt_length} and task.minimum_characters = "
@@ -92,6 +95,24 @@ def cut_prompts(
     if getattr(settings, f"{split}_toxic_share") is not None:
         return _with_toxic_share(table, settings, split, count, generator)
     return table.iloc[generator.permutation(len(table))[:count]]
+
+
+def _cut(ids: list[list[int]], tokenizer: PreTrainedTokenizerBase, length: int) -> list[str]:
+    """The longest beginning of each text that ends with a whole character and is read as `length` tokens at most."""
+    prompts = [tokenizer.decode(tokens[:length]) for tokens in ids]
+    read = tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
+    for place, tokens in enumerate(ids):
+        end, again = length, read[place]
+        # some four bytes make a character, and so some four tokens
+        while end and (
+            len(again) > length
+            or prompts[place].endswith("\ufffd")
+            and not tokenizer.decode(tokens[: end + 4]).startswith(prompts[place])
+        ):
+            end -= 1
+            prompts[place] = tokenizer.decode(tokens[:end])
+            again = tokenizer(prompts[place], add_special_tokens=False)["input_ids"]
+    return prompts
 
 
 def _with_toxic_share(

@@ -24,7 +24,7 @@ from rarlhf_nb.lab.methods import (
 )
 from rarlhf_nb.lab.profiles import Profile, training_sections
 from rarlhf_nb.lab.workspace import Workspace
-from rarlhf_nb.policy import PREFIX
+from rarlhf_nb.policy import PREFIX, leading_ids
 
 TEMPLATE = Path(__file__).with_suffix(".jinja")
 METRICS = ("reward", "tail_reward", "cvar_10", "perplexity", "kl")
@@ -44,6 +44,7 @@ def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
     run, profile, key = workspace.run, workspace.profile, MethodKey.parse(method)
     folder = run.path("policies", key.policy)
     prefix_ids = json.loads((folder / PREFIX).read_text())["prefix_ids"]
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     settings, report = _settings(profile, key), _report(workspace, method)
     return ModelCard.from_template(
         _metadata(profile, method, run.folder.name, report),
@@ -54,8 +55,9 @@ def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
         name=json.dumps(name),
         task_name=TASKS[profile.task.name],
         profile=profile,
+        leading_ids=leading_ids(tokenizer),
         prefix_ids=prefix_ids,
-        prefix=AutoTokenizer.from_pretrained(folder, trust_remote_code=False).decode(prefix_ids),
+        prefix=tokenizer.decode(prefix_ids),
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=100),
         log=run.path("training", f"{key.policy}.jsonl").exists(),
         results=report and _results(report, method),

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from rarlhf_nb.distributed import Ranks, connect
 from rarlhf_nb.lab.profiles import EvaluationSettings
-from rarlhf_nb.policy import Policy, Reference
+from rarlhf_nb.policy import Policy, Reference, leading_ids
 from rarlhf_nb.ppo import episode_kl
 from rarlhf_nb.rewards import ClassifierReward, Reward, episode_rewards
 from rarlhf_nb.rollout import Rollout
@@ -86,27 +86,28 @@ def completion_log_likelihoods(base: Policy, episodes: Rollout) -> list[float]:
 def held_out_log_likelihoods(policy: Policy, texts: list[str], length: int, batch_size: int) -> pd.DataFrame:
     """Log-likelihoods of human texts under the policy, by teacher forcing on their first `length` tokens.
 
-    Columns text, log_likelihood (nats, summed over the scored tokens), tokens (the number of scored tokens). BOS is
-    prepended if the tokenizer has one; without BOS the first token has no context and is not scored. A policy with
-    a prefix reads the prefix in place of BOS, and the same tokens are scored. Several processes share the work, as in
-    `evaluate`.
+    Columns text, log_likelihood (nats, summed over the scored tokens), tokens (the number of scored tokens). A text
+    begins as the tokenizer begins every text, or with BOS if it has one; without BOS the first token has no context and
+    is not scored. A policy with a prefix reads it in place of a BOS that the tokenizer does not add by itself, and the
+    same tokens are scored. Several processes share the work, as in `evaluate`.
     """
     tokenizer = policy.processing_class
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    leading = leading_ids(tokenizer)
+    bos = leading or ([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id])
     ids = [tokens[: length - len(bos)] for tokens in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    context = [] if policy.prefix_ids else bos
+    context = leading if policy.prefix_ids else bos
+    first = len(context) if bos else 1  # the first token that is scored
     batches = [[context + tokens for tokens in ids[at : at + batch_size]] for at in range(0, len(ids), batch_size)]
-    scored = Ranks(connect()).map(lambda batch: _log_likelihoods(policy, batch, 1 - len(bos)), batches)
+    scored = Ranks(connect()).map(lambda batch: _log_likelihoods(policy, batch, first), batches)
     table = pd.DataFrame([row for rows in scored for row in rows], columns=["log_likelihood", "tokens"])
     table.insert(0, "text", texts)
     return table
 
 
-def _log_likelihoods(policy: Policy, ids: list[list[int]], unscored: int) -> list[tuple[float, int]]:
-    """(log-likelihood, scored tokens) of each text; skips its first `unscored` tokens and a token without context."""
+def _log_likelihoods(policy: Policy, ids: list[list[int]], first: int) -> list[tuple[float, int]]:
+    """(log-likelihood, scored tokens) of each text; its tokens are scored from the place `first`."""
     batch = policy.processing_class.pad({"input_ids": ids}, padding_side="right", return_tensors="pt")
     input_ids, mask = batch["input_ids"].to(policy.device), batch["attention_mask"].bool().to(policy.device)
-    first = unscored if policy.prefix_ids else 1
     logits, _ = policy(input_ids, mask, input_ids.shape[1] - first)
     log_probs = token_log_probs(logits.float(), input_ids[:, first:]).masked_fill(~mask[:, first:], 0.0)
     return list(zip(log_probs.sum(1).tolist(), mask[:, first:].sum(1).tolist(), strict=True))

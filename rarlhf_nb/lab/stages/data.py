@@ -11,7 +11,7 @@ from rarlhf_nb.lab.artifacts import content_id
 from rarlhf_nb.lab.methods import DATA_NOTEBOOK
 from rarlhf_nb.lab.stages.stage import Stage
 from rarlhf_nb.lab.workspace import Workspace
-from rarlhf_nb.policy import check_context
+from rarlhf_nb.policy import check_context, leading_ids
 
 TABLES = ("train", "test", "sft", "anti_expert", "held_out")
 
@@ -82,7 +82,8 @@ def _prepare_data(stage: Stage) -> None:
     """Raises `UserError` if prompts and completions exceed the model's context."""
     workspace, settings = stage.workspace, stage.workspace.profile.task
     base = workspace.base()
-    check_context(base, settings.prompt_length, workspace.profile.sampling.completion_length)
+    read = len(leading_ids(base.processing_class)) + settings.prompt_length
+    check_context(base, read, workspace.profile.sampling.completion_length)
     task = load_task(settings, base.processing_class)
     labels = task.train_texts["label"]
     others = task.train_texts[labels.notna() & ~labels.isin([settings.positive_label])]
