@@ -44,6 +44,8 @@ from rarlhf_nb.sampling import Completions, SampledLogProbs, forbidden_tokens, r
 from rarlhf_nb.seeding import seeded, uniforms
 from rarlhf_nb.settings import LoraSettings, SamplingSettings
 
+CHECKED: set[str] = set()  # configs that `check_architecture` has passed in this process
+CLOSE, CLOSE_IN_HALF = 1e-4, 0.2  # total variation of two readings: rounding alone gives 2e-6 in float32, 0.03 in half
 VALUE_HEAD = "value_head.safetensors"
 PREFIX = "prefix.json"
 PROBE = "a"  # any text: it shows what a tokenizer adds to every text
@@ -382,8 +384,8 @@ def load_policy(
     pad token is missing, or has no embedding, pads with EOS. Loads safetensors only and runs no remote code. With
     `lora`, the model gets a fresh adapter, initialised with `seed`. gradient_checkpointing: see
     `use_gradient_checkpointing`. quantization: of the weights beneath the adapter (see `quantization`). Raises
-    `UserError` if the model cannot be found or loaded, or does not support the quantization or the gradient
-    checkpointing asked for.
+    `UserError` if the model cannot be found or loaded, fails `check_architecture`, or does not support the quantization
+    or the gradient checkpointing asked for.
     """
     if quantization and lora is None:
         raise UserError(f"quantization = {quantization!r} needs an adapter: such weights cannot be trained; give lora.")
@@ -441,7 +443,50 @@ def load_policy(
     if prefix.exists():
         policy.prefix_ids = json.loads(prefix.read_text())["prefix_ids"]
     policy.risk = risk and risk.to(policy.device)
+    check_architecture(policy)
     return policy
+
+
+@torch.no_grad()
+def check_architecture(policy: ActorCritic) -> None:
+    """Raise `UserError` unless two texts, padded and read token by token, are predicted as in a pass of their own.
+
+    It stands in for the architectures that nobody has tried. A state-space model would take the sampler's cache without
+    an error and begin anew at every token; an encoder reads ahead. A config is checked once in a process.
+    """
+    config, model, tokenizer = policy.model.config, policy.model, policy.processing_class
+    checked = f"{config.to_json_string()} {model.dtype}"
+    if checked in CHECKED:
+        return
+    refused = f"a model of type {config.model_type!r} ({type(model).__name__}) cannot be a policy here: "
+    inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    if "past_key_values" not in inspect.signature(inner.forward).parameters:
+        raise UserError(refused + "it has no cache of keys and values, from which the sampler goes on; choose another.")
+    rows, forbidden = len(model.get_output_embeddings().weight), {*policy.forbidden_ids}
+    words = [i for i in range(rows) if i not in forbidden]
+    long, short = ([words[(i + shift) * len(words) // 10] for i in range(n)] for n, shift in ((7, 0), (4, 3)))
+    ids = torch.tensor([long, [tokenizer.pad_token_id] * 3 + short], device=policy.device)
+    mask = torch.tensor([[True] * 7, [False] * 3 + [True] * 4], device=policy.device)
+    cache = roomy_cache(config, 7)
+    try:
+        for start, end in ((0, 5), (5, 6), (6, 7)):
+            found, values = policy.logits_and_values(ids[:, start:end], mask[:, :end], 1, cache=cache)
+            if values.shape != (2, 1):
+                raise ValueError("the last hidden state is not one vector for each token")
+        plain = [model(row[real].unsqueeze(0)).logits[0, -1] for row, real in zip(ids, mask, strict=True)]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of any model's own code
+        raise UserError(refused + f"sampling fails ({first_line(error)}); choose another.") from error
+    found, plain = (logits.double().softmax(-1) for logits in (found[:, -1], torch.stack(plain)))
+    distance = (found - plain).abs().sum(-1).max().item() / 2
+    exact = model.dtype == torch.float32 and policy.device.type == "cpu"  # a GPU may compute in TF32
+    if distance > (CLOSE if exact else CLOSE_IN_HALF):
+        raise UserError(
+            refused + "read token by token, with padding, it predicts other tokens than in one pass (total variation "
+            f"{distance:.2g}); choose another."
+        )
+    CHECKED.add(checked)
 
 
 def check_vocabulary(policy: "Policy", base: "Policy", name: str, then: str) -> None:

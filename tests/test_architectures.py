@@ -8,6 +8,7 @@ from tiny import PROMPTS, sampling_settings, tiny_tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    BertConfig,
     FalconH1Config,
     Gemma2Config,
     Gemma3TextConfig,
@@ -15,6 +16,8 @@ from transformers import (
     GptOssConfig,
     GraniteMoeConfig,
     Lfm2Config,
+    MambaConfig,
+    MiniMaxConfig,
     MistralConfig,
     MptConfig,
     OPTConfig,
@@ -24,6 +27,7 @@ from transformers import (
 )
 
 from rarlhf_nb.baselines.sft import train_sft
+from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import ActorCritic, evaluate_tokens, load_policy
 from rarlhf_nb.risk_embedding import RiskEmbedding
 from rarlhf_nb.rollout import Rollout
@@ -148,3 +152,18 @@ def test_a_mixture_of_experts_is_sampled_after_sft_and_saved_as_it_was(config, t
     with torch.no_grad():
         for found in (policy, load_policy(tmp_path / "trained")):
             check_against_plain_passes(found, found.sample(PROMPTS, SAMPLING, seed=1), [])
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        # would begin anew at every token, without an error
+        (MambaConfig(**IDS, vocab_size=11, hidden_size=16, num_hidden_layers=1, state_size=4), "no cache of keys"),
+        (MiniMaxConfig(**GEMMA, num_local_experts=2), "sampling fails .*MiniMax uses cache of its own"),
+        (BertConfig(**SIZE, **IDS), "read token by token, with padding, it predicts other tokens"),  # reads ahead
+    ],
+    ids=["mamba", "minimax", "bert"],
+)
+def test_a_model_that_cannot_be_sampled_rightly_is_refused_when_it_loads(config, reason, tmp_path):
+    with pytest.raises(UserError, match=rf"a model of type '{config.model_type}' .*cannot be a policy .*{reason}"):
+        policy_of(config, tmp_path)
