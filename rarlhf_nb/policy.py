@@ -401,13 +401,24 @@ def load_policy(
             if getattr(config, name, None) == "gelu_new":  # in seven operations, on a CPU a quarter of GPT-2's update
                 setattr(config, name, "gelu_pytorch_tanh")  # the same function in one
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
-        causal_lm = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, **reduced
+        causal_lm, loading = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **reduced,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
             f"policy.model = {str(model)!r} does not load as a causal language model: {first_line(error)}"
         ) from error
+    if loading["missing_keys"]:  # transformers draws them at random
+        raise UserError(
+            f"policy.model = {str(model)!r} is no whole causal language model: its files lack "
+            f"{', '.join(sorted(loading['missing_keys'])[:3])}; save it again, or name another."
+        )
     rows = causal_lm.get_input_embeddings().num_embeddings
     if tokenizer.eos_token is not None and tokenizer.eos_token_id >= rows:
         raise UserError(

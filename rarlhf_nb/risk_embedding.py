@@ -7,6 +7,7 @@ alpha, e is a constant that can be added to the rows of the embedding matrix, af
 causal LM. e(1) = 0: at alpha = 1 the policy is the network without the embedding.
 """
 
+import copy
 import json
 import warnings
 from collections.abc import Iterator
@@ -81,10 +82,16 @@ class RiskEmbedding(nn.Module):
     def add_to(self, model: PreTrainedModel, alpha: torch.Tensor) -> None:
         """Add e(alpha), alpha (1,), to the rows of a model's embedding matrix, first parting it from the output's.
 
-        Some layers scale the rows that they look up, as Gemma's do; e(alpha) is what they must give besides.
+        All that is tied is parted: in transformers 5.23 a config without `tie_word_embeddings` ties nothing else again,
+        such as Zamba's shared blocks. Some layers scale the rows that they look up, as Gemma's do; e(alpha) is what
+        they must give besides.
         """
-        layer, head = model.get_input_embeddings(), model.get_output_embeddings()
-        head.weight = nn.Parameter(head.weight.clone())
+        layer, seen = model.get_input_embeddings(), set()
+        for name, parameter in [*model.named_parameters(remove_duplicate=False)]:
+            if parameter in seen:
+                module, _, own = name.rpartition(".")
+                setattr(model.get_submodule(module), own, copy.deepcopy(parameter))
+            seen.add(parameter)
         for config in (model.config, model.config.get_text_config()):
             config.tie_word_embeddings = False
         token = layer.weight.norm(dim=1).argmax()

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedConfig,
     Qwen3MoeConfig,
     Qwen3NextConfig,
+    ZambaConfig,
 )
 
 from rarlhf_nb.baselines.sft import train_sft
@@ -41,6 +42,7 @@ LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_windo
 GEMMA = SIZE | IDS | {"head_dim": 8}
 MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
 LINEAR = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 2}
+ZAMBA = {"mamba_d_state": 8, "n_mamba_heads": 2, "mamba_dt_rank": 4}
 SAMPLING = sampling_settings(minimum_completion_length=2)
 
 
@@ -102,6 +104,7 @@ def test_padding_stands_before_the_prefix(config, tmp_path):
         Gemma2Config(**GEMMA, **LAYERS),  # the embedding layer scales its rows
         Gemma3TextConfig(**GEMMA, **LAYERS),
         Gemma4TextConfig(**GEMMA, **LAYERS, global_head_dim=8, vocab_size_per_layer_input=11, num_kv_shared_layers=0),
+        ZambaConfig(**GEMMA, **ZAMBA, layers_block_type=["hybrid", "hybrid"]),  # its blocks share weights
         # scales the embeddings of ids, not `inputs_embeds`; its config holds an infinite number
         FalconH1Config(**SIZE, **IDS, **MAMBA, embedding_multiplier=3.0),
     ],

@@ -5,7 +5,7 @@ import json
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import PROMPTS, sampling_settings, tiny_policy
 from transformers import AutoModelForCausalLM
 
@@ -123,6 +123,15 @@ def test_weights_that_are_damaged_are_refused(tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="policy.model = .*does not load"):
+        load_policy(tmp_path)
+
+
+def test_weights_that_are_missing_are_named_instead_of_drawn_at_random(tmp_path):
+    tiny_policy(architecture="llama").save(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"is no whole causal language model: its files lack lm_head.weight"):
         load_policy(tmp_path)
 
 
