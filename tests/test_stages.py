@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 from small_run import SMALL
 
+from rarlhf_nb.data.pocket import pocket_world
 from rarlhf_nb.lab.experiment import Experiment
 from rarlhf_nb.lab.runs import Run
 from rarlhf_nb.lab.stages.data import data_stage
@@ -93,3 +94,22 @@ def test_what_is_missing_is_named_with_the_notebook_to_run(open_experiment):
         experiment.saved("rhlf")
     with pytest.raises(ValueError, match="dexperts/expert is missing in run 'empty': run notebook 04_other_baselines"):
         experiment.policy("dexperts")
+
+
+def test_texts_without_labels_leave_dexperts_out_with_a_note(checkout, capsys):
+    texts = "".join(f'"this {kind} film is {word} . the plot is {word} ."\n' for kind in "abcdefgh" for word in "xyz")
+    (checkout / "texts.csv").write_text(f"text\n{texts}")
+    files = {"task.source": "files", "task.train_file": "texts.csv", "task.test_file": "texts.csv"}
+    models = {
+        "policy.model": str(pocket_world("pocket-imdb").policy),
+        "reward.model": str(pocket_world("pocket-imdb").reward),
+    }
+    changes = {"task.prompt_length": 4, "task.minimum_characters": 1}
+    experiment = Experiment.open("pocket", run="unlabelled", overrides=SMALL | files | models | changes)
+    assert ["no text has a `label`" in note for note in experiment.prepare_data()] == [True, True]
+    assert len(experiment.data("sft")) == 24 and experiment.data("test")["label"].isna().all()
+    assert experiment.train_experts() == {}
+    assert "DExperts is left out: no training text has a label but 1" in capsys.readouterr().out
+    experiment.train_sft()
+    episodes = experiment.evaluate("sft")
+    assert episodes["label"].isna().all() and experiment.report().of("reward")["value"].notna().all()

@@ -144,7 +144,16 @@ class Experiment(Results):
         return self.run.read(f"policies/prompted/{training.PREFIXES}")
 
     def train_experts(self) -> dict[str, pd.DataFrame]:
-        """Fine-tune the expert and the anti-expert of `dexperts`; returns their training logs."""
+        """Fine-tune the expert and the anti-expert of `dexperts`; returns their training logs.
+
+        Without texts of another label for the anti-expert it trains none, says so and returns nothing.
+        """
+        if self.data("anti_expert").empty:
+            label = self.profile.task.positive_label
+            print(
+                f"DExperts is left out: no training text has a label but {label}, and the anti-expert needs such texts"
+            )
+            return {}
         training.experts_stage(self).run()
         return {name: self.run.read(f"policies/dexperts/{name}/{training.SFT_LOG}") for name in EXPERTS}
 

@@ -65,13 +65,7 @@ def experts_stage(workspace: Workspace) -> Stage:
 
 
 def _train_experts(stage: Stage) -> None:
-    """Raises `UserError` if no text has another label."""
     workspace, profile = stage.workspace, stage.workspace.profile
-    if workspace.data("anti_expert").empty:
-        raise UserError(
-            f"dexperts: every training text has label {profile.task.positive_label} or none, but the anti-expert "
-            "learns from texts with another label; add some."
-        )
     for name, data, target in zip(EXPERTS, ("sft", "anti_expert"), stage.writes, strict=True):
         _fine_tune(stage, workspace.base(), data, profile.dexperts.experts, name, target)
 
