@@ -17,6 +17,11 @@ def hash_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
+def library_seed(seed: int) -> int:
+    """The seed for a library that takes 32 bits, as numpy's global state and transformers' Trainer do."""
+    return seed if seed < 2**32 else hash_seed(seed)
+
+
 def uniforms(seed: int, first: int, rows: int, length: int) -> np.ndarray:
     """Uniform numbers in [0, 1) for the places first ... first + rows - 1 of a batch: (rows, length).
 
@@ -30,7 +35,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global random state inside the block, and restore it afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        torch.manual_seed(library_seed(seed))
         yield
 
 

@@ -115,6 +115,8 @@ def test_overrides_reach_sections_within_sections_and_no_other_load():
         ("pocket", FILES | {"task.source": "files"}, ["policy.model = 'pocket'", "name a folder or a hub id"]),
         ("pocket", {"task.train_file": "x" * 5000}, ["task.train_file = 'xxx", "no such file"]),
         ("pocket", {"policy.lora.r": 4}, ["policy.lora.alpha", "required"]),
+        ("pocket", {"policy.model": 7}, ["policy.model = 7", "reads this as int", "in quotes"]),
+        ("pocket", {"prompted.prefixes": ["a", 1.5]}, ["prompted.prefixes.1 = 1.5", "in quotes"]),
         (
             "pocket",
             {"policy.lora": "x", "policy.lora.r": 4},

@@ -22,6 +22,8 @@ def test_sft_is_seeded():
     one, two, other = (train_sft(tiny_policy(), TEXTS, settings(epochs=2), seed) for seed in (1, 1, 2))
     losses = [[row["loss"] for row in log] for log in (one, two, other)]
     assert losses[0] == losses[1] != losses[2]
+    large = [train_sft(tiny_policy(), TEXTS, settings(max_steps=2), seed)[-1]["loss"] for seed in (2**32, 2**64 + 1)]
+    assert large[0] != large[1]
 
 
 def settings(**changes) -> SFTSettings:

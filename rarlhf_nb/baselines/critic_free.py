@@ -29,7 +29,7 @@ from rarlhf_nb.files import json_lines
 from rarlhf_nb.policy import ActorCritic
 from rarlhf_nb.resumable import QUIET, ResumableTrainer
 from rarlhf_nb.rewards import Reward, check_rewards
-from rarlhf_nb.seeding import seeded, shuffled_stream
+from rarlhf_nb.seeding import library_seed, seeded, shuffled_stream
 from rarlhf_nb.settings import CriticFreeSettings, PPOSettings, RiskSettings, SamplingSettings
 
 
@@ -94,7 +94,7 @@ def train_critic_free(
                 disable_dropout=True,
                 bf16=mixed_precision == "bf16",
                 use_cpu=policy.device.type == "cpu",
-                seed=seed,
+                seed=library_seed(seed),
                 shuffle_dataset=False,
                 logging_steps=ppo.epochs,
                 gradient_checkpointing=False,

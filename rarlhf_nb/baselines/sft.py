@@ -9,7 +9,7 @@ from trl import SFTConfig, SFTTrainer
 from rarlhf_nb.checkpoint import Checkpoints
 from rarlhf_nb.policy import ActorCritic
 from rarlhf_nb.resumable import QUIET, ResumableTrainer
-from rarlhf_nb.seeding import seeded
+from rarlhf_nb.seeding import library_seed, seeded
 from rarlhf_nb.settings import SFTSettings
 
 ROUTING = ("output_router_logits", "router_aux_loss_coef")  # in the config of a mixture of experts
@@ -50,7 +50,7 @@ def train_sft(
             max_grad_norm=1.0,
             bf16=mixed_precision == "bf16",
             use_cpu=policy.device.type == "cpu",
-            seed=seed,
+            seed=library_seed(seed),
             logging_steps=1,
             gradient_checkpointing=False,
             # TRL 1.16 balances the load over `num_experts`, which Granite-MoE and Phi-MoE call otherwise

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from rarlhf_nb.checkpoint import Checkpoints
 from rarlhf_nb.resumable import QUIET, ResumableTrainer
 from rarlhf_nb.rewards import class_logits, encoded, pad_id, prepared_tokenizer
+from rarlhf_nb.seeding import library_seed
 
 LabelledText = tuple[str, int]  # a text and the id of its class
 WEIGHT_DECAY = 0.01
@@ -70,7 +71,7 @@ def train_classifier(
         learning_rate=learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=0.05,  # a share of all steps
-        seed=seed,
+        seed=library_seed(seed),
         remove_unused_columns=False,
     )
     determined_by = {

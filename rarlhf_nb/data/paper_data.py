@@ -13,6 +13,7 @@ import pandas as pd
 from rarlhf_nb.data.text_files import find_column, numbers_of, read_table, texts_of
 from rarlhf_nb.errors import UserError, first_line
 from rarlhf_nb.hub import snapshot
+from rarlhf_nb.seeding import library_seed
 from rarlhf_nb.settings import TaskSettings
 
 DATA = ["*.parquet", "*.csv", "*.json", "*.jsonl"]
@@ -59,7 +60,7 @@ def load_paper_texts(settings: TaskSettings) -> tuple[dict[str, pd.DataFrame], t
 
 def split_by_class(texts: pd.DataFrame, test_share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split into train and test: of the texts with each label, a share of `test_share` (rounded) is drawn for test."""
-    test = texts.groupby("label").sample(frac=test_share, random_state=seed).sort_index()
+    test = texts.groupby("label").sample(frac=test_share, random_state=library_seed(seed)).sort_index()
     return texts.drop(test.index).reset_index(drop=True), test.reset_index(drop=True)
 
 

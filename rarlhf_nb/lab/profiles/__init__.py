@@ -303,6 +303,8 @@ def shown(value: Any) -> str:
 def _readable(item: dict[str, Any]) -> str:
     field = ".".join(str(part) for part in item["loc"])
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "string_type" and item["input"] is not None:
+        message = f"YAML reads this as {type(item['input']).__name__}; to give a text, put it in quotes, as in '\"7\"'"
     if item["type"] == "missing":
         return f"{field}: {message}"
     if item["type"] == "value_error" and isinstance(item["input"], (dict, BaseModel)):
