@@ -20,9 +20,7 @@ def resolve_model(name: str) -> str:
         UserError: a folder or repository without `config.json` and safetensors weights, or with an adapter; and the
             errors of `snapshot`.
     """
-    what, folder = f"model = {name!r}", Path(name).expanduser()
-    if not folder.is_dir():
-        folder = snapshot(name, what, "model", [WEIGHTS, "*.json", "*.txt", "*.model"], needed=[WEIGHTS])
+    what, folder = f"model = {name!r}", model_folder(name)
     if not (folder / "config.json").is_file():
         raise UserError(f"{what} has no config.json: give a folder written by `save_pretrained`")
     if not any(folder.glob(WEIGHTS)):
@@ -37,6 +35,14 @@ def resolve_model(name: str) -> str:
             "of the merged model"
         )
     return str(folder)
+
+
+def model_folder(name: str) -> Path:
+    """The local folder of a model, whatever is in it, given a folder or a hub id; raises the errors of `snapshot`."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    return snapshot(name, f"model = {name!r}", "model", [WEIGHTS, "*.json", "*.txt", "*.model"], needed=[WEIGHTS])
 
 
 def snapshot(

@@ -35,8 +35,8 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rarlhf_nb.adapter import resolve_adapter, with_adapter
 from rarlhf_nb.errors import UserError, first_line
-from rarlhf_nb.hub import resolve_model
 from rarlhf_nb.quantization import Quantization, bitsandbytes_config, merged, prepare_quantized
 from rarlhf_nb.risk_embedding import RiskEmbedding, load_conditioned
 from rarlhf_nb.rollout import Rollout
@@ -380,16 +380,19 @@ def load_policy(
 ) -> ActorCritic:
     """Load a policy from a folder or a hub id, onto the GPU if there is one.
 
-    A value head, a prefix and a risk embedding that were saved with the policy are loaded as well. A tokenizer whose
-    pad token is missing, or has no embedding, pads with EOS. Loads safetensors only and runs no remote code. With
-    `lora`, the model gets a fresh adapter, initialised with `seed`. gradient_checkpointing: see
-    `use_gradient_checkpointing`. quantization: of the weights beneath the adapter (see `quantization`). Raises
-    `UserError` if the model cannot be found or loaded, fails `check_architecture`, or does not support the quantization
-    or the gradient checkpointing asked for.
+    The folder of a LoRA adapter alone is loaded as the model that it names, with the adapter merged in. A value head, a
+    prefix and a risk embedding that were saved with the policy are loaded as well. A tokenizer whose pad token is
+    missing, or has no embedding, pads with EOS. Loads safetensors only and runs no remote code. With `lora`, the model
+    gets a fresh adapter, initialised with `seed`. gradient_checkpointing: see `use_gradient_checkpointing`.
+    quantization: of the weights beneath the adapter (see `quantization`). Raises `UserError` if the model cannot be
+    found or loaded, fails `check_architecture`, or does not support the quantization or the gradient checkpointing
+    asked for.
     """
     if quantization and lora is None:
         raise UserError(f"quantization = {quantization!r} needs an adapter: such weights cannot be trained; give lora.")
-    folder, device = resolve_model(str(model)), "cuda" if torch.cuda.is_available() else "cpu"
+    (folder, adapted), device = resolve_adapter(str(model)), "cuda" if torch.cuda.is_available() else "cpu"
+    if quantization and adapted:
+        raise UserError(f"quantization = {quantization!r}: {str(model)!r} is an adapter; merge it first.")
     reduced = (
         {"quantization_config": bitsandbytes_config(quantization, dtype), "device_map": device} if quantization else {}
     )
@@ -400,7 +403,8 @@ def load_policy(
         for name in ("activation_function", "hidden_act"):
             if getattr(config, name, None) == "gelu_new":  # in seven operations, on a CPU a quarter of GPT-2's update
                 setattr(config, name, "gelu_pytorch_tanh")  # the same function in one
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+        own = adapted if adapted and (adapted / "tokenizer_config.json").is_file() else folder
+        tokenizer = AutoTokenizer.from_pretrained(own, config=config, trust_remote_code=False)
         causal_lm, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -419,6 +423,8 @@ def load_policy(
             f"policy.model = {str(model)!r} is no whole causal language model: its files lack "
             f"{', '.join(sorted(loading['missing_keys'])[:3])}; save it again, or name another."
         )
+    if adapted:
+        causal_lm = with_adapter(causal_lm, adapted)
     rows = causal_lm.get_input_embeddings().num_embeddings
     if tokenizer.eos_token is not None and tokenizer.eos_token_id >= rows:
         raise UserError(
