@@ -76,7 +76,7 @@ class TrainingLoop(ABC):
         mixed_precision: str = "no",
         log_file: Path | None = None,
         checkpoints: Checkpoints | None = None,
-        report_to: Sequence[str] = (),
+        report_to: str | Sequence[str] = (),
         project_dir: Path | None = None,
     ) -> None:
         self.policy, self.iterations, self.seed = policy, iterations, seed
@@ -85,9 +85,10 @@ class TrainingLoop(ABC):
         self.watch = watch or WatchSettings()
         sections = settings | {"watch": self.watch}
         self.settings = {name: section.model_dump(mode="json") for name, section in sections.items()} | {"seed": seed}
+        report_to = [report_to] if isinstance(report_to, str) else list(report_to)
         connect()
         self.accelerator = Accelerator(
-            mixed_precision=mixed_precision, log_with=list(report_to) or None, project_dir=project_dir
+            mixed_precision=mixed_precision, log_with=report_to or None, project_dir=project_dir
         )
         if report_to:
             self.accelerator.init_trackers("rarlhf_nb", config=flat(self.settings))

@@ -256,7 +256,7 @@ def test_a_batch_of_another_size_a_missing_data_set_and_a_wrong_reward_are_named
 
 
 def test_trackers_come_with_accelerate(tmp_path):
-    ppo_trainer(report_to=["tensorboard"], project_dir=tmp_path).train()
+    ppo_trainer(report_to="tensorboard", project_dir=tmp_path).train()
     assert any(b"env_reward_mean" in events.read_bytes() for events in tmp_path.rglob("events.out.tfevents.*"))
     ppo_trainer(project_dir=tmp_path / "none").train()
     assert not (tmp_path / "none").exists()

@@ -111,9 +111,11 @@ def _read_json(path: Path) -> pd.DataFrame:
 def _read_csv(path: Path) -> pd.DataFrame:
     # Read as a row, the header has pandas refuse every longer row; otherwise it would take the first column of a file
     # with unquoted commas for an index.
-    cells = pd.read_csv(
-        io.StringIO(_text(path)), header=None, dtype=str, keep_default_na=False, na_values=[""], low_memory=False
-    )
+    options = {"header": None, "dtype": str, "keep_default_na": False, "na_values": [""], "low_memory": False}
+    try:
+        cells = pd.read_csv(io.StringIO(_text(path)), **options)
+    except pd.errors.ParserError as error:
+        raise ValueError(f"{first_line(error).rpartition(': ')[2]} (a text with commas needs quotes)") from None
     table = cells.iloc[1:].reset_index(drop=True)
     return table.set_axis(cells.iloc[0].fillna("").tolist(), axis=1)
 
