@@ -66,6 +66,19 @@ def test_the_log_says_what_was_sampled(algorithm, tmp_path):
     pd.testing.assert_frame_equal(log, pd.read_json(tmp_path / "log.jsonl", lines=True), check_dtype=False)
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_a_reward_may_be_async_and_read_the_tokens(algorithm, tmp_path):
+    lengths = []
+
+    async def reward(completion_ids, trainer_state, label, **columns):
+        assert trainer_state.global_step == 0 and len(label) == len(completion_ids)
+        lengths.append([float(len(ids)) for ids in completion_ids])
+        return lengths[-1]
+
+    _, log = train(tmp_path, algorithm, reward, stop_after=1)
+    assert log["env_reward_mean"].tolist() == [pytest.approx(sum(lengths[0]) / 8)]
+
+
 def test_the_kl_is_that_of_the_policy_that_sampled(tmp_path):
     for algorithm in ("grpo", "rloo"):
         options = {"algorithm": algorithm, "own": {"batch_size": 256, "samples_per_prompt": 32}}

@@ -28,7 +28,8 @@ from rarlhf_nb.checkpoint import Checkpoints
 from rarlhf_nb.files import json_lines
 from rarlhf_nb.policy import ActorCritic
 from rarlhf_nb.resumable import QUIET, ResumableTrainer
-from rarlhf_nb.rewards import Reward, check_rewards
+from rarlhf_nb.rewards import Reward, episode_rewards
+from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.seeding import library_seed, seeded, shuffled_stream
 from rarlhf_nb.settings import CriticFreeSettings, PPOSettings, RiskSettings, SamplingSettings
 
@@ -121,10 +122,11 @@ def _of_whole_texts(reward: Reward, policy: ActorCritic) -> Reward:
     def of_whole_texts(
         prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any
     ) -> list[float]:
-        ids = [torch.tensor(row) for row in completion_ids]
-        mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in ids], batch_first=True)
-        completions = policy.completion_texts(*policy.tokenize(prompts), pad_sequence(ids, batch_first=True), mask)
-        return check_rewards(reward(prompts=prompts, completions=completions, **columns), prompts, completions)
+        rows = [torch.tensor(row, device=policy.device) for row in completion_ids]
+        mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
+        tokens = *policy.tokenize(prompts), pad_sequence(rows, batch_first=True), mask
+        episodes = Rollout(prompts, policy.completion_texts(*tokens), *tokens)
+        return episode_rewards([reward], episodes, columns).tolist()
 
     return of_whole_texts
 
