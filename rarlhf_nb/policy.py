@@ -121,7 +121,8 @@ class ActorCritic(nn.Module):
         Some models, such as GPT-J, have more rows than their tokenizer has tokens, and some vocabularies have unused
         ids in between: such rows are never sampled either.
         """
-        tokenizer, rows = self.processing_class, len(self.model.get_output_embeddings().weight)
+        tokenizer = self.processing_class
+        rows = self.model.get_output_embeddings().out_features  # FSDP flattens the weight
         known = tokenizer, len(tokenizer), rows
         if self._forbidden[0] != known:  # a large vocabulary is not searched in every pass
             special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
