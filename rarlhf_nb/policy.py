@@ -10,7 +10,8 @@ import copy
 import inspect
 import json
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -90,7 +91,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.model, self.processing_class = model, processing_class
         self.prefix_ids, self.risk = [], None
-        # of the last hidden state, which OPT-350m projects to a smaller one
+        # of what the output embedding reads, which OPT-350m projects to a smaller size
         hidden_size = model.get_output_embeddings().weight.shape[1]
         self.value_head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=model.device)
         nn.init.zeros_(self.value_head.weight)
@@ -162,18 +163,21 @@ class ActorCritic(nn.Module):
         if self.takes_positions:
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             inputs["position_ids"] = positions[:, -length:]
-        with nullcontext() if alpha is None else self.risk.read_by(self.model, alpha):
+        with (
+            nullcontext() if alpha is None else self.risk.read_by(self.model, alpha),
+            last_hidden(self.model) as states,
+        ):
             output = self.model(
                 **inputs,
                 attention_mask=attention_mask.long(),
                 past_key_values=cache,
                 use_cache=cache is not None,
-                output_hidden_states=True,
                 # as indices, since a number takes a view, whose logits are one slow product per episode
                 logits_to_keep=torch.arange(length - last, length, device=input_ids.device),
             )
-        hidden = output.hidden_states[-1][:, -last:]
-        return output.logits, self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
+        # Gemma 3n keeps all logits
+        logits, hidden = (each if each.shape[1] == last else each[:, -last:] for each in (output.logits, states[0]))
+        return logits, self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
 
     def prefixed(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, prefix_ids: torch.Tensor | None = None
@@ -320,6 +324,20 @@ class ActorCritic(nn.Module):
         tokenizer.save_pretrained(folder)
         save_file(self.value_head.state_dict(), Path(folder) / VALUE_HEAD)
         (Path(folder) / PREFIX).write_text(json.dumps({"prefix_ids": self.prefix_ids}) + "\n")
+
+
+@contextmanager
+def last_hidden(model: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
+    """A block that catches what the output embedding reads, (B, L, H) or the part of it that logits are kept of.
+
+    `output_hidden_states` would keep all layers, and gives something else for Gemma 3n, whose last has four dimensions.
+    """
+    states = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _layer, inputs: states.append(inputs[0]))
+    try:
+        yield states
+    finally:
+        hook.remove()
 
 
 def ending_tokens(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None) -> list[int]:
@@ -488,9 +506,7 @@ def check_architecture(policy: ActorCritic) -> None:
     cache = roomy_cache(config, 7)
     try:
         for start, end in ((0, 5), (5, 6), (6, 7)):
-            found, values = policy.logits_and_values(ids[:, start:end], mask[:, :end], 1, cache=cache)
-            if values.shape != (2, 1):
-                raise ValueError("the last hidden state is not one vector for each token")
+            found, _ = policy.logits_and_values(ids[:, start:end], mask[:, :end], 1, cache=cache)
         plain = [model(row[real].unsqueeze(0)).logits[0, -1] for row, real in zip(ids, mask, strict=True)]
     except torch.OutOfMemoryError:
         raise

@@ -11,6 +11,7 @@ from transformers import (
     BertConfig,
     FalconH1Config,
     Gemma2Config,
+    Gemma3nTextConfig,
     Gemma3TextConfig,
     Gemma4TextConfig,
     GptOssConfig,
@@ -40,6 +41,8 @@ SIZE |= {"intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads
 IDS = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}
 LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5}
 GEMMA = SIZE | IDS | {"head_dim": 8}
+GEMMA_3N = {"vocab_size_per_layer_input": 11, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0}
+GEMMA_3N |= {"laurel_rank": 8, "activation_sparsity_pattern": [0.0, 0.0]}
 MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
 LINEAR = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 2}
 ZAMBA = {"mamba_d_state": 8, "n_mamba_heads": 2, "mamba_dt_rank": 4}
@@ -64,12 +67,12 @@ def check_against_plain_passes(policy: ActorCritic, found: Rollout, prefix: list
     for i, mask in enumerate(found.completion_mask):
         prompt, completion = found.prompt_ids[i][found.prompt_mask[i]], found.completion_ids[i : i + 1, mask]
         ids = torch.cat([torch.tensor(prefix, dtype=prompt.dtype), prompt, completion[0]]).unsqueeze(0)
-        output = policy.model(ids, output_hidden_states=True)
+        hidden = policy.model.base_model(ids).last_hidden_state
         places = slice(-1 - completion.shape[1], -1)
-        logits = sampler_logits(output.logits[:, places], SAMPLING, policy.forbidden_ids, policy.eos_ids)
+        logits = sampler_logits(policy.model(ids).logits[:, places], SAMPLING, policy.forbidden_ids, policy.eos_ids)
         expected = token_log_probs(logits, completion)[0]
         torch.testing.assert_close(found.log_probs[i][mask], expected, atol=1e-5, rtol=0)
-        values = policy.value_head(output.hidden_states[-1][0, places]).squeeze(-1)
+        values = policy.value_head(hidden[0, places]).squeeze(-1)
         torch.testing.assert_close(found.values[i][mask], values, atol=1e-5, rtol=0)
 
 
@@ -78,6 +81,7 @@ def check_against_plain_passes(policy: ActorCritic, found: Rollout, prefix: list
     [
         MistralConfig(**GEMMA, sliding_window=5),
         Gemma3TextConfig(**GEMMA, **LAYERS),
+        Gemma3nTextConfig(**GEMMA, **LAYERS, **GEMMA_3N),
         GptOssConfig(**GEMMA, **LAYERS, num_local_experts=2, num_experts_per_tok=1),
         Lfm2Config(**SIZE, **IDS, layer_types=["conv", "full_attention"]),
         Qwen3NextConfig(**GEMMA, **LINEAR, layer_types=["linear_attention", "full_attention"]),
