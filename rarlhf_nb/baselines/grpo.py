@@ -260,7 +260,8 @@ def give_positions(model: torch.nn.Module) -> None:
 
     def count(module: torch.nn.Module, args: tuple, given: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         mask = given.get("attention_mask")
-        if mask is not None and given.get("position_ids") is None and given.get("past_key_values") is None:
+        alone = given.get("position_ids") is None and given.get("past_key_values") is None
+        if mask is not None and alone and not mask[:, 0].all():  # without padding on the left, TRL's numbers to the bit
             given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
         return args, given
 
