@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from rarlhf_nb.errors import UserError, first_line
-from rarlhf_nb.hub import model_folder, resolve_model
+from rarlhf_nb.hub import model_folder, resolve_model, whole_model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -22,7 +22,7 @@ def resolve_adapter(name: str) -> tuple[str, Path | None]:
     """
     folder = model_folder(name)
     if (folder / "config.json").is_file() or not (folder / CONFIG).is_file():
-        return resolve_model(name), None
+        return whole_model(name, folder), None
     config = json.loads((folder / CONFIG).read_text())
     what = f"model = {name!r} is an adapter without its model"
     if config.get("peft_type") != "LORA" or not (folder / WEIGHTS).is_file():

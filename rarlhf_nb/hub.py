@@ -20,7 +20,12 @@ def resolve_model(name: str) -> str:
         UserError: a folder or repository without `config.json` and safetensors weights, or with an adapter; and the
             errors of `snapshot`.
     """
-    what, folder = f"model = {name!r}", model_folder(name)
+    return whole_model(name, model_folder(name))
+
+
+def whole_model(name: str, folder: Path) -> str:
+    """The folder of the model `name`, checked; raises the errors of `resolve_model` about what it holds."""
+    what = f"model = {name!r}"
     if not (folder / "config.json").is_file():
         raise UserError(f"{what} has no config.json: give a folder written by `save_pretrained`")
     if not any(folder.glob(WEIGHTS)):

@@ -79,12 +79,13 @@ class ActorCritic(nn.Module):
     distribution that `token_log_probs` describes.
 
     prefix_ids: tokens that the model reads before every prompt, such as an instruction or a reward token. They belong
-    neither to the prompt nor to the completion of an episode. eos_ids: see `ending_tokens`. risk: the embedding of
-    alpha of a conditioned policy, which acts for any tail share that it is told.
+    neither to the prompt nor to the completion of an episode. eos_ids: see `ending_tokens`. leading_ids: see the
+    function. risk: the embedding of alpha of a conditioned policy, which acts for any tail share that it is told.
     """
 
     prefix_ids: list[int]
     eos_ids: list[int]
+    leading_ids: list[int]
     risk: RiskEmbedding | None
 
     def __init__(self, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> None:
@@ -96,7 +97,7 @@ class ActorCritic(nn.Module):
         self.value_head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=model.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
-        inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+        self.leading_ids, inner = leading_ids(processing_class), base_model(model)
         self.eos_ids = ending_tokens(processing_class, inner.generation_config)
         inner.generation_config = GenerationConfig(
             bos_token_id=processing_class.bos_token_id,
@@ -107,7 +108,7 @@ class ActorCritic(nn.Module):
         if getattr(text_config, "output_router_logits", False):
             text_config.output_router_logits = False  # for TRL's SFT; with a cache, transformers fails to rate them
         self._forbidden: tuple[Any, list[int]] = None, []
-        self.takes_positions = "position_ids" in inspect.signature(inner.forward).parameters
+        self.takes_positions = takes(model, "position_ids")
         self.eval()
 
     @property
@@ -161,8 +162,7 @@ class ActorCritic(nn.Module):
         """
         inputs, length = {"input_ids": input_ids}, input_ids.shape[1]
         if self.takes_positions:
-            positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-            inputs["position_ids"] = positions[:, -length:]
+            inputs["position_ids"] = positions(attention_mask)[:, -length:]
         with (
             nullcontext() if alpha is None else self.risk.read_by(self.model, alpha),
             last_hidden(self.model) as states,
@@ -194,7 +194,7 @@ class ActorCritic(nn.Module):
         real = torch.ones_like(prefix, dtype=attention_mask.dtype)
         ids, mask = torch.cat([prefix, input_ids], 1), torch.cat([real, attention_mask], 1)
         count = attention_mask.cumsum(1)  # 0 on the padding on the left
-        first = attention_mask.bool() & (count <= len(leading_ids(self.processing_class)))
+        first = attention_mask.bool() & (count <= len(self.leading_ids))
         place = torch.where(first, 1, 3 * (count > 0).long())
         order = torch.cat([2 * real.long(), place], 1).argsort(dim=1, stable=True)
         return ids.gather(1, order), mask.gather(1, order)
@@ -210,7 +210,7 @@ class ActorCritic(nn.Module):
         Raises `UserError` for a token that the model has no embedding of.
         """
         tokenizer, options = self.processing_class, {"padding": True, "padding_side": "left", "return_tensors": "pt"}
-        leading = leading_ids(tokenizer)
+        leading = self.leading_ids
         if tokenizer(PROBE)["input_ids"] == leading + tokenizer(PROBE, add_special_tokens=False)["input_ids"]:
             batch = tokenizer(prompts, **options)
         else:
@@ -324,6 +324,21 @@ class ActorCritic(nn.Module):
         tokenizer.save_pretrained(folder)
         save_file(self.value_head.state_dict(), Path(folder) / VALUE_HEAD)
         (Path(folder) / PREFIX).write_text(json.dumps({"prefix_ids": self.prefix_ids}) + "\n")
+
+
+def base_model(model: torch.nn.Module) -> PreTrainedModel:
+    """The causal LM beneath an adapter, or the model itself if it has none."""
+    return model.get_base_model() if isinstance(model, peft.PeftModel) else model
+
+
+def takes(model: torch.nn.Module, argument: str) -> bool:
+    """Whether the forward pass of a causal LM, beneath any adapter, takes an argument of this name."""
+    return argument in inspect.signature(base_model(model).forward).parameters
+
+
+def positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """The place (B, L) of every token in its text, whose padding on the left counts for nothing."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 @contextmanager
@@ -495,8 +510,7 @@ def check_architecture(policy: ActorCritic) -> None:
     if checked in CHECKED:
         return
     refused = f"a model of type {config.model_type!r} ({type(model).__name__}) cannot be a policy here: "
-    inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-    if "past_key_values" not in inspect.signature(inner.forward).parameters:
+    if not takes(model, "past_key_values"):
         raise UserError(refused + "it has no cache of keys and values, from which the sampler goes on; choose another.")
     rows, forbidden = len(model.get_output_embeddings().weight), {*policy.forbidden_ids}
     words = [i for i in range(rows) if i not in forbidden]

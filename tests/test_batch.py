@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from unittest import mock
 
 import nbformat
 import psutil
@@ -32,13 +31,6 @@ def notebook(folder, name, code, parameters="seed: int = 1  # of everything", ta
 @pytest.fixture
 def run(tmp_path):
     return Run.open("mine", {}, seed=5, root=tmp_path / "runs")
-
-
-@pytest.fixture(autouse=True)
-def environment():
-    """What a run sets in its process does not reach the next test."""
-    with mock.patch.dict(os.environ):
-        yield os.environ
 
 
 def execute(run, paths, parameters=PARAMETERS, **options):
@@ -116,10 +108,10 @@ def test_unknown_parameters_and_a_missing_cell_are_refused_before_anything_runs(
     assert run.manifest["notebooks"] == {}
 
 
-def test_a_notebook_has_no_bars_and_no_widgets_and_keeps_the_users_environment(run, tmp_path, environment):
+def test_a_notebook_has_no_bars_and_no_widgets_and_keeps_the_users_environment(run, tmp_path):
     for name in ("RARLHF_STATIC", "HF_HUB_DISABLE_TELEMETRY"):
-        environment.pop(name, None)
-    environment["TQDM_DISABLE"] = "0"  # what the user sets stays
+        os.environ.pop(name, None)
+    os.environ["TQDM_DISABLE"] = "0"  # what the user sets stays
     names = ["RARLHF_STATIC", "HF_HUB_DISABLE_TELEMETRY", "TQDM_DISABLE"]
     code = f"import os; assert [os.environ[name] for name in {names}] == ['1', '1', '0']"
     execute(run, [notebook(tmp_path, "01_first", code)])

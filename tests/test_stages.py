@@ -79,7 +79,7 @@ def test_no_two_methods_share_a_training(open_experiment):
     for place in ("data/train.parquet", "policies/sft/model.safetensors"):
         experiment.run.write(place, "what all of them start from")
     methods = ["rlhf", "ra_rlhf", "ra_rlhf_ru", "conditioned", "grpo", "cvar_grpo", "rloo", "cvar_rloo", "cvar_rloo@1"]
-    trainings = {method: training_stage(experiment, method).fingerprint() for method in methods}
+    trainings = {method: training_stage(experiment, method).fingerprint for method in methods}
     assert trainings.pop("cvar_rloo@1") == trainings["rloo"]
     assert len(set(trainings.values())) == len(methods) - 1
 

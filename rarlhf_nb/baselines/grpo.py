@@ -29,6 +29,7 @@ from packaging.specifiers import SpecifierSet
 from trl import GRPOTrainer, RLOOTrainer
 
 from rarlhf_nb.errors import UserError
+from rarlhf_nb.policy import base_model, positions, takes
 from rarlhf_nb.risk import SoftRiskSchedule, check_alpha, kept_episodes, rockafellar_uryasev_rewards, tail_count
 
 Estimator = Literal["tail_selection", "rockafellar_uryasev", "cvar_gradient"]
@@ -256,14 +257,13 @@ def give_positions(model: torch.nn.Module) -> None:
     TRL 1.16 pads prompts on the left and reads log-probabilities without position ids. A model with learned positions,
     such as GPT-2, then reads every token of a shorter prompt at a shifted one, by up to whole nats.
     """
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def count(module: torch.nn.Module, args: tuple, given: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         mask = given.get("attention_mask")
         alone = given.get("position_ids") is None and given.get("past_key_values") is None
         if mask is not None and alone and not mask[:, 0].all():  # without padding on the left, TRL's numbers to the bit
-            given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+            given["position_ids"] = positions(mask)
         return args, given
 
-    if "position_ids" in inspect.signature(type(model).forward).parameters:
-        model.register_forward_pre_hook(count, with_kwargs=True)
+    if takes(model, "position_ids"):
+        base_model(model).register_forward_pre_hook(count, with_kwargs=True)

@@ -43,7 +43,7 @@ class Commands(TyperGroup):
 app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
-pocket = typer.Typer(cls=Commands, no_args_is_help=True, help="The models of the pocket worlds.")
+pocket = typer.Typer(no_args_is_help=True, help="The models of the pocket worlds.")
 app.add_typer(pocket, name="pocket")
 
 

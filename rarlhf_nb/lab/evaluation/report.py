@@ -166,7 +166,7 @@ def _markdown(tables: dict[str, pd.DataFrame]) -> str:
     return "\n\n".join(head + markdown_table(cells) for head, cells in zip(heads, tables.values(), strict=True))
 
 
-# The finding# The finding
+# The finding
 
 
 def tail_metric(metrics: Iterable[str]) -> str:

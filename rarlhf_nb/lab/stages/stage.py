@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Stage:
 
     def run(self) -> None:
         """Do the work, unless it is done already, here or in another run of the same sweep."""
-        run, fingerprint = self.workspace.run, self.fingerprint()
+        run, fingerprint = self.workspace.run, self.fingerprint
         with stage_lock(run.folder, fingerprint):
             if not self._finished(fingerprint):
                 run.path(record_file(self.name)).unlink(missing_ok=True)
@@ -72,6 +73,7 @@ class Stage:
         else:
             run_on_processes(self.processes, self.work, self, **limits)
 
+    @cached_property  # it reads all that the stage reads, which may be models of several GB
     def fingerprint(self) -> str:
         """A hash of everything that determines the files; after the dash, of the code.
 
@@ -87,7 +89,7 @@ class Stage:
 
     def checkpoints(self, training: str) -> Checkpoints:
         """The checkpoints of one of its trainings; those of other settings or other code are passed over."""
-        return Checkpoints(self._checkpoints(training) / self.fingerprint())
+        return Checkpoints(self._checkpoints(training) / self.fingerprint)
 
     def _finished(self, fingerprint: str) -> bool:
         """Whether the record says so and the files are whole; a line says what is kept, and why."""
