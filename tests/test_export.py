@@ -150,7 +150,7 @@ def test_the_cards_code_draws_from_the_distribution_that_was_measured(run, check
     wanted = policy.sample([prompt], sampling, seed=7)
     assert torch.equal(found.sampled[:, found.given.shape[1] :], wanted.completion_ids.cpu())
     assert found.text.endswith(wanted.completions[0])
-    assert found.policy.prefix_ids == policy.prefix_ids
+    assert found.policy.prefix_ids == policy.prefix_ids and found.never_sampled == policy.forbidden_ids
     assert ("needs its prefix before every prompt" in card.text) == (method != "ra_rlhf_ru")
     if method == "prompted":
         assert "“the plot is good”" in card.text
