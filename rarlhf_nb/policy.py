@@ -79,13 +79,12 @@ class ActorCritic(nn.Module):
     distribution that `token_log_probs` describes.
 
     prefix_ids: tokens that the model reads before every prompt, such as an instruction or a reward token. They belong
-    neither to the prompt nor to the completion of an episode. eos_ids: see `ending_tokens`. leading_ids: see the
-    function. risk: the embedding of alpha of a conditioned policy, which acts for any tail share that it is told.
+    neither to the prompt nor to the completion of an episode. eos_ids: see `ending_tokens`. risk: the embedding of
+    alpha of a conditioned policy, which acts for any tail share that it is told.
     """
 
     prefix_ids: list[int]
     eos_ids: list[int]
-    leading_ids: list[int]
     risk: RiskEmbedding | None
 
     def __init__(self, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> None:
@@ -97,7 +96,7 @@ class ActorCritic(nn.Module):
         self.value_head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=model.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
-        self.leading_ids, inner = leading_ids(processing_class), base_model(model)
+        inner = base_model(model)
         self.eos_ids = ending_tokens(processing_class, inner.generation_config)
         inner.generation_config = GenerationConfig(
             bos_token_id=processing_class.bos_token_id,
@@ -194,7 +193,7 @@ class ActorCritic(nn.Module):
         real = torch.ones_like(prefix, dtype=attention_mask.dtype)
         ids, mask = torch.cat([prefix, input_ids], 1), torch.cat([real, attention_mask], 1)
         count = attention_mask.cumsum(1)  # 0 on the padding on the left
-        first = attention_mask.bool() & (count <= len(self.leading_ids))
+        first = attention_mask.bool() & (count <= len(leading_ids(self.processing_class)))
         place = torch.where(first, 1, 3 * (count > 0).long())
         order = torch.cat([2 * real.long(), place], 1).argsort(dim=1, stable=True)
         return ids.gather(1, order), mask.gather(1, order)
@@ -210,7 +209,7 @@ class ActorCritic(nn.Module):
         Raises `UserError` for a token that the model has no embedding of.
         """
         tokenizer, options = self.processing_class, {"padding": True, "padding_side": "left", "return_tensors": "pt"}
-        leading = self.leading_ids
+        leading = leading_ids(tokenizer)
         if tokenizer(PROBE)["input_ids"] == leading + tokenizer(PROBE, add_special_tokens=False)["input_ids"]:
             batch = tokenizer(prompts, **options)
         else:
