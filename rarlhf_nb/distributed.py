@@ -7,12 +7,13 @@ updated episodes are sharded again, so that no rank waits for another's tail.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, reduce
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
@@ -37,6 +38,20 @@ def connect() -> PartialState:
         versions = {f"the version of {name}": found for name, found in installed_versions().items()}
         Ranks(state).check_agreement(versions)
     return state
+
+
+def accelerator(mixed_precision: str, **options: Any) -> Accelerator:
+    """Returns an `Accelerator` of this precision, whatever precision other trainers of this process have.
+
+    accelerate 1.15 keeps one for the whole process and refuses another; transformers' Trainer clears it in this way.
+    """
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=mixed_precision, **options)
+
+
+def autocast(device: torch.device, mixed_precision: str) -> AbstractContextManager:
+    """A block whose passes are in bfloat16 if `mixed_precision` is "bf16"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
 
 
 class Ranks:

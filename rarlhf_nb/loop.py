@@ -13,7 +13,6 @@ from typing import ClassVar
 
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import TrainerState
@@ -27,7 +26,7 @@ from rarlhf_nb.checkpoint import (
     parameter_tensors,
 )
 from rarlhf_nb.data.prompts import prompt_dataset
-from rarlhf_nb.distributed import Ranks, connect
+from rarlhf_nb.distributed import Ranks, accelerator, connect
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.interrupts import InterruptLater
 from rarlhf_nb.monitor import Incident, Monitor, TrainingStopped, check_finite
@@ -87,9 +86,8 @@ class TrainingLoop(ABC):
         self.settings = {name: section.model_dump(mode="json") for name, section in sections.items()} | {"seed": seed}
         report_to = [report_to] if isinstance(report_to, str) else list(report_to)
         connect()
-        self.accelerator = Accelerator(
-            mixed_precision=mixed_precision, log_with=report_to or None, project_dir=project_dir
-        )
+        self.mixed_precision = mixed_precision
+        self.accelerator = accelerator(mixed_precision, log_with=report_to or None, project_dir=project_dir)
         if report_to:
             self.accelerator.init_trackers("rarlhf_nb", config=flat(self.settings))
         self.ranks = Ranks(self.accelerator)
@@ -107,7 +105,7 @@ class TrainingLoop(ABC):
             return
         prompts = self.train_dataset["prompt"] if self.train_dataset is not None else []
         digest = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
-        own = {"mixed_precision": self.accelerator.mixed_precision, "the checksum of the prompts": digest[:12]}
+        own = {"mixed_precision": self.mixed_precision, "the checksum of the prompts": digest[:12]}
         self.ranks.check_agreement(flat(self.settings) | own)
         if self.ranks.sharded and checkpoints is not None:
             raise UserError("checkpoints: none can be saved if FSDP shards the training; give none.")

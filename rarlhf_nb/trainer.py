@@ -144,7 +144,7 @@ class CVaRPPOTrainer(TrainingLoop):
         There, reading token by token and at once round differently, by more than an update moves a ratio; so the
         episodes are read as the update will read them.
         """
-        half = self.accelerator.mixed_precision != "no" or torch.finfo(self.policy.model.dtype).bits < 32
+        half = self.mixed_precision != "no" or torch.finfo(self.policy.model.dtype).bits < 32
         parts = []
         with self.accelerator.autocast():
             for part in map(rollout.take, pieces):

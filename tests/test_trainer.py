@@ -5,31 +5,40 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from datasets import Dataset
 from tiny import PROMPTS, SAMPLING, TEXTS, good_minus_bad, ppo_settings, ppo_trainer, sampling_settings, tiny_policy
 
+from rarlhf_nb.baselines.sft import train_sft
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.glossary import logged_keys
 from rarlhf_nb.policy import evaluate_tokens, load_policy
 from rarlhf_nb.ppo import dense_rewards, generalized_advantages, policy_losses, value_losses, whiten
 from rarlhf_nb.seeding import hash_seed
-from rarlhf_nb.settings import LoraSettings
-
-
-@pytest.fixture
-def another_precision():
-    """A process has one precision, that of its first accelerator."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+from rarlhf_nb.settings import LoraSettings, SFTSettings
 
 
 @pytest.mark.parametrize("dtype, mixed_precision", [(torch.bfloat16, "no"), (torch.float32, "bf16")])
-def test_in_half_precision_the_first_epoch_begins_at_a_ratio_of_one(dtype, mixed_precision, another_precision):
+def test_in_half_precision_the_first_epoch_begins_at_a_ratio_of_one(dtype, mixed_precision):
     """Read token by token, bf16 rounds otherwise than read at once; the update must not take this for a move."""
     log = ppo_trainer(tiny_policy(dtype=dtype), epochs=1, iterations=3, mixed_precision=mixed_precision).train()
     assert log["ratio_mean"].tolist() == [1.0] * 3 and log["clip_fraction"].tolist() == [0.0] * 3
+
+
+def test_trainers_of_two_precisions_in_one_process_do_not_meet():
+    """Neither each other, nor transformers' Trainer, whose precision is accelerate's for the whole process."""
+    precisions = ["no", "bf16"]
+
+    def trainer(mixed_precision):
+        return ppo_trainer(tiny_policy(), iterations=3, mixed_precision=mixed_precision)
+
+    alone = {precision: trainer(precision).train()["kl"].tolist() for precision in precisions}
+    assert alone["no"] != alone["bf16"]
+    sft = SFTSettings(learning_rate=1e-3, batch_size=8, epochs=1, max_length=8, max_steps=1)
+    together = {precision: trainer(precision) for precision in precisions}
+    for _ in zip(*together.values(), strict=True):
+        for precision in precisions:
+            train_sft(tiny_policy(), TEXTS, sft, 1, precision)
+    assert {precision: [row["kl"] for row in one.rows] for precision, one in together.items()} == alone
 
 
 def gradients(policy):

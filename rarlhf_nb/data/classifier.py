@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from rarlhf_nb.checkpoint import Checkpoints
+from rarlhf_nb.distributed import autocast
 from rarlhf_nb.resumable import QUIET, ResumableTrainer
 from rarlhf_nb.rewards import class_logits, encoded, pad_id, prepared_tokenizer
 from rarlhf_nb.seeding import library_seed
@@ -99,7 +100,7 @@ def train_classifier(
         trainer.train_resumably(checkpoints, determined_by)
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
-    with _autocast(model.device, mixed_precision):
+    with autocast(model.device, mixed_precision):
         accuracy = _accuracies(model, tokenizer, held_out, lengths, batch_size)
     metrics = {"accuracy": accuracy, "train_texts": len(train), "held_out_texts": len(held_out)}
     (Path(output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
@@ -113,11 +114,7 @@ class _ClassifierTrainer(ResumableTrainer):
     mixed_precision: str
 
     def autocast_smart_context_manager(self, *args: Any, **kwargs: Any) -> contextlib.AbstractContextManager:
-        return _autocast(self.args.device, self.mixed_precision)
-
-
-def _autocast(device: torch.device, mixed_precision: str) -> contextlib.AbstractContextManager:
-    return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
+        return autocast(self.args.device, self.mixed_precision)
 
 
 def _padded_batch(

@@ -4,9 +4,8 @@ from itertools import product
 
 import pandas as pd
 import torch
-from accelerate import Accelerator
 
-from rarlhf_nb.distributed import Ranks, connect
+from rarlhf_nb.distributed import Ranks, autocast, connect
 from rarlhf_nb.lab.profiles import EvaluationSettings
 from rarlhf_nb.policy import Policy, Reference, leading_ids
 from rarlhf_nb.ppo import episode_kl
@@ -41,14 +40,13 @@ def evaluate(
     identical to the last digit to that of one process. Raises the errors of `Policy.sample` and `episode_rewards`.
     """
     ranks = Ranks(connect())
-    autocast = Accelerator(mixed_precision=mixed_precision).autocast
 
     def batch(at: int) -> pd.DataFrame:
         return prompts.iloc[at : at + settings.batch_size]
 
     def measured(part: tuple[int, int]) -> dict[str, list]:
         sample, at = part
-        with autocast():
+        with autocast(policy.device, mixed_precision):
             episodes = policy.sample(batch(at)["prompt"].tolist(), sampling, hash_seed(seed, sample), at)
             ref_log_probs = reference.token_log_probs(episodes, sampling)
             likelihood = {} if base is None else {"base_log_likelihood": completion_log_likelihoods(base, episodes)}
