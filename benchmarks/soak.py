@@ -2,8 +2,8 @@
 
 It runs a profile once without interruption, and once killed with SIGKILL at random moments and begun again by the same
 command. Then it compares every log, table and policy of the two runs to the last digit, except for measured seconds.
-Every other kill takes the runner alone, whose kernel then ends by itself; the others take both, as a power failure
-does.
+Every other kill takes the runner alone, whose other processes then end by themselves; the others take all of them, as a
+power failure does.
 """
 
 import argparse
@@ -49,14 +49,17 @@ def soak(
             (folder / "notebooks" / notebook.name).symlink_to(notebook)
     dice, figures = random.Random(seed), Counter()
     started = time.perf_counter()
-    run_once(folder, "whole", settings)
-    whole = time.perf_counter() - started
-    say(f"uninterrupted: {whole:.0f} s")
+    runner, whole = start(folder, "whole", settings), Run(folder / "papermill_runs" / "whole")
+    steps = await_steps(runner, whole, float("inf"))
+    if runner.returncode:
+        raise subprocess.CalledProcessError(runner.returncode, runner.args)
+    figures["seconds uninterrupted"] = round(time.perf_counter() - started)
+    say(f"uninterrupted: {figures['seconds uninterrupted']} s, {steps} steps")
     run, met = Run(folder / "papermill_runs" / "killed"), []
     started = time.perf_counter()
     for kill in range(kills):
-        after = dice.uniform(0.1, 4 * whole / kills)
-        where = kill_once(folder, run, settings, after, met, with_kernel=kill % 2 == 1)
+        after = dice.uniform(1, 4 * steps / kills)  # steps and not seconds, whatever else the machine does
+        where = kill_once(folder, run, settings, after, met, with_others=kill % 2 == 1)
         if where is None:
             break
         figures["kills"] += 1
@@ -64,11 +67,11 @@ def soak(
         figures["iterations repeated"] += unsaved_iterations(run)
         figures["corrupt files"] += sum(len(damaged_files(run.folder, record)) for record in read_records(run.folder))
         say(f"kill {figures['kills']} in {where}")
-    run_once(folder, "killed", settings)
-    figures["seconds uninterrupted"], figures["seconds killed"] = round(whole), round(time.perf_counter() - started)
-    figures["kernels met"] = len(met)
-    figures["orphaned kernels"] = sum(lives(kernel) for kernel in met)
-    different, compared = compare(folder / "papermill_runs" / "whole", run.folder)
+    subprocess.run(command("killed", settings), cwd=folder, check=True, capture_output=True)
+    figures["seconds killed"] = round(time.perf_counter() - started)
+    figures["processes met"] = len(met)
+    figures["orphans"] = sum(lives(process) for process in met)
+    different, compared = compare(whole.folder, run.folder)
     figures["files compared"], figures["files that differ"] = compared, len(different)
     return dict(figures) | {"different": different}
 
@@ -78,9 +81,20 @@ def command(run: str, settings: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", RUNNER, "run", "--run", run, *settings]
 
 
-def run_once(folder: Path, run: str, settings: Sequence[str]) -> None:
-    """Run to the end. Raises `CalledProcessError` if it fails."""
-    subprocess.run(command(run, settings), cwd=folder, check=True, capture_output=True)
+def start(folder: Path, run: str, settings: Sequence[str]) -> subprocess.Popen:
+    """The runner, at work."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command(run, settings), cwd=folder, **quiet)
+
+
+def await_steps(runner: subprocess.Popen, run: Run, steps: float) -> int:
+    """Wait until the run has made so many steps, rows of a log or finished stages, or has ended; returns how many."""
+    seen, before = 0, newest(run)
+    while runner.poll() is None and seen < steps:
+        time.sleep(0.02)
+        now = newest(run)
+        seen, before = seen + (now != before), now
+    return seen
 
 
 def kill_once(
@@ -89,32 +103,27 @@ def kill_once(
     settings: Sequence[str],
     after: float,
     met: list[psutil.Process],
-    with_kernel: bool,
+    with_others: bool,
 ) -> str | None:
-    """Continue the run and kill it `after` seconds, counted once its work has begun.
+    """Continue the run and kill it after so many steps.
 
-    Returns where it was, or None if the run ended before. met: gets the kernel that it had. with_kernel: kill that
-    too; without it, the kill waits for a moment with a kernel to leave behind.
+    Returns where it was, or None if the run ended before. met: gets its processes. with_others: kill those too; without
+    it, the kill waits for a moment with processes to leave behind.
     """
-    before = newest(run)
-    runner = subprocess.Popen(
-        command(run.folder.name, settings), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while runner.poll() is None and newest(run) == before:
-        time.sleep(0.05)
-    at = time.monotonic() + after
+    runner = start(folder, run.folder.name, settings)
+    await_steps(runner, run, after)
     while runner.poll() is None:
-        kernel = child(runner)
-        if time.monotonic() >= at and (kernel or with_kernel):
+        others = children(runner)
+        if others or with_others:
             break
         time.sleep(0.02)
     else:
         return None
     where = moment(run)
-    met += [kernel] if kernel else []
+    met += others
     runner.kill()
-    if kernel and with_kernel:
-        kernel.kill()
+    for process in others if with_others else []:
+        process.kill()
     runner.wait()
     return where
 
@@ -149,12 +158,12 @@ def newest(run: Run) -> float:
     return max(times, default=0.0)
 
 
-def child(runner: subprocess.Popen) -> psutil.Process | None:
-    """The kernel of a runner, if it has one now."""
+def children(runner: subprocess.Popen) -> list[psutil.Process]:
+    """The kernel of a runner, if it has one now, and the processes that work ahead of it."""
     try:
-        return next(iter(psutil.Process(runner.pid).children()), None)
+        return psutil.Process(runner.pid).children()
     except psutil.NoSuchProcess:
-        return None
+        return []
 
 
 def lives(process: psutil.Process) -> bool:
@@ -195,7 +204,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures = soak(Path(folder), words.settings, words.kills, words.seed, say=partial(print, flush=True))
     print(yaml.safe_dump(figures, sort_keys=False))
-    sys.exit(bool(figures["different"] or figures["corrupt files"] or figures["orphaned kernels"]))
+    sys.exit(bool(figures["different"] or figures["corrupt files"] or figures["orphans"]))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def checkout(checkout):
     return checkout
 
 
-RUN = ("run", "--run", "mine")
+RUN = ("run", "--run", "mine", "--workers", "1")
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(checkout):
@@ -71,7 +71,7 @@ def test_a_read_only_folder_is_one_line_and_stays_readable(checkout):
         rarlhf(*RUN)
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         for name in ("mine", "other"):
-            errors = rarlhf("run", "--run", name, status=2).stderr
+            errors = rarlhf("run", "--run", name, "--workers", "1", status=2).stderr
             assert errors.startswith("error: the disk is read-only") and errors.count("\n") == 1
         assert "done" in rarlhf("status", "mine").stdout
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)

@@ -36,7 +36,7 @@ def files(run):
     return {str(path.relative_to(run.folder)): path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
 
 
-RECORDS = ("stages", "manifest.json")
+RECORDS = ("stages", "manifest.json", ".shared")
 
 
 def belongs(file, places):

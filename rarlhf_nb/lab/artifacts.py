@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import datetime
 from functools import cache, lru_cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from rarlhf_nb.files import checksum, files_of, written_whole
 
 PACKAGE = Path(__file__).parents[1]
 RECORDS = "stages"  # in a run folder
-SWEEP, SHARED = "sweep.json", ".shared"  # in the folder of a sweep
+SWEEP, SHARED = "sweep.json", ".shared"  # in the folder of a sweep; the second also in that of a run
 KEEP = "RARLHF_KEEP"  # environment variable: what is finished is kept although the code has changed since
 CHECKSUM = "checksum"  # of a JSON file, among its own keys
 LOCK, OWNER = ".lock", ".holder.json"  # in a run folder
@@ -142,13 +142,24 @@ def code_hash(*places: str) -> str:
     return found.hexdigest()
 
 
-def stage_lock(run_folder: Path, fingerprint: str) -> AbstractContextManager:
-    """Inside the block no other run of the sweep works on the stage with this fingerprint; waits for it if need be."""
-    store = _store(run_folder)
-    if store is None:
-        return nullcontext()
-    store.mkdir(exist_ok=True)
-    return FileLock(store / f"{fingerprint}.lock")
+def stage_lock(run_folder: Path, fingerprint: str, timeout: float = -1) -> FileLock:
+    """Inside the block no other process, and no other run of the sweep, works on the stage with this fingerprint.
+
+    Waits for it; raises `filelock.Timeout` after `timeout` seconds unless that is -1.
+    """
+    return FileLock(_beside(run_folder) / f"{fingerprint}.lock", timeout=timeout)
+
+
+def stage_output(run_folder: Path, fingerprint: str) -> Path:
+    """The file that keeps for a notebook what its stage printed in a process ahead of it."""
+    return _beside(run_folder) / f"{fingerprint}.txt"
+
+
+def _beside(run_folder: Path) -> Path:
+    """The folder of what processes that share stages tell each other."""
+    folder = _store(run_folder) or run_folder / SHARED
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def share(run_folder: Path, record: Record) -> None:

@@ -85,10 +85,14 @@ def run(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes that share the work; short for -p compute.processes N.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that do stages side by side; by default as many as fit.")
+    ] = None,
     force: Annotated[bool, typer.Option(help="Run every notebook again, even if nothing has changed.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep what is finished although the code has changed.")] = False,
 ) -> None:
     """Execute the notebooks in order into papermill_runs/RUN and print the report."""
+    from rarlhf_nb.lab.ahead import affordable_workers
     from rarlhf_nb.lab.notebooks import NotebookFailed, notebook_files, run_notebooks
     from rarlhf_nb.lab.profiles import load_profile, read_settings
     from rarlhf_nb.lab.runs import Run
@@ -100,11 +104,17 @@ def run(
         overrides["compute.processes"] = processes
     settings = load_profile(profile, overrides)
     opened = Run.open(run or settings.name, settings.model_dump(mode="json"), seed)
-    typer.echo(f"profile {settings.name}, run {opened.name}, seed {seed}")
+    most = affordable_workers(settings)
+    count = min(workers or most, most)
+    if count < (workers or 1):
+        typer.echo(f"--workers {workers}: the cores and the free memory of this machine allow {most}")
+    if count > 1 and "threads" not in opened.manifest:
+        opened.note(threads=settings.compute.threads)
+    typer.echo(f"profile {settings.name}, run {opened.name}, seed {seed}, processes: {count}")
     started = time.perf_counter()
     parameters = {"profile": profile, "run": opened.name, "seed": seed, "overrides": overrides}
     try:
-        run_notebooks(opened, notebook_files(), parameters, force, echo=typer.echo)
+        run_notebooks(opened, notebook_files(), parameters, force, echo=typer.echo, workers=count)
     except NotebookFailed as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None

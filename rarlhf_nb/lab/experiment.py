@@ -6,6 +6,7 @@ earlier stages left in the folder and writes its own part; so each notebook runs
 
 import json
 import warnings
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -21,6 +22,7 @@ from rarlhf_nb.lab.profiles import Profile, load_profile
 from rarlhf_nb.lab.results import Results
 from rarlhf_nb.lab.runs import MANIFEST, Run, check_name, default_root
 from rarlhf_nb.lab.stages import data, evaluation, training
+from rarlhf_nb.lab.stages.stage import Stage
 from rarlhf_nb.lab.sweep import Sweep
 from rarlhf_nb.lab.sweep_experiment import SweepExperiment
 from rarlhf_nb.lab.workspace import EXPERTS
@@ -137,6 +139,19 @@ class Experiment(Results):
         estimators = ("ra_rlhf", "ra_rlhf_ru")
         others = [alpha for alpha in self.profile.sweep.alphas if alpha != self.profile.risk.alpha]
         return [*estimators, *(str(MethodKey(name, alpha)) for alpha in others for name in estimators)]
+
+    def stages(self) -> list[Stage]:
+        """Every stage but the report, in the order of the notebooks."""
+        train, evaluate = partial(training.training_stage, self), partial(evaluation.evaluation_stage, self)
+        risk, critic_free = self.risk_methods(), self.profile.critic_free.methods
+        return [
+            *([data.reward_stage(self)] if self.profile.reward.model == "train" else []),
+            data.data_stage(self),
+            *(training.sft_stage(self), train("rlhf"), *map(evaluate, ("base", "sft", "rlhf"))),
+            *(*map(train, risk), *map(evaluate, risk), train(CONDITIONED), evaluate(CONDITIONED)),
+            *(training.prefix_stage(self), training.experts_stage(self), *map(train, ("quark", *critic_free))),
+            *map(evaluate, ("prompted", "best_of_n", "dexperts", "quark", *critic_free)),
+        ]
 
     def choose_prefix(self) -> pd.DataFrame:
         """Try the profile's prefixes on validation prompts and save the best as `prompted`; returns their rewards."""

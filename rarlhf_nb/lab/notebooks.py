@@ -1,6 +1,7 @@
 """The notebooks of a run: where they are, and how papermill executes them one after another."""
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,13 +16,13 @@ from papermill.exceptions import strip_color
 from traitlets.config import Config
 
 from rarlhf_nb.errors import UserError
-from rarlhf_nb.lab.artifacts import run_lock
+from rarlhf_nb.lab.ahead import SAVE_SECONDS, work_ahead
+from rarlhf_nb.lab.artifacts import SHARED, run_lock
 from rarlhf_nb.lab.messages import storage_trouble
 from rarlhf_nb.lab.runs import NOTEBOOKS, Run, checkout
 
 INSTALLED = Path(__file__).parent / "notebooks"  # of a package without a checkout
 USER_ERRORS = ("UserError", "TrainingStopped")  # what a notebook raises and the user can mend
-SAVE_SECONDS = 30.0  # that a training has after Ctrl-C to save a checkpoint
 ENVIRONMENT = {
     "TQDM_DISABLE": "1",  # in an executed notebook a progress bar stays at "0%"
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -47,12 +48,13 @@ def run_notebooks(
     wait: float = 0.0,
     folder: Path | None = None,
     echo: Callable[[str], None] = print,
+    workers: int = 1,
 ) -> None:
     """Execute `notebooks` in order into the run folder; a stage that is done already is kept, and so takes no time.
 
     parameters: the values for every notebook's parameters cell. force: do every stage again. wait: seconds to wait for
     a run that another process works on. folder: where the notebooks work, by default the current folder. echo: gets a
-    line about every notebook.
+    line about every notebook. workers: processes that work on the run; all but one do stages ahead of the notebooks.
 
     A notebook that fails is kept as <name>.failed.ipynb beside the result of an earlier execution. Ctrl-C reaches the
     notebook, so that a training under way saves a checkpoint first; a second one ends it at once. The variables in
@@ -67,10 +69,12 @@ def run_notebooks(
     with run_lock(run.folder, wait):
         if force:
             run.forget()
-        for notebook in notebooks:
-            echo(f"{notebook.stem}: running")
-            seconds = _run_notebook(run, notebook, parameters, folder)
-            echo(f"{notebook.stem}: done in {seconds:.0f} s")
+        with work_ahead(run, notebooks, workers):
+            for notebook in notebooks:
+                echo(f"{notebook.stem}: running")
+                seconds = _run_notebook(run, notebook, parameters, folder)
+                echo(f"{notebook.stem}: done in {seconds:.0f} s")
+        shutil.rmtree(run.path(SHARED), ignore_errors=True)
 
 
 def check_parameters(notebooks: list[Path], parameters: dict[str, Any]) -> None:

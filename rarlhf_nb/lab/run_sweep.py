@@ -15,10 +15,11 @@ import psutil
 from distributed import Client, Future, LocalCluster
 
 from rarlhf_nb.errors import UserError, first_line
+from rarlhf_nb.lab.ahead import SAVE_SECONDS
 from rarlhf_nb.lab.artifacts import code_hash, run_lock
 from rarlhf_nb.lab.evaluation.sweep_report import SweepReport, build_sweep_report
 from rarlhf_nb.lab.experiment import Experiment
-from rarlhf_nb.lab.notebooks import SAVE_SECONDS, notebook_files, run_notebooks
+from rarlhf_nb.lab.notebooks import notebook_files, run_notebooks
 from rarlhf_nb.lab.runs import Run
 from rarlhf_nb.lab.status import SweepProgress, sweep_progress
 from rarlhf_nb.lab.sweep import SWEEP_NOTEBOOKS, TRIAL_NOTEBOOKS, Grid, Sweep, Trial

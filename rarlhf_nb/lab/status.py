@@ -162,16 +162,18 @@ def status_of(name: str, root: Path, notebooks: list[str]) -> list[str]:
 
 
 def _training(run: Run) -> str:
-    """The training under way: the method, its iteration, and how many there are."""
-    for folder in sorted(run.path("training").glob("*.checkpoints")):
-        method = folder.name.removesuffix(".checkpoints")
-        settings, log = run.manifest["settings"], run.path("training", f"{method}.jsonl")
-        try:
-            last = json.loads(log.read_text().splitlines()[-1])
-            return f": {method} {last.get('iteration', last.get('step'))}/{_length(settings, method)}"
-        except (OSError, ValueError, IndexError):  # it has none, or it is being written
-            return f": {method}"
-    return ""
+    """The trainings under way: the method, its iteration, and how many there are."""
+    found = [folder.name.removesuffix(".checkpoints") for folder in sorted(run.path("training").glob("*.checkpoints"))]
+    return ": " + ", ".join(_iteration(run, method) for method in found) if found else ""
+
+
+def _iteration(run: Run, method: str) -> str:
+    settings, log = run.manifest["settings"], run.path("training", f"{method}.jsonl")
+    try:
+        last = json.loads(log.read_text().splitlines()[-1])
+        return f"{method} {last.get('iteration', last.get('step'))}/{_length(settings, method)}"
+    except (OSError, ValueError, IndexError):  # it has none, or it is being written
+        return method
 
 
 def _length(settings: dict[str, Any], method: str) -> int:

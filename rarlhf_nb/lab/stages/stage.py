@@ -5,7 +5,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from rarlhf_nb.lab.artifacts import (
     record_file,
     share,
     stage_lock,
+    stage_output,
 )
 from rarlhf_nb.lab.processes import run_on_processes
 from rarlhf_nb.lab.workspace import Workspace
@@ -49,10 +51,16 @@ class Stage:
     trainings: tuple[str, ...] = ()
     processes: int = 1
 
-    def run(self) -> None:
-        """Do the work, unless it is done already, here or in another run of the same sweep."""
+    def run(self, ahead: bool = False) -> None:
+        """Do the work, unless it is done already, here or in another run of the same sweep.
+
+        ahead: by a process beside the notebooks, which waits for nobody and keeps for the notebook what the work says.
+        Raises `filelock.Timeout` if another process is at this stage.
+        """
         run, fingerprint = self.workspace.run, self.fingerprint
-        with stage_lock(run.folder, fingerprint):
+        with stage_lock(run.folder, fingerprint, timeout=0 if ahead else -1):
+            if not ahead:
+                self._say_what_was_kept()
             if not self._finished(fingerprint):
                 run.path(record_file(self.name)).unlink(missing_ok=True)
                 taken = fetch(run.folder, fingerprint, self.writes)
@@ -61,10 +69,23 @@ class Stage:
                     self._record(fingerprint, taken.seconds, taken.taken_from)
                 else:
                     started = time.perf_counter()
-                    self.do()
+                    with self._output_kept() if ahead else nullcontext():
+                        self.do()
                     share(run.folder, self._record(fingerprint, round(time.perf_counter() - started, 1)))
             for training in self.trainings:
                 shutil.rmtree(self._checkpoints(training), ignore_errors=True)
+
+    @contextmanager
+    def _output_kept(self) -> Iterator[None]:
+        place = stage_output(self.workspace.run.folder, self.fingerprint)
+        with place.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+            yield
+
+    def _say_what_was_kept(self) -> None:
+        place = stage_output(self.workspace.run.folder, self.fingerprint)
+        if place.exists():
+            print(place.read_text(), end="")
+            place.unlink()
 
     def do(self, **limits: Any) -> None:
         """Do the work in this process or, if there are to be several, in those; `limits` are arguments of the work."""
