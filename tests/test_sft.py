@@ -18,6 +18,20 @@ def test_sft_lowers_the_loss_and_says_nothing(capfd):
     assert "loss" not in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_the_logged_loss_is_the_mean_over_the_tokens_that_are_predicted(architecture):
+    policy = tiny_policy(architecture=architecture)
+    for module in policy.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    losses = []
+    for text in TEXTS[:3]:
+        ids = torch.tensor(policy.processing_class(text)["input_ids"] + [2])  # TRL appends EOS
+        losses += torch.nn.functional.cross_entropy(policy.model(ids[None]).logits[0, :-1], ids[1:], reduction="none")
+    log = train_sft(policy, TEXTS[:3], settings(batch_size=3, max_steps=1), seed=1)
+    assert log[0]["loss"] == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
+
+
 def test_sft_is_seeded():
     one, two, other = (train_sft(tiny_policy(), TEXTS, settings(epochs=2), seed) for seed in (1, 1, 2))
     losses = [[row["loss"] for row in log] for log in (one, two, other)]

@@ -7,7 +7,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from rarlhf_nb.checkpoint import Checkpoints
-from rarlhf_nb.policy import ActorCritic
+from rarlhf_nb.policy import ActorCritic, base_model
 from rarlhf_nb.resumable import QUIET, ResumableTrainer
 from rarlhf_nb.seeding import library_seed, seeded
 from rarlhf_nb.settings import SFTSettings
@@ -32,7 +32,10 @@ def train_sft(
     with its load-balancing loss if TRL can compute it. Raises `UserError` if the checkpoints belong to a training with
     other settings.
     """
-    config = policy.model.config.get_text_config()
+    config, causal_lm = policy.model.config.get_text_config(), base_model(policy.model)
+    # transformers 5.23 knows by the name of a class that its first label is never predicted; GPT2LMHeadModel and others
+    # have another name, and their loss was divided by one token too many for each text
+    causal_lm.loss_type = causal_lm.loss_type or "ForCausalLM"
     routing = {name: getattr(config, name) for name in ROUTING if hasattr(config, name)}
     with tempfile.TemporaryDirectory() as folder, seeded(seed, policy.device), warnings.catch_warnings():
         # TRL sets this argument under a name that transformers is about to drop
