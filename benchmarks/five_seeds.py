@@ -1,14 +1,17 @@
-"""The table of README and docs/results.md: the default profile over five seeds, made with the calls of the notebooks.
+"""The table of README and docs/results.md: the default profile over five seeds, by the sweep of the command line.
 
-    python -m benchmarks.five_seeds run             (some seven minutes a seed on an idle core; skips what is finished)
-    python -m benchmarks.five_seeds report          (prints the table)
-    python -m benchmarks.five_seeds report --write  (puts it into README.md and docs/results.md, and writes the CSV)
+    python -m benchmarks.five_seeds run             (an hour on two idle cores; skips what is finished)
+    python -m benchmarks.five_seeds report          (prints the tables)
+    python -m benchmarks.five_seeds report --write  (puts them into README.md and docs/results.md, and writes the CSV)
 
-A seed changes SFT, training and evaluation. The runs are the folders papermill_runs/seeds-<seed>.
+A seed changes SFT, training and evaluation. Each seed is trained twice: with the profile's share of the episodes above
+VaR (`risk.above_share`), and with all of them, which concerns Rockafellar-Uryasev and the conditioned policy.
 """
 
 import re
+import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -17,54 +20,56 @@ from rarlhf_nb import Experiment
 from rarlhf_nb.lab.evaluation.cells import interval_cell, markdown_table
 from rarlhf_nb.lab.evaluation.metrics import seed_interval
 from rarlhf_nb.lab.evaluation.report import summary
-from rarlhf_nb.lab.methods import method_name
+from rarlhf_nb.lab.methods import CONDITIONED, method_name
 
 SEEDS = [1, 2, 3, 4, 5]
-TRAINED = ["rlhf", "ra_rlhf", "ra_rlhf_ru", "quark"]
 METHODS = ["base", "prompted", "sft", "dexperts", "best_of_n", "quark", "rlhf", "ra_rlhf", "ra_rlhf_ru"]
+SHARE, WHOLE = 0.25, 1
+ENDS = (0.1, 1.0)  # the alphas at which the conditioned policy is shown
 README_ROWS = {"rlhf": "RLHF", "ra_rlhf": "tail selection (the paper's)", "ra_rlhf_ru": "Rockafellar–Uryasev (RU)"}
 README_COLUMNS = {"reward": "mean reward", "CVaR 10 %": "worst 10 %", "KL": "KL"}
 REPOSITORY = Path(__file__).parent.parent
 CSV = REPOSITORY / "docs" / "results" / "five_seeds.csv"
 
 
-def opened(seed: int) -> Experiment:
-    """The run of a seed, on one thread, so that its numbers do not depend on the machine's cores."""
-    return Experiment.open("pocket-imdb", f"seeds-{seed}", seed, {"compute.threads": 1})
-
-
 def run() -> None:
-    """Train and evaluate every method with every seed."""
-    for seed in SEEDS:
-        experiment = opened(seed)
-        experiment.prepare_data()
-        experiment.train_sft()
-        experiment.choose_prefix()
-        experiment.train_experts()
-        for method in TRAINED:
-            experiment.train(method)
-        for method in METHODS:
-            experiment.evaluate(method)
+    """Train and evaluate every method with every seed and both shares."""
+    grid = ["--seed", f"{SEEDS[0]}-{SEEDS[-1]}", "-p", "risk.above_share", f"{SHARE},{WHOLE}"]
+    subprocess.run([sys.executable, "-m", "rarlhf_nb.lab.cli", "sweep", "five-seeds", *grid], check=True)
 
 
 def collect() -> pd.DataFrame:
-    """One row per method and seed."""
+    """One row per method, share and seed."""
     rows = []
-    for seed in SEEDS:
-        experiment = opened(seed)
-        for method in METHODS:
-            episodes = experiment.run.read(f"evaluation/{method}.parquet")
-            rows.append({"method": method, "seed": seed} | summary(episodes, experiment.profile.task.tail_threshold))
+    for seed, share in product(SEEDS, (SHARE, WHOLE)):
+        experiment = Experiment.reopen(f"five-seeds/alpha_0.4-above_share_{share:g}-seed_{seed}")
+        alphas = experiment.run.read(f"evaluation/{CONDITIONED}.alphas.parquet").groupby("alpha")
+        episodes = {method: experiment.run.read(f"evaluation/{method}.parquet") for method in METHODS}
+        episodes |= {f"{CONDITIONED}@{alpha:g}": own for alpha, own in alphas if alpha in ENDS}
+        for method, table in episodes.items():
+            if share == SHARE or method not in METHODS[:-1]:
+                scores = summary(table, experiment.profile.task.tail_threshold)
+                rows.append({"method": method, "above_share": share, "seed": seed} | scores)
     return pd.DataFrame(rows)
 
 
-def tables(scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Means over seeds with 95 % t-intervals, and differences from RLHF, paired by seed: one row per method."""
-    measures = [column for column in scores if column not in ("method", "seed")]
-    of = {method: own.set_index("seed")[measures] for method, own in scores.groupby("method", sort=False)}
-    means = {method_name(method): own.apply(cell) for method, own in of.items()}
-    differences = {method_name(m): (own - of["rlhf"]).apply(cell) for m, own in of.items() if m != "rlhf"}
-    return pd.DataFrame(means).T, pd.DataFrame(differences).T
+def tables(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """By title: means over seeds with 95 % t-intervals, and differences, paired by seed; one row per method."""
+    measures = [column for column in scores if column not in ("method", "above_share", "seed")]
+    of = {key: own.set_index("seed")[measures] for key, own in scores.groupby(["method", "above_share"], sort=False)}
+    default = {method: own for (method, share), own in of.items() if share == SHARE}
+    whole = {method: own for (method, share), own in of.items() if share == WHOLE}
+    differences = {
+        "": default,
+        "Minus RLHF, paired by seed:": {m: own - default["rlhf"] for m, own in default.items() if m != "rlhf"},
+        f"A share of {SHARE} of the episodes above VaR minus all of them, paired by seed:": {
+            method: default[method] - own for method, own in whole.items()
+        },
+    }
+    return {
+        title: pd.DataFrame({method_name(method): own.apply(cell) for method, own in rows.items()}).T
+        for title, rows in differences.items()
+    }
 
 
 def cell(values: pd.Series) -> str:
@@ -73,14 +78,14 @@ def cell(values: pd.Series) -> str:
 
 
 def report(*options: str) -> None:
-    """Print both tables; with --write, put them where readers look."""
+    """Print the tables; with --write, put them where readers look."""
     if "--write" in options:
         collect().to_csv(CSV, index=False)
-    means, differences = tables(pd.read_csv(CSV) if CSV.exists() else collect())
-    whole = f"{markdown_table(means)}\n\nMinus RLHF, paired by seed:\n\n{markdown_table(differences)}"
+    found = tables(pd.read_csv(CSV) if CSV.exists() else collect())
+    whole = "\n\n".join(f"{title}\n\n{markdown_table(table)}".strip() for title, table in found.items())
     print(whole)
     if "--write" in options:
-        short = means.loc[[method_name(method) for method in README_ROWS], list(README_COLUMNS)]
+        short = found[""].loc[[method_name(method) for method in README_ROWS], list(README_COLUMNS)]
         short = short.rename(columns=README_COLUMNS).set_axis(README_ROWS.values())
         put(REPOSITORY / "README.md", markdown_table(short))
         put(REPOSITORY / "docs" / "results.md", whole)

@@ -234,6 +234,17 @@ def test_kaggles_folder_is_read_as_unpacked(paper, tmp_path):
     assert loaded.test["label"].tolist() == test["toxic"].tolist()[5:]
 
 
+def test_files_of_a_folder_that_are_not_read_are_named(paper, tmp_path):
+    (tmp_path / "jigsaw").mkdir()
+    for seed, name in enumerate(("train-1.csv", "train-2.csv", "train-3.jsonl", "test.csv")):
+        table, path = kaggle_table(40, seed), tmp_path / "jigsaw" / name
+        table.to_csv(path, index=False) if path.suffix == ".csv" else table.to_json(path, orient="records", lines=True)
+    loaded = texts_of(paper("jigsaw", tmp_path / "jigsaw"))
+    assert len(loaded.train) == 80
+    (note,) = (note for note in loaded.notes if "not read" in note)
+    assert note.endswith("not read, since no split has them: train-3.jsonl")
+
+
 @pytest.mark.parametrize("place", ["train.csv", "folder/train.csv"])
 def test_a_text_of_a_data_set_is_read_as_it_stands_in_a_file_and_in_a_folder(paper, tmp_path, place):
     path = tmp_path / place

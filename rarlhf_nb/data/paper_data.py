@@ -48,7 +48,7 @@ def load_paper_texts(settings: TaskSettings) -> tuple[dict[str, pd.DataFrame], t
     what = f"task.dataset = {settings.dataset!r}"
     notes: list[str] = []
     splits = {}
-    for split, table in _read(settings, what).items():
+    for split, table in _read(settings, what, notes).items():
         what_split = f"{what}, split {split}"
         splits[split] = _usable(_columns(table, settings, what_split), settings, what_split, notes)
         _check_classes(splits[split], settings, what_split, notes)
@@ -67,8 +67,8 @@ def split_by_class(texts: pd.DataFrame, test_share: float, seed: int) -> tuple[p
 # Reading
 
 
-def _read(settings: TaskSettings, what: str) -> dict[str, pd.DataFrame]:
-    """The splits train and, if it exists, test; nested columns get dotted names."""
+def _read(settings: TaskSettings, what: str, notes: list[str]) -> dict[str, pd.DataFrame]:
+    """The splits train and, if it exists, test; nested columns get dotted names. `notes` names files left out."""
     path = Path(settings.dataset).expanduser()
     if not path.exists():
         path = snapshot(settings.dataset, what, "dataset", PATTERNS, needed=DATA, revision=settings.dataset_revision)
@@ -79,6 +79,10 @@ def _read(settings: TaskSettings, what: str) -> dict[str, pd.DataFrame]:
         raise UserError(f"{what} cannot be read: {first_line(error)}") from None
     if "train" not in files:
         raise UserError(f"{what} has no split `train`; it has: {', '.join(files)}.")
+    read = {Path(file).resolve() for split in files.values() for file in split}
+    others = sorted(file.name for kind in DATA for file in path.rglob(kind) if file.resolve() not in read)
+    if others:  # of files with several endings, datasets 5.2 takes the most frequent one, without a word
+        notes.append(f"{what}: not read, since no split has them: {', '.join(others)}")
     return {name: _joined(list(map(Path, files[name])), what) for name in ("train", "test") if name in files}
 
 
