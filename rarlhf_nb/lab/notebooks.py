@@ -159,8 +159,8 @@ def _explained(error: BaseException, notebook: Path, run: Run, failed: Path) -> 
         return KeyboardInterrupt()
     if isinstance(error, DeadKernelError):
         message = (
-            "its kernel died, as when the system ends a process that takes too much memory; what is finished is kept, and "
-            "the same command goes on from there"
+            "its kernel died, as when the system ends a process that takes too much memory; what is finished "
+            "is kept, and the same command goes on from there"
         )
     lines = strip_color("\n".join(getattr(error, "traceback", []))).splitlines()
     place = [f"The failed notebook: {failed}"] if failed.exists() else []
