@@ -1,15 +1,20 @@
 """The command line: what it is told reaches the run, and bad input is one line."""
 
+import io
 import os
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 from small_run import rarlhf, write_notebook
 
 from rarlhf_nb.lab import notebooks, run_sweep
+from rarlhf_nb.lab.artifacts import run_lock
 from rarlhf_nb.lab.cli import join_pairs
-from rarlhf_nb.lab.profiles import read_settings
+from rarlhf_nb.lab.profiles import load_profile, read_settings
+from rarlhf_nb.lab.runs import Run
+from rarlhf_nb.lab.status import run_display
 
 
 def test_what_the_command_line_says_reaches_the_run(checkout, monkeypatch):
@@ -98,3 +103,15 @@ def test_pairs_are_read_as_yaml():
     several = ["ppo.kl_coef=0.1,0.2", "policy.lora={r: 4, alpha: 8}", "sweep.alphas=[0.2, 0.1]"]
     settings = {"ppo.kl_coef": [0.1, 0.2], "policy.lora": [{"r": 4, "alpha": 8}], "sweep.alphas": [[0.2, 0.1]]}
     assert read_settings(several, lists=True) == settings
+
+
+def test_a_terminal_shows_the_trainings_under_way(checkout):
+    run = Run.open("mine", load_profile("pocket").model_dump(mode="json"), seed=1)
+    run.note_notebook("03_ra_rlhf", state="running", seconds=0.0)
+    for method in ("quark", "rlhf"):  # one by the notebook, one ahead of it
+        run.path("training", f"{method}.checkpoints").mkdir(parents=True)
+        run.write(f"training/{method}.jsonl", '{"iteration": 7}\n')
+    console = Console(force_terminal=True, width=200, file=io.StringIO())
+    with run_lock(run.folder), run_display(console, run, ["03_ra_rlhf"]):
+        pass
+    assert "03_ra_rlhf: quark 7/160, rlhf 7/40, 00:00" in console.file.getvalue()

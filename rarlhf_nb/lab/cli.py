@@ -92,10 +92,13 @@ def run(
     keep: Annotated[bool, typer.Option("--keep", help="Keep what is finished although the code has changed.")] = False,
 ) -> None:
     """Execute the notebooks in order into papermill_runs/RUN and print the report."""
+    from rich.console import Console
+
     from rarlhf_nb.lab.ahead import affordable_workers
     from rarlhf_nb.lab.notebooks import NotebookFailed, notebook_files, run_notebooks
     from rarlhf_nb.lab.profiles import load_profile, read_settings
     from rarlhf_nb.lab.runs import Run
+    from rarlhf_nb.lab.status import run_display
 
     if keep:
         os.environ[KEEP] = "1"  # which reaches the notebooks
@@ -114,7 +117,8 @@ def run(
     started = time.perf_counter()
     parameters = {"profile": profile, "run": opened.name, "seed": seed, "overrides": overrides}
     try:
-        run_notebooks(opened, notebook_files(), parameters, force, echo=typer.echo, workers=count)
+        with run_display(Console(), opened, [path.stem for path in notebook_files()]):
+            run_notebooks(opened, notebook_files(), parameters, force, echo=typer.echo, workers=count)
     except NotebookFailed as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None

@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,6 +117,22 @@ def shared_work(sweep: Sweep) -> str:
 
 
 @contextmanager
+def run_display(console: Console, run: Run, notebooks: list[str]) -> Iterator[None]:
+    """In a terminal, a last line during the block: the notebook, the trainings under way, and the time so far."""
+    started, shown = time.monotonic(), Text()
+
+    def line() -> Text:
+        with suppress(UserError, OSError):  # the manifest is being replaced
+            at = run_progress(run, notebooks).at
+            shown.plain = f"{at or 'between notebooks'}, {_clock(time.monotonic() - started)}"
+        return shown
+
+    live = Live(get_renderable=line, console=console, refresh_per_second=1, transient=True)
+    with live if console.is_terminal else nullcontext():
+        yield
+
+
+@contextmanager
 def sweep_display(console: Console) -> Iterator[Callable[[SweepProgress], None]]:
     """A function that shows progress: as a table that stays in place in a terminal, elsewhere as a line per change."""
     if console.is_terminal:
@@ -198,5 +214,5 @@ def _since(moment: float) -> float:
 
 
 def _clock(seconds: float) -> str:
-    """0:05, or 1:02:03 with hours."""
+    """00:05, or 1:02:03 with hours."""
     return str(timedelta(seconds=round(seconds))).removeprefix("0:")
