@@ -1,6 +1,7 @@
 """The grammar's texts, and the pocket models that were made from them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
-from rarlhf_nb.data.pocket import SEEDS, PocketWorld, build, pocket_world, prompt_pairs
+from rarlhf_nb.data import pocket
+from rarlhf_nb.data.pocket import MODELS, SEEDS, PocketWorld, build, pocket_world, prompt_pairs
 from rarlhf_nb.data.pocket.grammar import (
     LABEL_SCALE,
     RARE_SHARE,
@@ -20,6 +22,7 @@ from rarlhf_nb.data.pocket.grammar import (
     vocabulary,
     write_texts,
 )
+from rarlhf_nb.errors import UserError
 from rarlhf_nb.lab.cli import app
 from rarlhf_nb.policy import load_policy
 
@@ -62,6 +65,16 @@ def test_the_models_come_with_the_package_and_with_the_fingerprint_of_what_made_
     assert accuracy(world.folder) > 0.85
     assert world.texts("train", 50) != world.texts("test", 50)
     assert not set(SEEDS.values()) & set(build.SETTINGS["seeds"].values())  # so these texts are new to the models
+
+
+def test_damaged_models_are_named_with_the_remedy(monkeypatch, tmp_path):
+    shutil.copytree(MODELS, tmp_path / "models")
+    monkeypatch.setattr(pocket, "MODELS", tmp_path / "models")
+    weights = tmp_path / "models" / "pocket-imdb" / "reward" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(UserError, match="reward/model.safetensors is damaged or missing: .* `rarlhf pocket build`"):
+        pocket_world("pocket-imdb")
+    assert pocket_world("pocket-jigsaw").folder == tmp_path / "models" / "pocket-jigsaw"
 
 
 def test_two_tasks_share_their_models():

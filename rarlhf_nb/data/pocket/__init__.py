@@ -2,9 +2,12 @@
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from rarlhf_nb.data.pocket.grammar import WORLDS, PromptPair, Text, prompt_pair, write_texts
+from rarlhf_nb.errors import UserError
+from rarlhf_nb.files import checksum
 
 MODELS = Path(__file__).parent / "models"
 # RealToxicityPrompts-Gen and Jigsaw-Gen share their models, as in the paper
@@ -40,9 +43,23 @@ class PocketWorld:
 
 
 def pocket_world(source: str) -> PocketWorld:
-    """The world whose models serve `source`, a task such as `pocket-imdb`."""
+    """The world whose models serve `source`, a task such as `pocket-imdb`.
+
+    Raises `UserError` if the models are damaged.
+    """
     name = MODELS_OF.get(source, source)
+    _check_weights(MODELS / name)
     return PocketWorld(name, MODELS / name)
+
+
+@cache
+def _check_weights(folder: Path) -> None:
+    for name, own in json.loads((folder / "made_from.json").read_text())["weights"].items():
+        if not (folder / name).is_file() or checksum(folder / name) != own:
+            raise UserError(
+                f"{folder / name} is damaged or missing: install the package again, or make the models with "
+                "`rarlhf pocket build`."
+            )
 
 
 def prompt_pairs(split: str, count: int) -> list[PromptPair]:

@@ -28,6 +28,7 @@ from transformers import (
 
 from rarlhf_nb.data.classifier import quiet_arguments, train_classifier
 from rarlhf_nb.data.pocket.grammar import WORLDS, vocabulary, write_texts
+from rarlhf_nb.files import checksum
 from rarlhf_nb.seeding import seeded, threads
 
 # These numbers determine the models, together with the sources in `fingerprint`.
@@ -54,7 +55,8 @@ def build_models(name: str, folder: Path) -> None:
         _train_language_model(texts, _tokenizer(vocabulary(lexicon)), folder / "policy")
         _train_reward_model(name, folder / "reward")
     versions = {module.__name__: module.__version__ for module in (torch, transformers, tokenizers)}
-    made_from = {"fingerprint": fingerprint(name), "versions": versions}
+    weights = {file.relative_to(folder).as_posix(): checksum(file) for file in sorted(folder.rglob("*.safetensors"))}
+    made_from = {"fingerprint": fingerprint(name), "versions": versions, "weights": weights}
     (folder / "made_from.json").write_text(json.dumps(made_from, indent=2) + "\n")
 
 
