@@ -36,7 +36,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rarlhf_nb.adapter import resolve_adapter, with_adapter
+from rarlhf_nb.adapter import add_in_float32, resolve_adapter, with_adapter
 from rarlhf_nb.errors import UserError, first_line
 from rarlhf_nb.quantization import Quantization, bitsandbytes_config, merged, prepare_quantized
 from rarlhf_nb.risk_embedding import RiskEmbedding, load_conditioned
@@ -310,6 +310,9 @@ class ActorCritic(nn.Module):
     def save(self, folder: Path) -> None:
         """Write the policy in the hub's format, with its adapter merged in, and the value head and prefix beside it.
 
+        Weights of bfloat16 stay so: merged ones are rounded at random, with a fixed seed, which keeps what was learnt
+        but adds noise of the size of bfloat16's own rounding (see `rarlhf_nb.adapter`).
+
         Only `load_policy` reads the folder of a conditioned policy, which needs an alpha for every call; that of
         `at` loads everywhere.
         """
@@ -485,6 +488,7 @@ def load_policy(
             # peft uses a name that transformers is about to drop
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             causal_lm = peft.get_peft_model(causal_lm, adapter)
+        add_in_float32(causal_lm)
     policy = ActorCritic(causal_lm, tokenizer)
     value_head = Path(folder) / VALUE_HEAD
     if value_head.exists():

@@ -14,6 +14,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from rarlhf_nb.adapter import merge, rounded
 from rarlhf_nb.errors import UserError
 
 Quantization = Literal["8bit", "4bit"]
@@ -61,12 +62,15 @@ def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
         return model
     model = copy.deepcopy(model)
     if getattr(model.get_base_model(), "hf_quantizer", None) is None:
-        return model.merge_and_unload()
+        return merge(model)
     # `merge_and_unload` would round the sum to the base's few bits
     layers = model.get_base_model().named_modules()
     changes = {name: layer.get_delta_weight("default") for name, layer in layers if isinstance(layer, LoraLayer)}
     base = model.unload()
     base.dequantize()
+    generator = torch.Generator().manual_seed(0)
     for name, change in changes.items():
-        base.get_submodule(name).weight += change
+        weight = base.get_submodule(name).weight
+        total = weight.float() + change
+        weight.copy_(rounded(total, generator) if weight.dtype == torch.bfloat16 else total)
     return base
