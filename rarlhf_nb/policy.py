@@ -97,6 +97,8 @@ class ActorCritic(nn.Module):
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         inner = base_model(model)
+        if inner.base_model is inner and hasattr(inner, "model"):  # Llama 4's text model in transformers 5.23
+            inner.base_model_prefix = "model"  # where TRL looks for the trunk
         self.eos_ids = ending_tokens(processing_class, inner.generation_config)
         inner.generation_config = GenerationConfig(
             bos_token_id=processing_class.bos_token_id,
@@ -377,7 +379,10 @@ def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def check_context(policy: ActorCritic, prompt_length: int, completion_length: int) -> None:
     """Raise `UserError` if prompt and completion together exceed the model's context."""
-    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    config = policy.model.config.get_text_config()
+    # the sparse attention of DeepSeek-V3.2 in transformers 5.23 chooses other tokens in a padded batch than in a text
+    names = "max_position_embeddings", "index_topk"
+    context = min((size for name in names if (size := getattr(config, name, None)) is not None), default=None)
     if context is not None and prompt_length + completion_length > context:
         raise UserError(
             f"task.prompt_length = {prompt_length} and sampling.completion_length = {completion_length} make "

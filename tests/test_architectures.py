@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import PROMPTS, sampling_settings, tiny_tokenizer
+from tiny import PROMPTS, TEXTS, good_minus_bad, sampling_settings, tiny_tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BertConfig,
+    DeepseekV32Config,
     FalconH1Config,
     Gemma2Config,
     Gemma3nTextConfig,
@@ -17,6 +18,7 @@ from transformers import (
     GptOssConfig,
     GraniteMoeConfig,
     Lfm2Config,
+    Llama4TextConfig,
     MambaConfig,
     MiniMaxConfig,
     MistralConfig,
@@ -27,7 +29,9 @@ from transformers import (
     Qwen3NextConfig,
     ZambaConfig,
 )
+from trl import GRPOConfig
 
+from rarlhf_nb.baselines.grpo import CVaRConfig, CVaRGRPOTrainer
 from rarlhf_nb.baselines.sft import train_sft
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import ActorCritic, evaluate_tokens, load_policy
@@ -46,6 +50,7 @@ GEMMA_3N |= {"laurel_rank": 8, "activation_sparsity_pattern": [0.0, 0.0]}
 MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
 LINEAR = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 2}
 ZAMBA = {"mamba_d_state": 8, "n_mamba_heads": 2, "mamba_dt_rank": 4}
+GRANITE_MOE = GraniteMoeConfig(**SIZE, **IDS, num_local_experts=4, num_experts_per_tok=2)
 SAMPLING = sampling_settings(minimum_completion_length=2)
 
 
@@ -140,7 +145,8 @@ def test_a_policy_with_alpha_fixed_is_the_one_that_was_sampled(config, tmp_path)
     "config",
     [
         Qwen3MoeConfig(**GEMMA, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8),
-        GraniteMoeConfig(**SIZE, **IDS, num_local_experts=4, num_experts_per_tok=2),
+        GRANITE_MOE,
+        Llama4TextConfig(**GEMMA, num_local_experts=4, num_experts_per_tok=1, intermediate_size_mlp=32),
     ],
     ids=lambda config: config.model_type,
 )
@@ -174,3 +180,42 @@ def test_a_mixture_of_experts_is_sampled_after_sft_and_saved_as_it_was(config, t
 def test_a_model_that_cannot_be_sampled_rightly_is_refused_when_it_loads(config, reason, tmp_path):
     with pytest.raises(UserError, match=rf"a model of type '{config.model_type}' .*cannot be a policy .*{reason}"):
         policy_of(config, tmp_path)
+
+
+def grpo_trainer(policy: ActorCritic, folder) -> CVaRGRPOTrainer:
+    sizes = {"per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 3, "max_steps": 1}
+    args = GRPOConfig(str(folder), use_cpu=True, bf16=False, report_to="none", **sizes)
+    data = {"processing_class": policy.processing_class, "train_dataset": TEXTS}
+    return CVaRGRPOTrainer(policy.model, good_minus_bad, args=args, risk=CVaRConfig(alpha=0.5), **data)
+
+
+def test_a_model_is_refused_if_trl_would_train_it_on_other_predictions(tmp_path):
+    """BERT has a layer between its trunk and the output embedding, and TRL leaves it out."""
+    policy = policy_of(BertConfig(**SIZE, **IDS, is_decoder=True), tmp_path / "start")
+    settings = SFTSettings(learning_rate=1e-2, batch_size=4, epochs=1, max_length=8)
+    refused = pytest.raises(UserError, match="type 'bert' .*cannot be trained by TRL: its fused head .* PPO")
+    with refused:
+        train_sft(policy, ["the film is good"] * 4, settings, seed=0)
+    with refused:
+        grpo_trainer(policy_of(BertConfig(**SIZE, **IDS, is_decoder=True), tmp_path / "start"), tmp_path / "grpo")
+
+
+def test_grpo_trains_a_mixture_of_experts_that_calls_their_number_otherwise(tmp_path):
+    policy = policy_of(GRANITE_MOE, tmp_path / "start")
+    before = policy.sample(PROMPTS, SAMPLING, seed=1)
+    grpo_trainer(policy, tmp_path / "grpo").train()
+    policy.eval()
+    assert policy.token_log_probs(before, SAMPLING).isfinite().all()
+
+
+def test_a_batch_longer_than_a_sparse_attention_chooses_is_refused(tmp_path):
+    """DeepSeek-V3.2 would choose other tokens in a padded batch than in a text of its own."""
+    ranks = {"kv_lora_rank": 8, "q_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+    index = {"index_topk": 9, "index_head_dim": 8, "index_n_heads": 2, "head_dim": 4}
+    config = DeepseekV32Config(**SIZE | {"num_key_value_heads": 2}, **IDS, **ranks, **index, first_k_dense_replace=2)
+    policy = policy_of(config, tmp_path)
+    with torch.no_grad():
+        check_against_plain_passes(policy, policy.sample(PROMPTS, SAMPLING, seed=1), [])
+    policy.prefix_ids = [4]
+    with pytest.raises(UserError, match="make 10 tokens, but the model's context holds 9; shorten"):
+        policy.sample(PROMPTS, SAMPLING, seed=1)

@@ -31,6 +31,7 @@ from trl import GRPOTrainer, RLOOTrainer
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import base_model, positions, takes
 from rarlhf_nb.risk import SoftRiskSchedule, check_alpha, kept_episodes, rockafellar_uryasev_rewards, tail_count
+from rarlhf_nb.trl_head import check_trl_head
 
 Estimator = Literal["tail_selection", "rockafellar_uryasev", "cvar_gradient"]
 Tail = Literal["batch", "prompt"]
@@ -77,8 +78,11 @@ class CVaRMixin:
     def __init__(self, *args: Any, risk: CVaRConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.risk = risk
+        if not hasattr(self.model.config.get_text_config(), "num_experts"):
+            self.aux_loss_enabled = False  # TRL 1.16 balances the load over that number, which some call otherwise
         for model in filter(None, [self.model, getattr(self, "ref_model", None)]):
             give_positions(self.accelerator.unwrap_model(model))
+        check_trl_head(base_model(self.accelerator.unwrap_model(self.model)), self.temperature)
         self._check_trl()
         self._check_tail()
         self._check_settings()

@@ -11,6 +11,7 @@ from rarlhf_nb.policy import ActorCritic, base_model
 from rarlhf_nb.resumable import QUIET, ResumableTrainer
 from rarlhf_nb.seeding import library_seed, seeded
 from rarlhf_nb.settings import SFTSettings
+from rarlhf_nb.trl_head import check_trl_head
 
 ROUTING = ("output_router_logits", "router_aux_loss_coef")  # in the config of a mixture of experts
 
@@ -30,7 +31,7 @@ def train_sft(
 
     With packing, tokens attend to earlier texts of their block, as in pre-training. A mixture of experts is trained
     with its load-balancing loss if TRL can compute it. Raises `UserError` if the checkpoints belong to a training with
-    other settings.
+    other settings, and the error of `check_trl_head`.
     """
     config, causal_lm = policy.model.config.get_text_config(), base_model(policy.model)
     # transformers 5.23 knows by the name of a class that its first label is never predicted; GPT2LMHeadModel and others
@@ -66,6 +67,7 @@ def train_sft(
             train_dataset=Dataset.from_dict({"text": texts[: settings.texts]}),
             processing_class=policy.processing_class,
         )
+        check_trl_head(causal_lm)
         determined_by = {"sft": settings.model_dump(mode="json"), "seed": seed, "mixed_precision": mixed_precision}
         trainer.train_resumably(checkpoints, determined_by)
     for name, value in routing.items():  # TRL leaves them as it needs them
