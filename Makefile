@@ -32,8 +32,9 @@ newest-trl: $(STAMP)  ## the contract of baselines.grpo with the newest TRL, whi
 	@ls -d .venv/newest-trl/trl-*
 	PYTHONPATH=.venv/newest-trl $(BIN)/python -m pytest tests/test_grpo.py -k contract
 
-soak: $(STAMP)  ## a run killed thirty times against one that was not, 20,000 examples of every property, the pocket models again
+soak: $(STAMP)  ## a run killed thirty times against one that was not, every architecture, 20,000 examples of every property, the pocket models again
 	$(BIN)/python -m benchmarks.soak $(ARGS)
+	$(BIN)/python -m benchmarks.architectures
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/test_properties.py tests/test_properties_of_input.py
 	$(BIN)/python -m pytest -m soak
 
