@@ -4,8 +4,8 @@
     python -m benchmarks.five_seeds report          (prints the tables)
     python -m benchmarks.five_seeds report --write  (puts them into README.md and docs/results.md, and writes the CSV)
 
-A seed changes SFT, training and evaluation. Each seed is trained twice: with the profile's share of the episodes above
-VaR (`risk.above_share`), and with all of them, which concerns Rockafellar-Uryasev and the conditioned policy.
+A seed changes SFT, training and evaluation. Rockafellar-Uryasev and the conditioned policy are trained twice: on all
+episodes above VaR, as the profile says, and on a weighted fourth of them (`risk.above_share`).
 """
 
 import re
@@ -24,7 +24,7 @@ from rarlhf_nb.lab.methods import CONDITIONED, method_name
 
 SEEDS = [1, 2, 3, 4, 5]
 METHODS = ["base", "prompted", "sft", "dexperts", "best_of_n", "quark", "rlhf", "ra_rlhf", "ra_rlhf_ru"]
-SHARE, WHOLE = 0.25, 1
+WHOLE, SHARE = 1, 0.25  # of the episodes above VaR: the profile's, and a fourth of them
 ENDS = (0.1, 1.0)  # the alphas at which the conditioned policy is shown
 README_ROWS = {"rlhf": "RLHF", "ra_rlhf": "tail selection (the paper's)", "ra_rlhf_ru": "Rockafellar–Uryasev (RU)"}
 README_COLUMNS = {"reward": "mean reward", "CVaR 10 %": "worst 10 %", "KL": "KL"}
@@ -34,22 +34,21 @@ CSV = REPOSITORY / "docs" / "results" / "five_seeds.csv"
 
 def run() -> None:
     """Train and evaluate every method with every seed and both shares."""
-    grid = ["--seed", f"{SEEDS[0]}-{SEEDS[-1]}", "-p", "risk.above_share", f"{SHARE},{WHOLE}"]
+    grid = ["--seed", f"{SEEDS[0]}-{SEEDS[-1]}", "-p", "risk.above_share", f"{WHOLE},{SHARE}"]
     subprocess.run([sys.executable, "-m", "rarlhf_nb.lab.cli", "sweep", "five-seeds", *grid], check=True)
 
 
 def collect() -> pd.DataFrame:
     """One row per method, share and seed."""
     rows = []
-    for seed, share in product(SEEDS, (SHARE, WHOLE)):
+    for seed, (share, methods) in product(SEEDS, ((WHOLE, METHODS), (SHARE, METHODS[-1:]))):
         experiment = Experiment.reopen(f"five-seeds/alpha_0.4-above_share_{share:g}-seed_{seed}")
         alphas = experiment.run.read(f"evaluation/{CONDITIONED}.alphas.parquet").groupby("alpha")
-        episodes = {method: experiment.run.read(f"evaluation/{method}.parquet") for method in METHODS}
-        episodes |= {f"{CONDITIONED}@{alpha:g}": own for alpha, own in alphas if alpha in ENDS}
+        episodes = {method: experiment.run.read(f"evaluation/{method}.parquet") for method in methods}
+        episodes |= {f"{CONDITIONED}@{alpha:g}": alphas.get_group(alpha) for alpha in ENDS}
         for method, table in episodes.items():
-            if share == SHARE or method not in METHODS[:-1]:
-                scores = summary(table, experiment.profile.task.tail_threshold)
-                rows.append({"method": method, "above_share": share, "seed": seed} | scores)
+            scores = summary(table, experiment.profile.task.tail_threshold)
+            rows.append({"method": method, "above_share": share, "seed": seed} | scores)
     return pd.DataFrame(rows)
 
 
@@ -57,13 +56,13 @@ def tables(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """By title: means over seeds with 95 % t-intervals, and differences, paired by seed; one row per method."""
     measures = [column for column in scores if column not in ("method", "above_share", "seed")]
     of = {key: own.set_index("seed")[measures] for key, own in scores.groupby(["method", "above_share"], sort=False)}
-    default = {method: own for (method, share), own in of.items() if share == SHARE}
-    whole = {method: own for (method, share), own in of.items() if share == WHOLE}
+    default = {method: own for (method, share), own in of.items() if share == WHOLE}
+    fourth = {method: own for (method, share), own in of.items() if share == SHARE}
     differences = {
         "": default,
         "Minus RLHF, paired by seed:": {m: own - default["rlhf"] for m, own in default.items() if m != "rlhf"},
         f"A share of {SHARE} of the episodes above VaR minus all of them, paired by seed:": {
-            method: default[method] - own for method, own in whole.items()
+            method: own - default[method] for method, own in fourth.items()
         },
     }
     return {
