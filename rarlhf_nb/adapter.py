@@ -15,8 +15,10 @@ import peft
 import torch
 from peft.tuners.lora import Linear, LoraLayer
 from safetensors import SafetensorError
+from torch import nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from rarlhf_nb.errors import UserError, first_line
 from rarlhf_nb.hub import model_folder, resolve_model, whole_model
@@ -60,19 +62,62 @@ def with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return merge(adapted)
 
 
+def with_fresh_adapter(model: PreTrainedModel, **sizes: Any) -> peft.PeftModel:
+    """The model with a new LoRA adapter on its linear layers; `sizes` are arguments of `peft.LoraConfig`.
+
+    Left out, with a warning, are layers with a forward pass of their own, such as routers, and those of Mamba blocks,
+    which read the weights of some without calling them. Raises `UserError` for a model with the same weights in several
+    layers, such as Zamba's, into which peft 0.21.2 merges an adapter for each of them.
+    """
+    blocks = [name for name, module in model.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")]
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    places = {id(module.weight): name for name, module in linear.items()}
+    for name, module in linear.items():
+        if places[id(module.weight)] != name:
+            raise UserError(
+                f"policy.lora: a model of type {model.config.model_type!r} has the same weights in several places, "
+                f"{name} and {places[id(module.weight)]}, and cannot have an adapter; train it without policy.lora."
+            )
+    left = [
+        name
+        for name, module in linear.items()
+        if name.rpartition(".")[0] in blocks
+        or not (type(module) in (nn.Linear, Conv1D) or type(module).__module__.startswith("bitsandbytes"))
+    ]
+    config = peft.LoraConfig(**sizes, target_modules="all-linear", exclude_modules=left or None, task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        # peft uses a name that transformers is about to drop
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        adapted = peft.get_peft_model(model, config)
+    add_in_float32(adapted)
+    if left:
+        kinds = sorted({name.rpartition(".")[2] for name in left})
+        warnings.warn(
+            f"policy.lora: the adapter leaves out {len(left)} of {len(linear)} linear layers, those of Mamba blocks "
+            f"and routers: {', '.join(kinds)}",
+            stacklevel=3,
+        )
+    return adapted
+
+
 @torch.no_grad()
 def merge(model: peft.PeftModel) -> PreTrainedModel:
     """The model with its adapter merged in, in place; sums with bfloat16 weights are rounded as `rounded` does."""
     half = {
         name: layer.get_base_layer().to(torch.float32)
         for name, layer in model.get_base_model().named_modules()
-        if isinstance(layer, LoraLayer) and layer.get_base_layer().weight.dtype == torch.bfloat16
+        if isinstance(layer, LoraLayer) and _is_half(layer.get_base_layer())
     }
     base, generator = model.merge_and_unload(), torch.Generator().manual_seed(0)
     for name in half:
         for parameter in base.get_submodule(name).parameters(recurse=False):
             parameter.data = rounded(parameter.data, generator)
     return base
+
+
+def _is_half(layer: nn.Module) -> bool:
+    """Whether the weights are bfloat16; experts hold theirs in several parameters of one module."""
+    return any(parameter.dtype == torch.bfloat16 for parameter in layer.parameters(recurse=False))
 
 
 def rounded(exact: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -9,7 +9,6 @@ forbidden token and be rewarded for it with negative KL.
 import copy
 import inspect
 import json
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -36,7 +35,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rarlhf_nb.adapter import add_in_float32, resolve_adapter, with_adapter
+from rarlhf_nb.adapter import resolve_adapter, with_adapter, with_fresh_adapter
 from rarlhf_nb.errors import UserError, first_line
 from rarlhf_nb.quantization import Quantization, bitsandbytes_config, merged, prepare_quantized
 from rarlhf_nb.risk_embedding import RiskEmbedding, load_conditioned
@@ -487,13 +486,8 @@ def load_policy(
     if gradient_checkpointing:
         use_gradient_checkpointing(causal_lm)
     if lora is not None:
-        sizes = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
-        adapter = peft.LoraConfig(**sizes, target_modules="all-linear", task_type="CAUSAL_LM")
-        with seeded(seed, causal_lm.device), warnings.catch_warnings():
-            # peft uses a name that transformers is about to drop
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-            causal_lm = peft.get_peft_model(causal_lm, adapter)
-        add_in_float32(causal_lm)
+        with seeded(seed, causal_lm.device):
+            causal_lm = with_fresh_adapter(causal_lm, r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout)
     policy = ActorCritic(causal_lm, tokenizer)
     value_head = Path(folder) / VALUE_HEAD
     if value_head.exists():
