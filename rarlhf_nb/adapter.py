@@ -65,11 +65,15 @@ def with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 def with_fresh_adapter(model: PreTrainedModel, **sizes: Any) -> peft.PeftModel:
     """The model with a new LoRA adapter on its linear layers; `sizes` are arguments of `peft.LoraConfig`.
 
-    Left out, with a warning, are layers with a forward pass of their own, such as routers, and those of Mamba blocks,
-    which read the weights of some without calling them. Raises `UserError` for a model with the same weights in several
-    layers, such as Zamba's, into which peft 0.21.2 merges an adapter for each of them.
+    Left out, with a warning, are routers and the layers of Mamba blocks, which read the weights of some without calling
+    them. Raises `UserError` for a model with the same weights in several layers, such as Zamba's: peft 0.21.2 merges an
+    adapter for each of them.
     """
-    blocks = [name for name, module in model.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")]
+    blocks = [
+        name
+        for name, module in model.named_modules()
+        if (hasattr(module, "A_log") and hasattr(module, "D")) or "Router" in type(module).__name__
+    ]
     linear = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
     places = {id(module.weight): name for name, module in linear.items()}
     for name, module in linear.items():
@@ -78,12 +82,7 @@ def with_fresh_adapter(model: PreTrainedModel, **sizes: Any) -> peft.PeftModel:
                 f"policy.lora: a model of type {model.config.model_type!r} has the same weights in several places, "
                 f"{name} and {places[id(module.weight)]}, and cannot have an adapter; train it without policy.lora."
             )
-    left = [
-        name
-        for name, module in linear.items()
-        if name.rpartition(".")[0] in blocks
-        or not (type(module) in (nn.Linear, Conv1D) or type(module).__module__.startswith("bitsandbytes"))
-    ]
+    left = [name for name in linear if name in blocks or name.rpartition(".")[0] in blocks]
     config = peft.LoraConfig(**sizes, target_modules="all-linear", exclude_modules=left or None, task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         # peft uses a name that transformers is about to drop
