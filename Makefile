@@ -8,7 +8,7 @@ INSTALL = $(if $(UV),"$(UV)" pip install --quiet --python $(BIN)/python,$(BIN)/p
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 
-.PHONY: run run-real texts-given test newest-trl soak lab lint clean setup
+.PHONY: run run-real texts-given test newest-trl soak findings lab lint clean setup
 
 run: $(STAMP)  ## the main job on the embedded default
 	$(BIN)/rarlhf run $(ARGS)
@@ -37,6 +37,13 @@ soak: $(STAMP)  ## a run killed thirty times against one that was not, every arc
 	$(BIN)/python -m benchmarks.architectures
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/test_properties.py tests/test_properties_of_input.py
 	$(BIN)/python -m pytest -m soak
+
+# Each script makes its own environment; none needs .venv.
+findings:  ## what other packages do that nobody would guess: each script, its seconds, whether it still holds; some minutes
+	@status=0; for script in findings/*.sh; do name=$$(basename "$$script" .sh); [ "$$name" = setup ] && continue; \
+	  start=$$(date +%s); if log=$$(bash "$$script" 2>&1); then result=ok; else result=changed; status=1; fi; \
+	  printf '%-40s %4d s  %s\n' "$$name" $$(($$(date +%s) - start)) "$$result"; \
+	  [ "$$result" = ok ] || printf '%s\n' "$$log" | tail -n 5; done; exit $$status
 
 lab: $(STAMP)  ## JupyterLab on the notebooks; their kernel is this environment's
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_data_prep.ipynb $(ARGS)
