@@ -48,7 +48,8 @@ class TrainingLoop(ABC):
     Args:
         policy: the policy, trained in place.
         reward_funcs: one callable or several with TRL's signature.
-        train_dataset: has a `prompt` column; a `Dataset`, a pandas table or a list of dictionaries.
+        train_dataset: a `Dataset`, a pandas table or a list of dictionaries with a `prompt` column, of texts or
+            conversations.
         iterations: how many steps to make.
         settings: by name, the sections of the profile that determine the training; a checkpoint must agree in them.
         watch: what is done when the training goes wrong, by default that of the profiles; one of these settings.

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+from rarlhf_nb.conversations import transcript
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.rollout import Rollout
 from rarlhf_nb.settings import WatchSettings
@@ -194,7 +195,7 @@ def _episodes(rollout: Rollout | None, rows: Sequence[int] | None) -> list[dict[
     shown = range(len(rollout)) if rows is None else rows
     return [
         {
-            "prompt": rollout.prompts[row],
+            "prompt": transcript(rollout.prompts[row]),
             "completion": rollout.completions[row],
             "reward": rollout.env_rewards[row].item(),
             "kl": None if rollout.kl is None else rollout.kl[row].item(),

@@ -36,6 +36,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rarlhf_nb.adapter import resolve_adapter, with_adapter, with_fresh_adapter
+from rarlhf_nb.conversations import Prompt, is_conversation, templated
 from rarlhf_nb.errors import UserError, first_line
 from rarlhf_nb.quantization import Quantization, bitsandbytes_config, merged, prepare_quantized
 from rarlhf_nb.risk_embedding import RiskEmbedding, load_conditioned
@@ -66,7 +67,7 @@ class Policy(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `ActorCritic.forward`."""
 
-    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int, first: int = 0) -> Rollout:
+    def sample(self, prompts: list[Prompt], sampling: SamplingSettings, seed: int, first: int = 0) -> Rollout:
         """See `ActorCritic.sample`."""
 
 
@@ -203,19 +204,22 @@ class ActorCritic(nn.Module):
         """log pi(a_t | s_t) (B, T) under the sampler's masked distribution."""
         return evaluate_tokens(self, episodes, sampling).log_probs
 
-    def tokenize(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def tokenize(self, prompts: list[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and mask, both (B, P), padded on the left.
 
-        A prompt begins as the tokenizer begins every text, but does not end in an EOS that the tokenizer appends.
-        Raises `UserError` for a token that the model has no embedding of.
+        A text begins as the tokenizer begins every text, but does not end in an EOS that the tokenizer appends. Of a
+        conversation its chat template writes all tokens. Raises `UserError` for a token that the model has no embedding
+        of, and the errors of `templated`.
         """
         tokenizer, options = self.processing_class, {"padding": True, "padding_side": "left", "return_tensors": "pt"}
-        leading = leading_ids(tokenizer)
-        if tokenizer(PROBE)["input_ids"] == leading + tokenizer(PROBE, add_special_tokens=False)["input_ids"]:
+        leading, chats = leading_ids(tokenizer), [is_conversation(prompt) for prompt in prompts]
+        probe = leading + tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+        if not any(chats) and tokenizer(PROBE)["input_ids"] == probe:
             batch = tokenizer(prompts, **options)
         else:
-            texts = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-            batch = tokenizer.pad({"input_ids": [leading + ids for ids in texts]}, **options)
+            texts = [templated(prompt, tokenizer) for prompt in prompts]
+            pairs = zip(chats, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True)
+            batch = tokenizer.pad({"input_ids": [ids if chat else leading + ids for chat, ids in pairs]}, **options)
         rows = self.model.get_input_embeddings().num_embeddings
         beyond = batch["input_ids"][batch["input_ids"] >= rows]
         if len(beyond):
@@ -228,14 +232,15 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def sample(
         self,
-        prompts: list[str],
+        prompts: list[Prompt],
         sampling: SamplingSettings,
         seed: int,
         first: int = 0,
         alpha: float | torch.Tensor | None = None,
     ) -> Rollout:
-        """Draw one completion for each prompt. The same prompts, weights and seed give the same completions.
+        """Draw one completion for each prompt, a text or a conversation.
 
+        The same prompts, weights and seed give the same completions.
         first: the place of the first prompt in the batch that these prompts are a part of; an episode depends on its
         place, not on how the batch is cut. alpha: the tail share that a conditioned policy acts for, one for all
         prompts or (B,) one for each; one below those trained on gives a warning. Raises `UserError` if the longest
@@ -286,7 +291,7 @@ class ActorCritic(nn.Module):
 
     def rollout(
         self,
-        prompts: list[str],
+        prompts: list[Prompt],
         prompt_ids: torch.Tensor,
         prompt_mask: torch.Tensor,
         drawn: Completions,

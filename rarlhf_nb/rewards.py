@@ -1,7 +1,10 @@
 """Rewards: classifiers as reward functions, and the check of what any reward function returns.
 
 A reward function is any callable `(prompts, completions, **columns) -> list[float]`, TRL's signature, or an async one.
-The rated text is prompt + completion, joined without a separator: a completion carries its own leading space.
+The rated text is prompt + completion, joined without a separator: a completion carries its own leading space. If a
+prompt is a conversation, a reward function gets the completion as TRL hands it over, as a list of one message of the
+assistant. A classifier then reads both through its tokenizer's chat template. Without one, it reads the contents of the
+turns as lines, but not the system's, which is an instruction.
 """
 
 import asyncio
@@ -26,6 +29,7 @@ from transformers import (
     TrainerState,
 )
 
+from rarlhf_nb.conversations import Prompt, contents, is_conversation, templated, transcript
 from rarlhf_nb.errors import UserError, first_line
 from rarlhf_nb.hub import resolve_model
 from rarlhf_nb.rollout import Rollout
@@ -69,7 +73,7 @@ class ClassifierReward:
         self.__name__ = f"{model.config.id2label[label]}_logit"  # TRL logs a reward function under this name
         self._check_batches()
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    def __call__(self, prompts: list[Prompt], completions: list[Prompt], **columns: Any) -> list[float]:
         """The reward of each episode; other columns of the data set are ignored."""
         return self.score([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
 
@@ -85,17 +89,19 @@ class ClassifierReward:
                 "a longer one, where it is padded on the right; set reward.batch_size to 1."
             )
 
-    def score(self, texts: list[str]) -> list[float]:
-        """The reward of whole texts, such as prompts alone."""
+    def score(self, texts: list[Prompt]) -> list[float]:
+        """The reward of whole texts or conversations, such as prompts alone."""
         return self.rate(texts)[0]
 
-    def rate(self, texts: list[str]) -> tuple[list[float], list[float]]:
+    def rate(self, texts: list[Prompt]) -> tuple[list[float], list[float]]:
         """Each text's reward and its probability in [0, 1]: that of the class or, with sign -1, of its absence.
 
         The probability is the classifier's own: a sigmoid if several classes may hold at once (`problem_type`
         multi_label_classification) or there is only one class, otherwise a softmax.
         """
-        logits = class_logits(self.model, self.tokenizer, texts, self.batch_size)
+        chats = self.tokenizer.chat_template is not None and any(map(is_conversation, texts))
+        texts = [templated(text, self.tokenizer, answer=False) if chats else contents(text) for text in texts]
+        logits = class_logits(self.model, self.tokenizer, texts, self.batch_size, special_tokens=not chats)
         alone = logits.shape[1] == 1 or self.model.config.problem_type == "multi_label_classification"
         probability = (logits.sigmoid() if alone else logits.softmax(1))[:, self.label]
         probability = probability if self.sign == 1 else 1 - probability
@@ -152,7 +158,7 @@ def episode_rewards(
 
     Raises the errors of `check_rewards`.
     """
-    texts = {"prompts": episodes.prompts, "completions": episodes.completions}
+    texts = {"prompts": episodes.prompts, "completions": completions_for_rewards(episodes)}
     ids = [row[real].tolist() for row, real in zip(episodes.completion_ids, episodes.completion_mask, strict=True)]
     ignore = {"log_extra": lambda *_: None, "log_metric": lambda *_: None}  # our log has columns of its own
     arguments = texts | {"completion_ids": ids, "trainer_state": state or TrainerState(global_step=1, max_steps=1)}
@@ -162,6 +168,12 @@ def episode_rewards(
     rewards = torch.tensor(rewards, dtype=torch.float64)
     total = rewards.nansum(0).masked_fill(rewards.isnan().all(0), math.nan)
     return total if missing else torch.tensor(check_rewards(total, **texts), dtype=torch.float64)
+
+
+def completions_for_rewards(episodes: Rollout) -> list[Prompt]:
+    """The completions in the form of their prompts: texts, or lists of one message of the assistant."""
+    pairs = zip(episodes.prompts, episodes.completions, strict=True)
+    return [[{"role": "assistant", "content": text}] if is_conversation(prompt) else text for prompt, text in pairs]
 
 
 def _accepted(reward: Reward, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +201,7 @@ def _awaited(values: list[Any]) -> list[Any]:
 
 
 def check_rewards(
-    rewards: Any, prompts: list[str], completions: list[str], missing: bool = False, none: bool = False
+    rewards: Any, prompts: list[Prompt], completions: list[Prompt], missing: bool = False, none: bool = False
 ) -> list[float]:
     """Check what a reward function returned; gives one finite float per episode.
 
@@ -211,22 +223,29 @@ def check_rewards(
         if not (no_number or _is_finite_number(value)):
             raise UserError(
                 f"the reward of episode {index} is {value!r}, not a finite number: return a finite number for it. "
-                f"Prompt: {prompt[:80]!r}. Completion: {completion[:80]!r}"
+                f"Prompt: {transcript(prompt)[:80]!r}. Completion: {transcript(completion)[:80]!r}"
             )
     return [math.nan if value is None else float(value) for value in values]
 
 
 @torch.no_grad()
 def class_logits(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], batch_size: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    batch_size: int,
+    special_tokens: bool = True,
 ) -> torch.Tensor:
-    """The model's logits, in the order of `texts`: (N, classes), fp32, on the CPU."""
+    """The model's logits, in the order of `texts`: (N, classes), fp32, on the CPU.
+
+    special_tokens: whether the tokenizer adds its own to the texts.
+    """
     model.eval()
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # similar lengths need little padding
     logits = torch.empty(len(texts), model.config.num_labels)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batch = encoded(tokenizer, [texts[i] for i in rows], pad_id(model)).to(model.device)
+        batch = encoded(tokenizer, [texts[i] for i in rows], pad_id(model), special_tokens).to(model.device)
         logits[rows] = model(**batch).logits.float().cpu()
     return logits
 
@@ -274,9 +293,12 @@ def pad_id(model: PreTrainedModel) -> int:
     return model.config.get_text_config().pad_token_id
 
 
-def encoded(tokenizer: PreTrainedTokenizerBase, texts: list[str], pad_id: int) -> BatchEncoding:
+def encoded(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], pad_id: int, special_tokens: bool = True
+) -> BatchEncoding:
     """Token ids and attention mask (N, T), padded on the right. A text without tokens is read as one pad token."""
-    ids = [torch.tensor(row or [pad_id]) for row in tokenizer(texts, truncation=True)["input_ids"]]
+    rows = tokenizer(texts, truncation=True, add_special_tokens=special_tokens)["input_ids"]
+    ids = [torch.tensor(row or [pad_id]) for row in rows]
     mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
     ids = pad_sequence(ids, batch_first=True, padding_value=pad_id)
     return BatchEncoding({"input_ids": ids, "attention_mask": mask})

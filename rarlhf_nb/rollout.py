@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from rarlhf_nb.conversations import Prompt
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -16,7 +18,7 @@ class Rollout:
     A policy's `sample` gives the texts, the tokens, its own numbers and alpha; the trainer adds the rest.
     """
 
-    prompts: list[str]
+    prompts: list[Prompt]
     completions: list[str]
     prompt_ids: torch.Tensor  # (B, P) int64
     prompt_mask: torch.Tensor  # (B, P) bool

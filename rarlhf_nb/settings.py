@@ -23,11 +23,11 @@ class Section(BaseModel):
 
 
 class TaskSettings(Section):
-    """The texts, and the prompts: the first `prompt_length` tokens of each text."""
+    """The texts, and the prompts: the first `prompt_length` tokens of each text, or short conversations."""
 
     name: Literal["imdb-gen", "jigsaw-gen", "rtp-gen"]
     source: Literal["pocket-imdb", "pocket-jigsaw", "pocket-rtp", "files", "imdb", "jigsaw", "rtp"]
-    train_file: str | None = None  # JSONL, CSV or Parquet with `text` and an optional `label`
+    train_file: str | None = None  # JSONL, CSV or Parquet with `text` or `messages`, and an optional `label`
     test_file: str | None = None
     dataset: str | None = None  # for imdb, jigsaw and rtp: a hub id, or a local folder or file in its format
     dataset_revision: str | None = None  # for a hub id

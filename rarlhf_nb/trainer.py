@@ -17,6 +17,7 @@ from datasets import Dataset
 
 from rarlhf_nb import ppo
 from rarlhf_nb.checkpoint import Checkpoint
+from rarlhf_nb.conversations import Prompt
 from rarlhf_nb.distributed import join
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.loop import TrainingLoop
@@ -44,7 +45,8 @@ class CVaRPPOTrainer(TrainingLoop):
         reward_funcs: one callable or several with TRL's signature `(prompts, completions, **columns) -> list[float]`;
             the rewards of several are added up.
         args, risk, sampling: see `settings`.
-        train_dataset: has a `prompt` column; its other columns are handed to the rewards.
+        train_dataset: has a `prompt` column of texts or of conversations (lists of messages, as TRL has them); its
+            other columns are handed to the rewards.
         reference: pi_ref; by default a frozen copy of the policy as it is now.
         options: seed (of the order of the prompts and of the completions), mixed_precision, log_file, checkpoints,
             report_to, project_dir and watch; see `TrainingLoop`.
@@ -92,7 +94,7 @@ class CVaRPPOTrainer(TrainingLoop):
         if not isinstance(self.args.micro_batch_size, int):
             self.micro_batches.size = own.state["micro_batch_size"]
 
-    def step(self, prompts: list[str], **columns: list) -> dict[str, float]:
+    def step(self, prompts: list[Prompt], **columns: list) -> dict[str, float]:
         """One iteration of Algorithm 1 on B prompts; returns its statistics. `columns` are handed to the rewards.
 
         Raises `UserError` unless there are exactly B prompts, and for rewards that are not one finite number each, and
@@ -114,7 +116,7 @@ class CVaRPPOTrainer(TrainingLoop):
             self.rollout, self.targets = rollout, targets
         return stats
 
-    def sample(self, prompts: list[str], columns: dict[str, list]) -> Rollout:
+    def sample(self, prompts: list[Prompt], columns: dict[str, list]) -> Rollout:
         """Alg. 1, lines 1 and 2: completions, environment rewards, log-probabilities, values and KL.
 
         Each rank samples and scores its share of the prompts, and gets the whole batch.

@@ -8,6 +8,7 @@ import math
 
 import torch
 
+from rarlhf_nb.conversations import Prompt
 from rarlhf_nb.policy import ActorCritic
 from rarlhf_nb.rewards import Reward, episode_rewards
 from rarlhf_nb.rollout import Rollout
@@ -45,7 +46,7 @@ class BestOfN:
         """See `ActorCritic.forward`."""
         return self.policy(input_ids, attention_mask, completion_length)
 
-    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int, first: int = 0) -> Rollout:
+    def sample(self, prompts: list[Prompt], sampling: SamplingSettings, seed: int, first: int = 0) -> Rollout:
         """Draw n completions for each prompt and keep the best; of equal rewards, the first.
 
         The probability that an episode is chosen is not known token by token. Its log-ratio to the policy is, on

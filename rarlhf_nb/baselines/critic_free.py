@@ -25,6 +25,7 @@ from trl import GRPOConfig, RLOOConfig
 
 from rarlhf_nb.baselines.grpo import CVaRConfig, CVaRGRPOTrainer, CVaRRLOOTrainer
 from rarlhf_nb.checkpoint import Checkpoints
+from rarlhf_nb.conversations import Prompt
 from rarlhf_nb.files import json_lines
 from rarlhf_nb.policy import ActorCritic
 from rarlhf_nb.resumable import QUIET, ResumableTrainer
@@ -120,7 +121,7 @@ def _of_whole_texts(reward: Reward, policy: ActorCritic) -> Reward:
     """The reward of completions with their leading space, which TRL loses, as it decodes them without the prompt."""
 
     def of_whole_texts(
-        prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any
+        prompts: list[Prompt], completions: list[Prompt], completion_ids: list[list[int]], **columns: Any
     ) -> list[float]:
         rows = [torch.tensor(row, device=policy.device) for row in completion_ids]
         mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import pad
 
+from rarlhf_nb.conversations import Prompt
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import ActorCritic, check_vocabulary
 from rarlhf_nb.rollout import Rollout
@@ -95,7 +96,7 @@ class DExperts:
         return logits, logits.new_zeros(logits.shape[:2])
 
     @torch.no_grad()
-    def sample(self, prompts: list[str], sampling: SamplingSettings, seed: int, first: int = 0) -> Rollout:
+    def sample(self, prompts: list[Prompt], sampling: SamplingSettings, seed: int, first: int = 0) -> Rollout:
         """Draw one completion for each prompt, as `ActorCritic.sample` does.
 
         Raises `UserError` if the longest prompt leaves no room for the completion.

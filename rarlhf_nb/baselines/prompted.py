@@ -7,6 +7,7 @@ import copy
 
 import pandas as pd
 
+from rarlhf_nb.conversations import Prompt
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import ActorCritic
 from rarlhf_nb.rewards import Reward, episode_rewards
@@ -30,7 +31,7 @@ def prompted_policy(policy: ActorCritic, prefix: str) -> ActorCritic:
 def choose_prefix(
     policy: ActorCritic,
     reward: Reward,
-    prompts: list[str],
+    prompts: list[Prompt],
     prefixes: list[str],
     sampling: SamplingSettings,
     seed: int,

@@ -7,6 +7,8 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from rarlhf_nb.checkpoint import Checkpoints
+from rarlhf_nb.conversations import Prompt, is_conversation
+from rarlhf_nb.errors import UserError
 from rarlhf_nb.policy import ActorCritic, base_model
 from rarlhf_nb.resumable import QUIET, ResumableTrainer
 from rarlhf_nb.seeding import library_seed, seeded
@@ -18,7 +20,7 @@ ROUTING = ("output_router_logits", "router_aux_loss_coef")  # in the config of a
 
 def train_sft(
     policy: ActorCritic,
-    texts: list[str],
+    texts: list[Prompt],
     settings: SFTSettings,
     seed: int,
     mixed_precision: str = "no",
@@ -29,9 +31,11 @@ def train_sft(
     With `checkpoints` it saves some on the way and goes on from the last one; the result is the same, number for
     number, as without an interruption. Ctrl-C saves a checkpoint after the step under way.
 
+    A conversation ends with an answer; it is read through the chat template, and the answer alone is learnt.
+
     With packing, tokens attend to earlier texts of their block, as in pre-training. A mixture of experts is trained
     with its load-balancing loss if TRL can compute it. Raises `UserError` if the checkpoints belong to a training with
-    other settings, and the error of `check_trl_head`.
+    other settings, if `max_length` tokens leave nothing of a conversation's answer, and the error of `check_trl_head`.
     """
     config, causal_lm = policy.model.config.get_text_config(), base_model(policy.model)
     # transformers 5.23 knows by the name of a class that its first label is never predicted; GPT2LMHeadModel and others
@@ -64,16 +68,29 @@ def train_sft(
         trainer = _SFTTrainer(
             model=policy.model,
             args=args,
-            train_dataset=Dataset.from_dict({"text": texts[: settings.texts]}),
+            train_dataset=Dataset.from_dict(_columns(texts[: settings.texts])),
             processing_class=policy.processing_class,
         )
         check_trl_head(causal_lm)
+        # TRL leaves out what has no token to learn after `max_length` of them
+        if not settings.packing and (lost := len(texts[: settings.texts]) - len(trainer.train_dataset)):
+            raise UserError(
+                f"sft.max_length = {settings.max_length}: {lost} conversations have so many tokens before their answer;"
+                " raise it."
+            )
         determined_by = {"sft": settings.model_dump(mode="json"), "seed": seed, "mixed_precision": mixed_precision}
         trainer.train_resumably(checkpoints, determined_by)
     for name, value in routing.items():  # TRL leaves them as it needs them
         setattr(config, name, value)
     policy.eval()
     return [row for row in trainer.state.log_history if "loss" in row]
+
+
+def _columns(texts: list[Prompt]) -> dict[str, list]:
+    """The texts as columns that TRL's `SFTTrainer` reads."""
+    if not any(map(is_conversation, texts)):
+        return {"text": texts}
+    return {"prompt": [text[:-1] for text in texts], "completion": [text[-1:] for text in texts]}
 
 
 class _SFTTrainer(ResumableTrainer, SFTTrainer):

@@ -77,6 +77,7 @@ def train_text_reward(
     torch.nn.init.zeros_(model.score.weight)
     # in the tokenizer, so that truncation shortens only the text, and users need not know the cue
     ids = tokenizer(cue)["input_ids"]
+    tokenizer.chat_template = None  # it learns texts, so of a conversation it is to read the plain text
     last = {"id": "cue", "ids": ids, "tokens": tokenizer.convert_ids_to_tokens(ids)}
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A cue", special_tokens=[last])
     model.model.embed_tokens.requires_grad_(False)

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoTokenizer
 
+from rarlhf_nb.conversations import MESSAGES
 from rarlhf_nb.lab.evaluation.cells import markdown_table
 from rarlhf_nb.lab.evaluation.report import Report, cell_table, read_report
 from rarlhf_nb.lab.methods import (
@@ -56,6 +57,7 @@ def model_card(workspace: Workspace, method: str, name: str) -> ModelCard:
         task_name=TASKS[profile.task.name],
         profile=profile,
         leading_ids=leading_ids(tokenizer),
+        chat=run.path("data/test.parquet").exists() and MESSAGES in run.read("data/test.parquet"),
         prefix_ids=prefix_ids,
         prefix=tokenizer.decode(prefix_ids),
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=100),

@@ -6,6 +6,7 @@ from functools import cache
 
 import pandas as pd
 
+from rarlhf_nb.conversations import Prompt, prompts_of
 from rarlhf_nb.lab.evaluation.clusters import cluster_prompts, embed_prompts
 from rarlhf_nb.lab.evaluation.ledger import build_ledger
 from rarlhf_nb.lab.evaluation.report import Report
@@ -17,6 +18,7 @@ from rarlhf_nb.lab.stages.evaluation import write_report
 from rarlhf_nb.lab.stages.training import make_trainer
 from rarlhf_nb.lab.workspace import Workspace
 from rarlhf_nb.loop import TrainingLoop
+from rarlhf_nb.rewards import completions_for_rewards
 
 LIVE_ITERATIONS = 40
 
@@ -63,9 +65,9 @@ class Results(Workspace):
         """The hardest `share` of the test prompts with cluster, x and y, as the policy of `method` sees them."""
         test = self.data("test")
         hardest = test.nsmallest(max(1, round(share * len(test))), "prompt_score")
-        return cluster_prompts(hardest, embed_prompts(self.saved(method), hardest["prompt"].tolist()))
+        return cluster_prompts(hardest, embed_prompts(self.saved(method), prompts_of(hardest)))
 
-    def sampler(self) -> Callable[[list[str], float], list[tuple[str, float]]] | None:
+    def sampler(self) -> Callable[[list[Prompt], float], list[tuple[str, float]]] | None:
         """For the explorer: from prompts and alpha to fresh completions of the conditioned policy, and their rewards.
 
         The policy is loaded at the first call. Every call draws the same random numbers, so that only alpha changes a
@@ -75,10 +77,10 @@ class Results(Workspace):
             return None
         loaded = cache(lambda: (self.saved(CONDITIONED), self.reward()))
 
-        def sample(prompts: list[str], alpha: float) -> list[tuple[str, float]]:
+        def sample(prompts: list[Prompt], alpha: float) -> list[tuple[str, float]]:
             policy, reward = loaded()
-            completions = policy.sample(prompts, self.profile.sampling, self.seed, alpha=alpha).completions
-            return list(zip(completions, reward(prompts, completions), strict=True))
+            episodes = policy.sample(prompts, self.profile.sampling, self.seed, alpha=alpha)
+            return list(zip(episodes.completions, reward(prompts, completions_for_rewards(episodes)), strict=True))
 
         return sample
 

@@ -5,19 +5,20 @@ import pandas as pd
 import torch
 from scipy.cluster.vq import kmeans2
 
+from rarlhf_nb.conversations import Prompt, is_conversation, templated
 from rarlhf_nb.policy import ActorCritic
 
 
 @torch.no_grad()
-def embed_prompts(policy: ActorCritic, prompts: list[str], batch_size: int = 64) -> np.ndarray:
+def embed_prompts(policy: ActorCritic, prompts: list[Prompt], batch_size: int = 64) -> np.ndarray:
     """The mean of the last hidden states over each prompt's tokens: (N, H)."""
     embeddings = []
     for at in range(0, len(prompts), batch_size):
         # padding on the right shifts no position
-        texts = prompts[at : at + batch_size]
-        batch = policy.processing_class(texts, padding=True, padding_side="right", return_tensors="pt").to(
-            policy.device
-        )
+        part = prompts[at : at + batch_size]
+        texts, special = [templated(each, policy.processing_class) for each in part], not is_conversation(part[0])
+        options = {"padding": True, "padding_side": "right", "return_tensors": "pt", "add_special_tokens": special}
+        batch = policy.processing_class(texts, **options).to(policy.device)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         hidden = policy.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
         weights = mask.unsqueeze(-1)

@@ -8,6 +8,7 @@ from IPython.display import HTML, display
 from ipywidgets import HTML as HTMLWidget
 from ipywidgets import BoundedIntText, Button, Dropdown, FloatSlider, IntSlider, VBox
 
+from rarlhf_nb.conversations import transcript
 from rarlhf_nb.lab.explorer.plotly_widget import NARROW, WIDE, Drawing, controls, page
 from rarlhf_nb.lab.plots.figures import training_curves
 from rarlhf_nb.lab.plots.live_figures import NO_BATCH, batch_figure, training_figure
@@ -189,7 +190,7 @@ def live_training(
 def batch_table(trainer: CVaRPPOTrainer) -> pd.DataFrame:
     """The last batch: columns prompt, completion, reward, kl, kept, and text, the hover label."""
     rollout = trainer.rollout
-    texts = {"prompt": rollout.prompts, "completion": rollout.completions}
+    texts = {"prompt": [*map(transcript, rollout.prompts)], "completion": rollout.completions}
     table = pd.DataFrame(texts, dtype=object)  # which may hold what no string column of pandas can
     labels = [f"{hover_text(prompt)}<br>→ {hover_text(completion)}" for prompt, completion in table.to_numpy()]
     numbers = {"reward": rollout.env_rewards.tolist(), "kl": rollout.kl.tolist()}

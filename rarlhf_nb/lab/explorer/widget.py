@@ -12,6 +12,7 @@ import pandas as pd
 import traitlets
 from IPython.display import HTML, display
 
+from rarlhf_nb.conversations import Prompt, prompts_of
 from rarlhf_nb.lab.evaluation.tail_prompts import tail_prompts_html, tail_prompts_table
 from rarlhf_nb.lab.explorer.content import ExplorerContent
 from rarlhf_nb.lab.explorer.plotly_widget import PlotlyWidget
@@ -21,7 +22,7 @@ from rarlhf_nb.lab.plots.renderer import is_static
 from rarlhf_nb.lab.texts import framed, visible
 
 MODULE, STYLE = "explorer.js", Path(__file__).with_name("explorer.css")
-Sampler = Callable[[list[str], float], list[tuple[str, float]]]  # prompts, alpha -> completions with their rewards
+Sampler = Callable[[list[Prompt], float], list[tuple[str, float]]]  # prompts, alpha -> completions with their rewards
 
 
 class RiskExplorer(PlotlyWidget):
@@ -38,7 +39,7 @@ class RiskExplorer(PlotlyWidget):
 
     def _asked(self, _widget: Any, message: dict, _buffers: list) -> None:
         """Answer {alpha} with fresh completions for the compared prompts, or with an error as text."""
-        prompts = next(iter(self.explored.episodes.values()))["prompt"].iloc[self.explored.compared()].tolist()
+        prompts = prompts_of(next(iter(self.explored.episodes.values())).iloc[self.explored.compared()])
         alpha = float(message["alpha"])
         try:
             found = [[visible(text), round(float(reward), 5)] for text, reward in self.sample(prompts, alpha)]

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import pandas as pd
-
+from rarlhf_nb.conversations import contents, prompts_of
 from rarlhf_nb.data.smollm2 import train_text_reward
 from rarlhf_nb.data.tasks import load_task
 from rarlhf_nb.errors import UserError
@@ -65,7 +64,8 @@ def _train_reward(stage: Stage) -> None:
                 f"reward.model = 'train' needs texts of both labels, 0 and 1, but task.{split}_file has {labels}; add "
                 "labels or name a classifier as reward.model."
             )
-        pairs[split] = list(zip(labelled["text"], labelled["label"], strict=True))
+        read = map(contents, prompts_of(labelled, "text"))
+        pairs[split] = list(zip(read, labelled["label"], strict=True))
     with workspace.run.new_folder("reward") as folder:
         train_text_reward(
             settings.name,
@@ -87,13 +87,13 @@ def _prepare_data(stage: Stage) -> None:
     task = load_task(settings, base.processing_class)
     labels = task.train_texts["label"]
     others = task.train_texts[labels.notna() & ~labels.isin([settings.positive_label])]
-    held_out = task.positive_texts("test", settings.positive_label)
+    held_out = task.positive_rows("test", settings.positive_label)
     tables = {
         "train": task.train,
-        "test": task.test.assign(prompt_score=workspace.reward().score(task.test["prompt"].tolist())),
-        "sft": pd.DataFrame({"text": task.positive_texts("train", settings.positive_label)}),
-        "anti_expert": others[["text"]],
-        "held_out": pd.DataFrame({"text": held_out[: workspace.profile.evaluation.held_out_texts]}),
+        "test": task.test.assign(prompt_score=workspace.reward().score(prompts_of(task.test))),
+        "sft": task.positive_rows("train", settings.positive_label),
+        "anti_expert": others[held_out.columns],
+        "held_out": held_out.head(workspace.profile.evaluation.held_out_texts),
     }
     for name in TABLES:
         workspace.run.write(f"data/{name}.parquet", tables[name])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rarlhf_nb.conversations import prompts_of
 from rarlhf_nb.distributed import Ranks, connect
 from rarlhf_nb.lab.evaluation.evaluate import evaluate, held_out_log_likelihoods
 from rarlhf_nb.lab.evaluation.report import Report, build_report
@@ -68,7 +69,7 @@ def _measure(stage: Stage, method: str) -> None:
     if settings.repeated_prompts:
         repeated = settings.model_copy(update={"samples_per_prompt": settings.repeated_samples})
         tables[SAMPLES] = measured(policy, prompts=test.head(settings.repeated_prompts), settings=repeated)
-    texts = workspace.data("held_out")["text"].tolist()
+    texts = prompts_of(workspace.data("held_out"), "text")
     tables[HELD_OUT] = held_out_log_likelihoods(policy, texts, settings.held_out_length, settings.batch_size)
     _write(workspace, method, tables)
 

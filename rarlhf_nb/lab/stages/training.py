@@ -15,6 +15,8 @@ from rarlhf_nb.baselines.prompted import choose_prefix, prompted_policy
 from rarlhf_nb.baselines.quark import QuarkTrainer
 from rarlhf_nb.baselines.sft import train_sft
 from rarlhf_nb.conditioned import AlphaConditionedTrainer
+from rarlhf_nb.conversations import prompts_of
+from rarlhf_nb.data.tasks import TRAIN_COLUMNS
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.files import json_lines
 from rarlhf_nb.lab.methods import BASELINES_NOTEBOOK, CONDITIONED, CRITIC_FREE, SFT_NOTEBOOK, MethodKey
@@ -73,7 +75,7 @@ def _train_experts(stage: Stage) -> None:
 def _fine_tune(stage: Stage, policy: ActorCritic, data: str, settings: SFTSettings, training: str, target: str) -> None:
     """Train the policy on the texts of a table of data/, and save it with its log in `target`."""
     workspace = stage.workspace
-    texts, mixed_precision = workspace.data(data)["text"].tolist(), workspace.profile.policy.mixed_precision
+    texts, mixed_precision = prompts_of(workspace.data(data), "text"), workspace.profile.policy.mixed_precision
     log = train_sft(policy, texts, settings, workspace.seed, mixed_precision, stage.checkpoints(training))
     with workspace.run.new_folder(target) as folder:
         policy.save(folder)
@@ -96,7 +98,7 @@ def prefix_stage(workspace: Workspace) -> Stage:
 
 def _choose_prefix(stage: Stage) -> None:
     workspace, profile = stage.workspace, stage.workspace.profile
-    prompts = workspace.data("train")["prompt"].tolist()[-profile.prompted.validation_prompts :]
+    prompts = prompts_of(workspace.data("train"))[-profile.prompted.validation_prompts :]
     base = workspace.base()
     found = choose_prefix(
         base,
@@ -162,7 +164,7 @@ def make_trainer(workspace: Workspace, method: str, **changes: Any) -> TrainingL
         "model": workspace.start(),
         "reward_funcs": workspace.reward(),
         "sampling": profile.sampling,
-        "train_dataset": Dataset.from_pandas(workspace.data("train"), preserve_index=False),
+        "train_dataset": _train_dataset(workspace),
         "seed": workspace.seed,
         "mixed_precision": profile.policy.mixed_precision,
         "watch": profile.watch,
@@ -172,6 +174,12 @@ def make_trainer(workspace: Workspace, method: str, **changes: Any) -> TrainingL
     }
     kind = {"quark": QuarkTrainer, CONDITIONED: AlphaConditionedTrainer}.get(method, CVaRPPOTrainer)
     return kind(**arguments | changes)
+
+
+def _train_dataset(workspace: Workspace) -> Dataset:
+    """The training prompts, in TRL's format."""
+    table = workspace.data("train")
+    return Dataset.from_pandas(table.assign(prompt=prompts_of(table))[TRAIN_COLUMNS], preserve_index=False)
 
 
 def _train(stage: Stage, method: str, iterations: int | None = None) -> None:
@@ -199,7 +207,7 @@ def _train_without_critic(stage: Stage, method: str, iterations: int | None = No
     train_critic_free(
         policy,
         workspace.reward(),
-        Dataset.from_pandas(workspace.data("train"), preserve_index=False),
+        _train_dataset(workspace),
         profile.critic_free,
         profile.ppo,
         risk_of_method(profile.risk, method),
