@@ -61,7 +61,7 @@ def critic_free(algorithm, folder, checkpoints=None, lora=None, each=lambda: Non
 
 def sft(folder, checkpoints=None, lora=None, each=lambda: None, seed=1, **changes):
     policy = saved_policy(folder, lora)
-    policy.model.register_forward_pre_hook(lambda *_: each())
+    policy.model.register_forward_pre_hook(lambda model, _: each() if model.training else None)  # in every step
     settings = {"learning_rate": 1e-2, "batch_size": 10, "epochs": 2.5, "max_length": 16} | changes
     texts = ["the film is very good", "the plot was good", "very good film"] * 20
     log = train_sft(policy, texts, SFTSettings(**settings), seed, checkpoints=checkpoints)
