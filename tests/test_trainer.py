@@ -324,6 +324,18 @@ def test_a_data_set_that_does_not_fit_is_named(data, message):
         ppo_trainer(train_dataset=data)
 
 
+def test_a_reward_gets_a_column_that_the_first_row_of_a_list_lacks():
+    rows = [{"prompt": "the film is"}, *({"prompt": "the plot was", "label": 1} for _ in range(7))]
+    seen = []
+
+    def reward(completions, label, **columns):
+        seen.extend(label)
+        return [0.0] * len(completions)
+
+    ppo_trainer(reward=reward, train_dataset=rows, iterations=1, warm_start=0).train()
+    assert sorted(seen, key=str) == [1] * 7 + [None]
+
+
 @pytest.mark.parametrize("kind", [pd.DataFrame, lambda columns: pd.DataFrame(columns).to_dict("records")])
 def test_prompts_may_be_a_table_or_a_list(kind):
     expected = ppo_trainer(iterations=1, warm_start=0).train()

@@ -22,7 +22,8 @@ def prompt_dataset(data: Any, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     if isinstance(data, pd.DataFrame):
         data = Dataset.from_pandas(data, preserve_index=False)
     elif isinstance(data, list) and data and all(isinstance(row, dict) for row in data):
-        data = Dataset.from_list(data)
+        columns = dict.fromkeys(key for row in data for key in row)  # datasets 5.2 takes those of the first row alone
+        data = Dataset.from_dict({key: [row.get(key) for row in data] for key in columns})
     if not isinstance(data, Dataset):
         raise UserError(f"train_dataset is a {type(data).__name__}; give a Dataset with a `prompt` column.")
     if "prompt" not in data.column_names:

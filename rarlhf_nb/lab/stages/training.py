@@ -15,8 +15,7 @@ from rarlhf_nb.baselines.prompted import choose_prefix, prompted_policy
 from rarlhf_nb.baselines.quark import QuarkTrainer
 from rarlhf_nb.baselines.sft import train_sft
 from rarlhf_nb.conditioned import AlphaConditionedTrainer
-from rarlhf_nb.conversations import prompts_of
-from rarlhf_nb.data.tasks import TRAIN_COLUMNS
+from rarlhf_nb.conversations import MESSAGES, prompts_of
 from rarlhf_nb.errors import UserError
 from rarlhf_nb.files import json_lines
 from rarlhf_nb.lab.methods import BASELINES_NOTEBOOK, CONDITIONED, CRITIC_FREE, SFT_NOTEBOOK, MethodKey
@@ -179,7 +178,8 @@ def make_trainer(workspace: Workspace, method: str, **changes: Any) -> TrainingL
 def _train_dataset(workspace: Workspace) -> Dataset:
     """The training prompts, in TRL's format."""
     table = workspace.data("train")
-    return Dataset.from_pandas(table.assign(prompt=prompts_of(table))[TRAIN_COLUMNS], preserve_index=False)
+    prompts = table.assign(prompt=prompts_of(table)).drop(columns=MESSAGES, errors="ignore")
+    return Dataset.from_pandas(prompts, preserve_index=False)
 
 
 def _train(stage: Stage, method: str, iterations: int | None = None) -> None:
